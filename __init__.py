@@ -1,0 +1,46 @@
+"""fasim: what a FlashAttention schedule does on a Hopper GPU, before the kernel is written.
+
+    import fasim
+
+    run = fasim.predict(fasim.Workload(batch=4, heads=16, seqlen=8448, head_dim=128), schedule="fa3", device="h200")
+    run.to_dict()
+
+Names are resolved on first use, so that `import fasim` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Workload": ".simulator.workload",
+    "Tile": ".simulator.tile",
+    "Run": ".simulator.run",
+    "UsageError": ".simulator.errors",
+    "predict": ".simulator.predict",
+}
+
+__all__ = ["Run", "Tile", "UsageError", "Workload", "__version__", "predict"]
+
+if TYPE_CHECKING:
+    from .simulator.errors import UsageError
+    from .simulator.predict import predict
+    from .simulator.run import Run
+    from .simulator.tile import Tile
+    from .simulator.workload import Workload
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds `name` and keep the result (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The terminal: parses and renders, computes nothing."""

@@ -1,0 +1,273 @@
+"""The commands. Each parses, asks the simulator or the published tables, and hands the answer to a renderer.
+
+Nothing heavy is imported until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ..simulator.errors import UsageError
+from . import output
+from .options import Json, MachineOptions, Schedule, Schedules, WorkloadOptions
+
+_DEFAULT = WorkloadOptions()
+_MACHINE = MachineOptions()
+
+
+def predict(
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    schedule: Schedules = ("fa3",),
+    json: Json = False,
+) -> None:
+    """Predict cycles, time, bytes and power of one schedule, or compare several.
+
+    Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, the bytes of every tensor at three levels
+    (algorithmic, L2, HBM), and the resource that holds the kernel back. Where the papers measured this very workload,
+    their figure stands beside the prediction.
+
+    Example: fasim predict --schedule warp-specialized --schedule pingpong --schedule fa3 --causal
+
+    Theory: attention needs one exp2 for every 4 d FLOPs, and the MUFU is hundreds of times slower than the tensor
+    cores, so what decides is how much of the softmax a schedule hides under the GEMMs.
+    """
+    problem = workload.build()
+    runs = []
+    with output.progress("predicting") as advance:
+        for done, name in enumerate(schedule):
+            advance(done, len(schedule), name)
+            runs.append(machine.predict(problem, name))
+    if json:
+        output.emit_json(runs[0].to_dict() if len(runs) == 1 else [run.to_dict() for run in runs])
+        return
+    from . import tables
+
+    console = output.stdout()
+    console.print(tables.result(runs[0]) if len(runs) == 1 else tables.comparison(runs))
+
+
+def timeline(
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    schedule: Schedule = "pingpong",
+    iterations: str = "1-4",
+    cycles: str | None = None,
+    width: int | None = None,
+    svg: Path | None = None,
+    trace: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Draw which warp and which hardware unit is busy when.
+
+    One line per warp and per unit of one SM: TMA, tensor cores, MUFU, FMA, barriers. A colour is one K/V block, light
+    for warpgroup 0 and dark for warpgroup 1; blank is idle. Time runs in SM cycles from the start of the kernel.
+
+    Example: fasim timeline --schedule fa3 --iterations 2-5 --svg fa3.svg --trace fa3.json
+
+    Theory: under pingpong the two shades alternate on the tensor cores, and each warpgroup's softmax lies under the
+    other's GEMMs; the gaps that stay are what overlap within a warpgroup (fa3) can still fill.
+
+    Parameters
+    ----------
+    iterations
+        K/V blocks of the first tile to show, as 1-4 or 3.
+    cycles
+        Show these SM cycles instead, as 2000-6000.
+    width
+        Columns to draw in (default: the terminal's); pixels for --svg are 10 times that.
+    svg
+        Also write the picture as an SVG file.
+    trace
+        Also write a Chrome trace of all that was recorded, for Perfetto.
+    """
+    if width is not None and not 40 <= width <= 1000:
+        raise UsageError(f"--width {width} is not possible: give 40 to 1000 columns")
+    span = _range("--cycles", cycles) if cycles else None
+    first, last = _range("--iterations", iterations)
+    run = machine.predict(workload.build(), schedule)
+
+    from ..traces.perfetto import chrome_trace
+    from ..traces.window import by_cycles, by_iterations
+
+    window = by_cycles(run, *span) if span else by_iterations(run, first, last)
+    if svg:
+        from .svg import svg as draw
+
+        output.write_file(svg, draw(window, (width or 128) * 10))
+        output.note(f"wrote {svg}")
+    if trace:
+        import json as codec
+
+        output.write_file(trace, codec.dumps(chrome_trace(run)) + "\n")
+        output.note(f"wrote {trace}")
+    if json:
+        output.emit_json(chrome_trace(run, window))
+        return
+    from .timeline import Timeline
+
+    console = output.stdout(width)
+    console.print(window.title, style="bold", markup=False)
+    console.print(Timeline(window))
+
+
+def _range(option: str, text: str) -> tuple[int, int]:
+    """Two whole numbers from "1-4", or one from "3"."""
+    parts = text.split("-")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"{option} {text!r} is not a range: give two whole numbers, such as 1-4")
+    first, last = int(parts[0]), int(parts[-1])
+    if last < first:
+        raise UsageError(f"{option} {text!r} runs backwards: give the smaller number first")
+    return first, last
+
+
+def roofline(
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    schedule: Schedules = ("fa3",),
+    json: Json = False,
+) -> None:
+    """Draw where the workload stands for HBM, L2, tensor cores and MUFU.
+
+    Each resource alone would take some least time; the longest of them bounds the kernel. The plot shows attainable
+    TFLOP/s over FLOPs per HBM byte, with a marker for each predicted schedule.
+
+    Example: fasim roofline --seqlen 512 --schedule standard --schedule fa3
+
+    Theory: attention's intensity grows with the sequence when S and P stay on chip, and stays flat when they do not:
+    that is why standard attention hangs under the sloping HBM roof and FlashAttention reaches the flat one.
+    """
+    from ..traces.standing import standing
+
+    problem = workload.build()
+    found = standing([machine.predict(problem, name) for name in schedule], machine.load())
+    if json:
+        output.emit_json(found.to_dict())
+        return
+    from . import tables
+
+    output.stdout().print(tables.standing(found))
+
+
+def published(
+    *,
+    figure: Annotated[str | None, Parameter(name="--figure")] = None,
+    json: Json = False,
+) -> None:
+    """Set the papers' tables beside the predictions.
+
+    For every published forward bar whose implementation has a schedule here: the bar, the prediction, the raw error;
+    per group the mean absolute error (MAPE), the "implementation efficiency" (geometric mean of published over
+    predicted) and the error that is left after that one factor.
+
+    Example: fasim published --figure 5c
+
+    Theory: the papers' bars are kernels of their year. A model of the schedule overshoots them by what the kernel of
+    that year left on the table; a good model overshoots evenly, so the error after one factor is the telling one.
+
+    Parameters
+    ----------
+    figure
+        A figure or panel (5, 5c; fa2-5c or fa3-5c where both papers have one), ablation, h200 or hbm. Without it: all.
+    """
+    from ..traces import published as book
+    from . import published_tables as render
+
+    wants_hbm = figure is None or figure.lower() == "hbm"
+    with output.progress("predicting") as advance:
+        report = None if figure and wants_hbm else book.report(figure, advance=advance)
+        hbm = book.hbm_report(advance=advance) if wants_hbm else None
+    if json:
+        output.emit_json(render.plain(report, hbm))
+        return
+    console = output.stdout()
+    for part in render.report(report) if report else ():
+        console.print(part)
+    for part in render.hbm(hbm) if hbm else ():
+        console.print(part)
+
+
+def schedules(*, json: Json = False) -> None:
+    """List the schedules: the idea of each and where it comes from.
+
+    Example: fasim schedules
+
+    Theory: two neighbours in the list differ by one idea; the difference of their files is that idea.
+    """
+    from ..simulator.schedules import SCHEDULES
+
+    if json:
+        output.emit_json([{"name": s.name, "summary": s.summary, "paper": s.paper} for s in SCHEDULES.values()])
+        return
+    from . import tables
+
+    output.stdout().print(tables.schedules(SCHEDULES.values()))
+
+
+def devices(name: str | None = None, /, *, json: Json = False) -> None:
+    """List the devices, or every field of one with its source.
+
+    Example: fasim devices h200
+
+    Theory: a field is a datasheet figure, a published one, or a microbenchmark of ours; none is fitted to attention.
+
+    Parameters
+    ----------
+    name
+        A device, or the path of your own TOML file.
+    """
+    from ..simulator.device import DEVICE_NAMES, load_device
+
+    found = [load_device(each) for each in ([name] if name else DEVICE_NAMES)]
+    from . import tables
+
+    if json:
+        output.emit_json(tables.device_fields(found[0]) if name else [tables.device_fields(d) for d in found])
+        return
+    output.stdout().print(tables.device(found[0]) if name else tables.devices(found))
+
+
+def disasm(
+    schedule: str,
+    /,
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    kv_blocks: int = 3,
+    json: Json = False,
+) -> None:
+    """Print the instruction streams that a schedule records.
+
+    One stream per warp, as the engine replays them: loads, waits with barrier and generation, GEMMs, arithmetic by
+    instruction class, hand-overs.
+
+    Example: fasim disasm pingpong --kv-blocks 2
+
+    Theory: a schedule is its order of instructions; everything the timeline shows follows from this text.
+
+    Parameters
+    ----------
+    schedule
+        Name of a schedule (see `fasim schedules`).
+    kv_blocks
+        Length of the loop to record.
+    """
+    if kv_blocks <= 0:
+        raise UsageError(f"--kv-blocks {kv_blocks} must be positive")
+    from ..simulator.predict import default_tile, programs
+    from ..simulator.program import disassemble
+
+    problem, device = workload.build(), machine.load()
+    tile = machine.choose_tile(problem, schedule, device) or default_tile(problem, schedule, device)
+    texts = [disassemble(program) for program in programs(problem, schedule, device, tile, kv_blocks)]
+    if json:
+        output.emit_json({"schedule": schedule, "kernels": [text.splitlines() for text in texts]})
+        return
+    output.emit_text("\n\n".join(text.rstrip() for text in texts))

@@ -1,0 +1,64 @@
+"""The command `fasim`: registers the commands and turns every failure into one sentence and an exit status.
+
+Exit status: 0 good, 1 a check failed, 2 usage, 3 no GPU or tool for what was asked, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cyclopts import App, CycloptsError
+
+from .. import __version__
+from ..simulator.errors import UsageError
+from . import commands
+
+OK, CHECK_FAILED, USAGE, NO_TOOL, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = App(
+    name="fasim",
+    version=__version__,
+    help_format="plaintext",
+    help="What a FlashAttention schedule does on a Hopper GPU, before the kernel is written.\n\n"
+    "Start with: fasim predict --schedule pingpong",
+)
+for _place, _command in enumerate(
+    (
+        commands.predict,
+        commands.timeline,
+        commands.roofline,
+        commands.published,
+        commands.schedules,
+        commands.devices,
+        commands.disasm,
+    )
+):
+    app.command(_command, sort_key=_place, help_format="markdown")
+
+
+def _fail(message: str) -> int:
+    """Print `message` as one sentence on stderr; the status of a usage error."""
+    sys.stderr.write("fasim: " + " ".join(message.split()) + "\n")
+    return USAGE
+
+
+def run(tokens: list[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit status."""
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except (CycloptsError, UsageError) as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at exit
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return OK
+
+
+def main() -> None:
+    """Entry point of the command `fasim`."""
+    app.suppress_keyboard_interrupt = False
+    sys.exit(run())

@@ -1,0 +1,135 @@
+"""The options that commands share, and what they stand for in the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter
+
+from ..simulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..simulator.device import Device
+    from ..simulator.run import Run
+    from ..simulator.tile import Tile
+    from ..simulator.workload import Workload
+
+_WORKLOAD = Group("Workload", sort_key=1)
+_MACHINE = Group("Machine and tile", sort_key=2)
+_DEFAULT_SEQLEN = 8448  # FlashAttention-3 Table 2: divisible by 132 SMs x 64 rows
+
+Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON, alone, on stdout.")]
+Schedules = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--schedule",
+        negative=(),
+        show_default=" ".join,
+        help="Name of a schedule (see `fasim schedules`); repeat it to compare several.",
+    ),
+]
+Schedule = Annotated[str, Parameter(name="--schedule", help="Name of a schedule (see `fasim schedules`).")]
+
+
+@Parameter(name="*", group=_WORKLOAD)
+@dataclass(frozen=True, kw_only=True)
+class WorkloadOptions:
+    """What attention is asked to compute."""
+
+    batch: int = 4
+    "Sequences in the batch."
+    heads: int = 16
+    "Query heads."
+    kv_heads: int | None = None
+    "Key and value heads: fewer than --heads for GQA, 1 for MQA. [default: as --heads]"
+    seqlen: int | None = None
+    "Length of queries and of keys. [default: 8448]"
+    seqlen_q: int | None = None
+    "Length of queries alone; needs --seqlen-k."
+    seqlen_k: int | None = None
+    "Length of keys alone; needs --seqlen-q."
+    head_dim: int = 128
+    "Width of one head: 64, 128 or 256."
+    dtype: str = "fp16"
+    "fp16, bf16 or e4m3 (FP8)."
+    causal: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    "Mask the keys after each query, aligned bottom right."
+
+    def build(self) -> Workload:
+        """The workload these options describe; raises UsageError where they contradict each other."""
+        from ..simulator.workload import Workload
+
+        split = (self.seqlen_q, self.seqlen_k)
+        if self.seqlen is not None and split != (None, None):
+            raise UsageError("--seqlen sets both lengths: give it alone, or --seqlen-q and --seqlen-k")
+        if (self.seqlen_q is None) != (self.seqlen_k is None):
+            raise UsageError("--seqlen-q and --seqlen-k go together: give both, or --seqlen")
+        seqlen = self.seqlen
+        if seqlen is None and split == (None, None):
+            seqlen = _DEFAULT_SEQLEN
+        return Workload(
+            batch=self.batch,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            seqlen=seqlen,
+            seqlen_q=self.seqlen_q,
+            seqlen_k=self.seqlen_k,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            causal=self.causal,
+        )
+
+
+@Parameter(name="*", group=_MACHINE)
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """The device, its clock, and the tile where the default one is not wanted."""
+
+    device: str = "h100-sxm"
+    "Name of a device (see `fasim devices`) or path of your own TOML file."
+    clock: float | None = None
+    "Pin the SM clock, in MHz. [default: the sustained clock that the power model predicts]"
+    tile: str | None = None
+    "Rows of Q by rows of K of one tile, as 128x176. [default: from the schedule's table]"
+    stages: int | None = None
+    "Slots of the K and V rings in shared memory."
+    cluster: int | None = None
+    "CTAs of a cluster that share K and V by TMA multicast."
+
+    def load(self) -> Device:
+        """The device; raises UsageError for an unknown name or a broken file."""
+        from ..simulator.device import load_device
+
+        return load_device(self.device)
+
+    @property
+    def clock_hz(self) -> float | None:
+        """The pinned clock in Hz, or None where the power model decides."""
+        if self.clock is not None and not 0 < self.clock < float("inf"):
+            raise UsageError(f"--clock {self.clock:g} is not a clock: give MHz above zero, such as 1830")
+        return None if self.clock is None else self.clock * 1e6
+
+    def choose_tile(self, workload: Workload, schedule: str, device: Device) -> Tile | None:
+        """The tile asked for; None leaves the choice to the schedule's own table."""
+        changes = {name: getattr(self, name) for name in ("stages", "cluster") if getattr(self, name) is not None}
+        if self.tile is None and not changes:
+            return None
+        from dataclasses import replace
+
+        from ..simulator.predict import default_tile
+        from ..simulator.tile import Tile
+
+        tile = default_tile(workload, schedule, device)
+        if self.tile is not None:
+            asked = Tile.parse(self.tile)
+            changes |= {"block_m": asked.block_m, "block_n": asked.block_n}
+        return replace(tile, **changes)
+
+    def predict(self, workload: Workload, schedule: str) -> Run:
+        """Predict one schedule with these options."""
+        from ..simulator.predict import predict
+
+        device = self.load()
+        tile = self.choose_tile(workload, schedule, device)
+        return predict(workload, schedule=schedule, device=device, tile=tile, clock_hz=self.clock_hz)

@@ -1,0 +1,83 @@
+"""Where output goes: results on stdout, notes and progress on stderr, files whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..simulator.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Advance = Callable[[int, int, str], None]
+"""Progress of long work: how many are done, of how many, and what the next one is."""
+
+
+def emit_json(value: object) -> None:
+    """Print `value` as JSON, alone on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def emit_text(text: str) -> None:
+    """Print plain text on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def stdout(width: int | None = None) -> Console:
+    """The terminal that results are drawn on; NO_COLOR and pipes are rich's own business."""
+    from rich.console import Console
+
+    return Console(width=width, highlight=False)
+
+
+def note(text: str) -> None:
+    """Print one remark on stderr, so that stdout holds results only."""
+    sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Advance]:
+    """A rich progress bar on stderr, drawn only where stderr is a terminal; yields the function that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def advance(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{title} {what}".rstrip())
+
+        yield advance
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write `text` to a temporary file beside `path` and move it into place, so that no half-written file is ever left.
+
+    Raises UsageError, one sentence, where the folder or the file cannot be written.
+    """
+    temporary = None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

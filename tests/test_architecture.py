@@ -1,0 +1,85 @@
+"""DESIGN.md's one-way imports and silence, read off the source with ast."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fasim
+
+ROOT = Path(fasim.__file__).parent
+ROOMS = ("simulator", "kernels", "traces", "cli")
+FORBIDDEN = {
+    "simulator": {"torch", "triton", "cuda", "rich", "cyclopts", "fasim.kernels", "fasim.traces", "fasim.cli"},
+    "traces": {"torch", "triton", "cuda", "rich", "cyclopts", "fasim.cli"},
+    "kernels": {"rich", "cyclopts", "fasim.cli"},
+    "cli": {"numba", "torch", "triton", "cuda"},
+}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of every module a file imports, wherever in the file, relative imports resolved."""
+    package = ["fasim", *path.relative_to(ROOT).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room):
+    broken = {
+        (str(path.relative_to(ROOT)), name)
+        for path in sources(room)
+        for name in imports(path)
+        for wall in FORBIDDEN[room]
+        if name == wall or name.startswith(wall + ".")
+    }
+    assert not broken
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "cli"])
+def test_nothing_but_the_cli_prints(room):
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources(room)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
+
+
+@pytest.mark.parametrize("room", ["simulator", "traces", "cli"])
+def test_imports_within_the_package_are_relative(room):
+    absolute = {
+        (str(path.relative_to(ROOT)), node.module)
+        for path in sources(room)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "fasim"
+    }
+    assert not absolute
+
+
+def test_schedules_know_verbs_not_cycles():
+    """Invariant 3, one half: a schedule imports neither device, engine nor clock, and names no cycles."""
+    for path in sources("simulator/schedules"):
+        names = {name.split(".")[2] for name in imports(path) if name.startswith("fasim.simulator.")}
+        assert not names & {"device", "engine", "clock", "chip", "traffic", "roofline"}, path.name
+        words = {n.id for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Name)}
+        assert not {word for word in words if "cycle" in word}, path.name
+
+
+def test_the_walls_stand_on_something():
+    assert all(sources(room) for room in ROOMS)
+    assert "numba" in imports(ROOT / "simulator" / "engine.py")

@@ -1,0 +1,1 @@
+"""Runs kept, read back and set side by side."""

@@ -1,0 +1,435 @@
+"""The papers' tables: which row belongs to which schedule, and how far the prediction lies from it.
+
+A bar is one published measurement. Rows are kept with their figure in `published/*.csv`. Published TFLOP/s use the
+papers' FLOP count (`metrics.paper_tflops`). Bars whose implementation has no schedule here, and backward passes, are
+left out and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import exp, log
+from pathlib import Path
+
+from ..simulator import metrics
+from ..simulator.errors import UsageError
+from ..simulator.run import Run
+from ..simulator.workload import Workload
+
+FOLDER = Path(__file__).parent / "published"
+
+SCHEDULE_OF = {
+    "FlashAttention-3": "fa3",
+    "FlashAttention-3 (source of 2026-08, CUDA 13.0)": "fa3",
+    "FlashAttention-2": "fa2",
+    "FlashAttention-2 through torch 2.11 SDPA": "fa2",
+    "FlashAttention": "fa1",
+    "Standard attention": "standard",
+    "Pytorch": "standard",
+}
+"""Implementation -> schedule. cuDNN, xformers and the Triton kernels have none."""
+
+ABLATION_OF = {
+    "warp specialisation + pingpong + GEMM-softmax overlap": "fa3",
+    "warp specialisation without GEMM-softmax overlap": "pingpong",  # Table 2 keeps the pingpong of section 3.1
+    "without pingpong": "warp-specialized",
+    "with pingpong (620-640)": "pingpong",
+}
+"""Configuration of FlashAttention-3 Table 2 and section 3.1 -> schedule; overlap alone has none."""
+
+DEVICE_OF = {"H100 80GB SXM5": "h100-sxm", "A100 80GB SXM4": "a100-sxm", "A100 40GB": "a100-sxm", "H200": "h200"}
+
+PINNED_HZ = {"H100 80GB SXM5": 1830e6}
+"""Clock the measurements were taken at; other devices ran free, so the power model decides."""
+
+FP8_LENGTH = {4096: 4224, 8192: 8448, 16384: 16896}
+"""FlashAttention-3's FP8 bars of 4k and above were run at lengths divisible by 132 and labelled 4k, 8k, 16k."""
+
+Predict = Callable[..., Run]
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One published measurement; `schedule` is None where none of ours belongs to it, `tflops` where memory ran out."""
+
+    source: str
+    figure: str
+    gpu: str
+    implementation: str
+    schedule: str | None
+    workload: Workload
+    label: int  # sequence length as printed
+    tflops: float | None
+    time_s: float | None = None
+
+    @property
+    def device(self) -> str:
+        """The device model of the GPU it ran on."""
+        return DEVICE_OF[self.gpu]
+
+    @property
+    def clock_hz(self) -> float | None:
+        """The SM clock it ran at, None where the clock was free."""
+        return PINNED_HZ.get(self.gpu)
+
+    @property
+    def out_of_memory(self) -> bool:
+        """The paper prints no bar: the implementation ran out of memory."""
+        return self.tflops is None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A bar with the prediction beside it; both None for what ran out of memory."""
+
+    bar: Bar
+    predicted_tflops: float | None
+
+    @property
+    def error(self) -> float | None:
+        """Signed relative error of the prediction: +0.1 is ten percent too fast."""
+        if self.predicted_tflops is None or self.bar.tflops is None:
+            return None
+        return self.predicted_tflops / self.bar.tflops - 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that share figure and implementation, and the one factor that would bring them to the published bars."""
+
+    source: str
+    figure: str
+    implementation: str
+    schedule: str
+    rows: tuple[Row, ...]
+
+    @property
+    def measured(self) -> tuple[Row, ...]:
+        """Rows with an error, i.e. not out of memory."""
+        return tuple(row for row in self.rows if row.error is not None)
+
+    @property
+    def mape(self) -> float | None:
+        """Mean absolute error of the prediction, as a fraction."""
+        return mape(self.measured)
+
+    @property
+    def efficiency(self) -> float | None:
+        """Implementation efficiency: geometric mean of published over predicted."""
+        return efficiency(self.measured)
+
+    @property
+    def residual_mape(self) -> float | None:
+        """Mean absolute error left after multiplying every prediction by the efficiency."""
+        return mape(self.measured, self.efficiency or 1.0)
+
+
+@dataclass(frozen=True)
+class Family:
+    """All rows of one implementation, dtype and paper: raw error, and the error left after factors."""
+
+    source: str
+    implementation: str
+    schedule: str
+    dtype: str
+    device: str
+    count: int
+    mape: float
+    worst: float
+    residual_per_panel: float  # one factor per panel (5a, 5b, ...)
+    residual_per_figure: float  # one factor for the whole numbered figure
+
+
+@dataclass(frozen=True)
+class Report:
+    """Published bars with predictions: groups in the order of the papers, families, and what was left out."""
+
+    groups: tuple[Group, ...]
+    families: tuple[Family, ...]
+    left_out: dict[str, int]  # implementation (and direction) -> bars
+
+
+@dataclass(frozen=True)
+class HbmRow:
+    """One row of FlashAttention Figure 2 with our bytes beside it. Bytes are of the forward pass."""
+
+    source: str
+    implementation: str
+    schedule: str
+    tile: str
+    published_bytes: float | None  # as plotted; forward + backward on the left panel
+    closed_form_bytes: int | None  # the paper's formula, middle panel only
+    algorithmic_bytes: int  # Q, K, V, O (and S, P)
+    statistics_bytes: int  # l and m, or LSE
+    hbm_bytes: int  # what misses in L2 and what is written back
+
+
+@dataclass(frozen=True)
+class HbmReport:
+    """Both panels and the sentence that explains the ratio."""
+
+    left: tuple[HbmRow, ...]
+    middle: tuple[HbmRow, ...]
+    why: str
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    with (FOLDER / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _workload(row: dict[str, str]) -> Workload:
+    dtype = {"fp8_e4m3": "e4m3"}.get(row["dtype"], row["dtype"])
+    seqlen = int(row["seqlen"])
+    if row["dtype"] == "fp8_e4m3":
+        seqlen = FP8_LENGTH.get(seqlen, seqlen)
+    return Workload(
+        batch=int(row["batch"]),
+        heads=int(row["heads"]),
+        seqlen=seqlen,
+        head_dim=int(row["head_dim"]),
+        dtype=dtype,
+        causal=row["causal"] == "true",
+    )
+
+
+def _bar(row: dict[str, str], figure: str, implementation: str, schedule: str | None) -> Bar:
+    milliseconds = row.get("time_ms") or row.get("median_ms")
+    return Bar(
+        source=row["source"],
+        figure=figure,
+        gpu=row["gpu"],
+        implementation=implementation,
+        schedule=schedule,
+        workload=_workload(row),
+        label=int(row["seqlen"]),
+        tflops=float(row["tflops"]) if row["tflops"] else None,
+        time_s=float(milliseconds) / 1e3 if milliseconds else None,
+    )
+
+
+@cache
+def bars() -> tuple[Bar, ...]:
+    """Every forward bar: the ablation, the papers' figures, then the kernels measured on an H200."""
+    found = []
+    for row in _read("ablation.csv"):
+        figure = row["source"].removeprefix("arXiv:2407.08608 ")
+        found.append(_bar(row, figure, row["configuration"], ABLATION_OF.get(row["configuration"])))
+    for name, figure in (("attention_tflops.csv", None), ("h200_tflops.csv", "H200")):
+        for row in _read(name):
+            if row["direction"] == "forward":
+                implementation = row["implementation"]
+                found.append(_bar(row, figure or row["figure"], implementation, SCHEDULE_OF.get(implementation)))
+    return tuple(found)
+
+
+def match(workload: Workload, schedule: str, device: str) -> tuple[Bar, ...]:
+    """The published bars of this very workload, schedule and device (its file's name or its printed name)."""
+    wanted = (workload, schedule, _key(device))
+    return tuple(b for b in bars() if (b.workload, b.schedule, b.device) == wanted)
+
+
+def unmatched(workload: Workload, device: str) -> tuple[Bar, ...]:
+    """Bars of the papers' ablation for this workload that no schedule of ours belongs to."""
+    here = (b for b in bars() if b.schedule is None and b.figure == "Table 2")
+    return tuple(b for b in here if (b.workload, b.device) == (workload, _key(device)))
+
+
+def _key(device: str) -> str:
+    return device.lower().replace(" ", "-")
+
+
+def select(figure: str | None) -> tuple[Bar, ...]:
+    """The bars of a figure: "5c", "5", "fa3-5c", "ablation", "h200", or None for all.
+
+    A bare panel names that panel in every paper that has it; "fa2-" or "fa3-" before it picks one. Raises UsageError.
+    """
+    if figure is None:
+        return bars()
+    wanted = figure.lower().removeprefix("figure").strip()
+    paper, _, panel = wanted.rpartition("-")
+    found = tuple(b for b in bars() if _belongs(b, paper, panel))
+    if not found:
+        names = sorted({_panel(b) for b in bars()} - {""})
+        raise UsageError(
+            f"figure {figure!r} is not among the published forward tables "
+            f"({', '.join(names)}, ablation, h200, hbm; fa2- or fa3- before a panel picks the paper)"
+        )
+    return found
+
+
+def _panel(bar: Bar) -> str:
+    return bar.figure.removeprefix("Figure ").lower() if bar.figure.startswith("Figure ") else ""
+
+
+def _belongs(bar: Bar, paper: str, panel: str) -> bool:
+    if paper and f"flashattention-{paper.removeprefix('fa')}" not in bar.source.lower():
+        return False
+    if panel == "ablation":
+        return bar.figure in ("Table 2", "section 3.1")
+    if panel == "h200":
+        return bar.figure == "H200"
+    return bool(panel) and _panel(bar) in (panel, *(panel + letter for letter in "abcdef"))
+
+
+# -- predicting -------------------------------------------------------------------------------------------------------
+
+
+def report(figure: str | None = None, predict: Predict | None = None, advance: Advance | None = None) -> Report:
+    """Predict every bar of a figure (None: all) that has a schedule. Equal predictions are made once.
+
+    `advance` hears how many predictions are done, of how many, and what comes next.
+    """
+    chosen = select(figure)
+    kept = [bar for bar in chosen if bar.schedule is not None]
+    wanted = list(dict.fromkeys(_question(bar) for bar in kept if not bar.out_of_memory))
+    answers = dict(_answers(wanted, predict or _default_predict(), advance))
+    rows = [Row(bar, None if bar.out_of_memory else answers[_question(bar)]) for bar in kept]
+    groups = _groups(rows)
+    return Report(groups, _families(groups), dict(_left_out(figure, chosen)))
+
+
+def _question(bar: Bar) -> tuple:
+    return bar.workload, bar.schedule, bar.device, bar.clock_hz
+
+
+def _answers(wanted: list[tuple], predict: Predict, advance: Advance | None) -> Iterator[tuple[tuple, float]]:
+    for done, question in enumerate(wanted):
+        workload, schedule, device, clock_hz = question
+        if advance:
+            advance(done, len(wanted), f"{schedule}, {workload}")
+        run = predict(workload, schedule=schedule, device=device, clock_hz=clock_hz)
+        yield question, metrics.paper_tflops(run)
+
+
+def _default_predict() -> Predict:
+    from ..simulator.predict import predict
+
+    return predict
+
+
+def _groups(rows: list[Row]) -> tuple[Group, ...]:
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        bar = row.bar
+        found.setdefault((bar.source, bar.figure, bar.implementation, bar.schedule), []).append(row)
+    return tuple(Group(*key, tuple(members)) for key, members in found.items())
+
+
+def _families(groups: Iterable[Group]) -> tuple[Family, ...]:
+    found: dict[tuple, list[Group]] = {}
+    for group in groups:
+        bar = group.rows[0].bar
+        if group.measured and bar.figure not in ("Table 2", "section 3.1"):
+            key = (group.source, group.implementation, group.schedule, bar.workload.dtype, bar.device)
+            found.setdefault(key, []).append(group)
+    return tuple(_family(*key, members) for key, members in found.items())
+
+
+def _family(source: str, implementation: str, schedule: str, dtype: str, device: str, groups: list[Group]) -> Family:
+    rows = [row for group in groups for row in group.measured]
+    numbered: dict[str, list[Row]] = {}
+    for group in groups:
+        numbered.setdefault(group.figure.rstrip("abcdef"), []).extend(group.measured)
+    return Family(
+        source=source,
+        implementation=implementation,
+        schedule=schedule,
+        dtype=dtype,
+        device=device,
+        count=len(rows),
+        mape=mape(rows),
+        worst=max((row.error for row in rows), key=abs),
+        residual_per_panel=sum(g.residual_mape * len(g.measured) for g in groups) / len(rows),
+        residual_per_figure=sum(mape(n, efficiency(n)) * len(n) for n in numbered.values()) / len(rows),
+    )
+
+
+def _left_out(figure: str | None, chosen: Iterable[Bar]) -> Counter[str]:
+    counts: Counter[str] = Counter(bar.implementation for bar in chosen if bar.schedule is None)
+    if figure is None:
+        for name in ("attention_tflops.csv", "h200_tflops.csv"):
+            counts.update(row["direction"] for row in _read(name) if row["direction"] != "forward")
+    return counts
+
+
+def mape(rows: Iterable[Row], factor: float = 1.0) -> float | None:
+    """Mean absolute relative error over rows, predictions multiplied by `factor` first; None without rows."""
+    errors = [abs((1 + row.error) * factor - 1) for row in rows]
+    return sum(errors) / len(errors) if errors else None
+
+
+def efficiency(rows: Iterable[Row]) -> float | None:
+    """Geometric mean of published over predicted; None without rows."""
+    logs = [log(1 + row.error) for row in rows]
+    return exp(-sum(logs) / len(logs)) if logs else None
+
+
+# -- HBM bytes --------------------------------------------------------------------------------------------------------
+
+
+def closed_form_bytes(workload: Workload, block_n: int) -> int:
+    """FlashAttention's forward HBM bytes (arXiv:2205.14135 Theorem 2): Q and O anew per K/V block, K and V once.
+
+    bytes = element * ((N / Bc) * 3 N d + 2 N d), summed over heads and batch.
+    """
+    n, d = workload.seqlen_q, workload.head_dim
+    per_head = -(-workload.seqlen_k // block_n) * 3 * n * d + 2 * workload.seqlen_k * d
+    return workload.element_bytes * per_head * workload.heads * workload.batch
+
+
+def hbm_report(predict: Predict | None = None, advance: Advance | None = None) -> HbmReport:
+    """FlashAttention Figure 2: our forward share of the GPT-2 medium bytes, and fa1 at the four block sizes."""
+    from ..simulator.tile import Tile
+
+    predict = predict or _default_predict()
+    table = _read("hbm_traffic.csv")
+    left = [row for row in table if row["direction"] != "forward"]
+    middle = [row for row in table if row["direction"] == "forward"]
+    published = {SCHEDULE_OF.get(r["implementation"], r["implementation"]): r for r in left}
+    jobs = [("standard", None), ("fa1", None), ("fa2", None)] + [("fa1", r) for r in middle]
+    rows = []
+    for done, (schedule, row) in enumerate(jobs):
+        if advance:
+            advance(done, len(jobs), schedule)
+        tile = Tile.parse(f"64x{row['block_kv']}", stages=1, consumers=1) if row else None
+        source = row or published.get(schedule) or left[-1]
+        run = predict(_workload(source), schedule=schedule, device=DEVICE_OF[source["gpu"]], tile=tile)
+        printed = float(source["hbm_gb"]) * 1e9 if row or schedule in published else None
+        rows.append(_hbm_row(source, schedule, run, printed, int(row["block_kv"]) if row else None))
+    return HbmReport(tuple(rows[:3]), tuple(rows[3:]), _explain(rows[:3]))
+
+
+def _hbm_row(source: dict[str, str], schedule: str, run: Run, printed: float | None, block_n: int | None) -> HbmRow:
+    statistics = {"LSE", "l", "m"}
+    parts = run.traffic.by_tensor.items()
+    counted = {name: b.algorithmic_read + b.algorithmic_write for name, b in parts}
+    return HbmRow(
+        source=source["source"],
+        implementation=source["implementation"] if printed is not None else "",
+        schedule=schedule,
+        tile=str(run.tile),
+        published_bytes=printed,
+        closed_form_bytes=closed_form_bytes(run.workload, block_n) if block_n else None,
+        algorithmic_bytes=sum(n for name, n in counted.items() if name not in statistics),
+        statistics_bytes=sum(n for name, n in counted.items() if name in statistics),
+        hbm_bytes=run.traffic.total("hbm_read") + run.traffic.total("hbm_write"),
+    )
+
+
+def _explain(rows: list[HbmRow]) -> str:
+    standard, fa1, fa2 = (row.algorithmic_bytes + row.statistics_bytes for row in rows)
+    return (
+        f"Counted without a cache, standard attention moves {standard / fa1:.1f} times the bytes of fa1 and "
+        f"{standard / fa2:.1f} times those of fa2, because S and P cross HBM and the others never store them; "
+        f"behind L2 it is {rows[0].hbm_bytes / rows[1].hbm_bytes:.1f} and {rows[0].hbm_bytes / rows[2].hbm_bytes:.1f} "
+        "times, because fa1's rewrites of O and fa2's repeated reads of K and V mostly hit L2 while S and P do not fit."
+    )
