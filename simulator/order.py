@@ -1,0 +1,107 @@
+"""Order: which tile each CTA works on, and in which sequence tiles are handed out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .errors import UsageError
+from .workload import Workload
+
+ITEM = np.dtype(
+    [
+        ("q_head", "i4"),  # batch * heads + head
+        ("kv_head", "i4"),  # batch * kv_heads + head // heads_per_kv
+        ("m", "i4"),  # query tile
+        ("n", "i4"),  # key tile, where a CTA works on one (order "tiles"); else 0
+        ("blocks", "i4"),  # K/V blocks the CTA loops over
+        ("masked", "i4"),  # how many of them cross the diagonal or the ragged end
+    ]
+)
+
+ORDERS = ("grid", "persistent", "longest-first", "heads", "tiles")
+
+SECTION_BYTES = 32 * 1024 * 1024
+"""K and V of a section of heads at most, in the order "longest-first" (FlashAttention-3, tile_scheduler.hpp)."""
+
+
+def work_items(workload: Workload, block_m: int, block_n: int, order: str) -> np.ndarray:
+    """Every work item of one kernel, in dispatch order, as an ITEM array.
+
+    grid            query tile fastest, then batch, then head (FlashAttention-2's grid: x = tile, y = batch, z = head)
+    persistent      query tile fastest, then head, then batch (FlashAttention-3's static persistent scheduler)
+    longest-first   sections of heads whose K and V fit 32 MiB together; in a section the last query tile of every head
+                    first, heads fastest (FlashAttention-3's dynamic scheduler for causal attention)
+    heads           one item per batch and head, every K/V block (FlashAttention-1)
+    tiles           one item per head, query tile and key tile, key tile fastest (a GEMM that writes all of S)
+    """
+    batch, heads = workload.batch, workload.heads
+    m_tiles = -(-workload.seqlen_q // block_m)
+    n_tiles = -(-workload.seqlen_k // block_n)
+    n = None
+    if order == "grid":
+        head, b, m = _grid(heads, batch, m_tiles)
+        q_head = b * heads + head
+    elif order == "persistent":
+        q_head, m = _grid(batch * heads, m_tiles)
+    elif order == "longest-first":
+        q_head, m = _sections(workload, m_tiles)
+    elif order == "heads":
+        (q_head,) = _grid(batch * heads)
+        m = np.zeros_like(q_head)
+    elif order == "tiles":
+        q_head, m, n = _grid(batch * heads, m_tiles, n_tiles)
+    else:
+        raise UsageError(f"order {order!r} is not known ({', '.join(ORDERS)})")
+
+    items = np.zeros(len(q_head), ITEM)
+    items["q_head"] = q_head
+    items["kv_head"] = q_head // heads * workload.kv_heads + q_head % heads // workload.heads_per_kv
+    items["m"] = m
+    if n is not None:
+        items["n"] = n
+        items["blocks"] = 1
+        whole = _whole_blocks(workload, block_m, block_n, items["m"])
+        items["masked"] = items["n"] >= whole
+    elif order == "heads":
+        items["blocks"] = n_tiles
+        items["masked"] = n_tiles if workload.causal else int(workload.seqlen_k % block_n > 0)
+    else:
+        items["blocks"] = visible_blocks(workload, block_m, block_n, items["m"])
+        whole = _whole_blocks(workload, block_m, block_n, items["m"])
+        items["masked"] = items["blocks"] - np.minimum(items["blocks"], whole)
+    return items
+
+
+def visible_blocks(workload: Workload, block_m: int, block_n: int, m: np.ndarray) -> np.ndarray:
+    """K/V blocks, counted from the first, of which query tile m sees at least one key (bottom-right aligned mask)."""
+    keys = np.full_like(m, workload.seqlen_k)
+    if workload.causal:
+        rows_end = np.minimum((m + 1) * block_m, workload.seqlen_q)
+        keys = np.clip(rows_end + workload.seqlen_k - workload.seqlen_q, 0, workload.seqlen_k)
+    return -(-keys // block_n)
+
+
+def _whole_blocks(workload: Workload, block_m: int, block_n: int, m: np.ndarray) -> np.ndarray:
+    """K/V blocks, counted from the first, of which every query of tile m sees every key."""
+    keys = np.full_like(m, workload.seqlen_k)
+    if workload.causal:
+        keys = np.clip(m * block_m + workload.seqlen_k - workload.seqlen_q + 1, 0, workload.seqlen_k)
+    return keys // block_n
+
+
+def _grid(*sizes: int) -> list[np.ndarray]:
+    """Indices of a grid, the last one fastest."""
+    return [axis.ravel() for axis in np.indices(sizes)]
+
+
+def _sections(workload: Workload, m_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    kv_head_bytes = 2 * workload.seqlen_k * workload.head_dim * workload.element_bytes
+    fit = max(1, SECTION_BYTES // kv_head_bytes)
+    section = 2 ** (fit.bit_length() - 1) * workload.heads_per_kv
+    total = workload.batch * workload.heads
+    q_head, m = [], []
+    for first in range(0, total, section):
+        down, head = _grid(m_tiles, min(section, total - first))
+        q_head.append(first + head)
+        m.append(m_tiles - 1 - down)
+    return np.concatenate(q_head), np.concatenate(m)

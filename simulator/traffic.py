@@ -1,0 +1,281 @@
+"""Traffic: bytes per tensor at three levels, by replaying the tile order of a kernel through a model of L2.
+
+The L2 model is LRU over tiles, in which the capacity is not one number. A line's set may be fuller or emptier than the
+mean, so data of the same reuse distance hits in some sets and misses in others. The model cuts L2 into eight stripes;
+every tile has an eighth of its bytes in each, and the stripes keep different amounts of the most recent data (a mean of
+`l2_effective_fraction` of L2, `l2_spread` its standard deviation). All share one recency list: an access costs O(1).
+
+Writes allocate without a fetch and reach HBM when evicted, or at the end. CTAs in flight advance one loop step a turn.
+Left out: the drift of CTAs that the SMs run at slightly different speeds, and L2 policies other than recency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numba import njit
+
+from .device import Device
+from .run import Bytes, Traffic
+from .workload import Workload
+
+ROW, KV, PAIR = 0, 1, 2
+"""How an access finds its tile: of queries (q_head, m), of keys (kv_head, block), or of both (q_head, m, block)."""
+
+ACCESS = np.dtype(
+    [
+        ("tensor", "i4"),  # index into the call's list of tensors
+        ("mode", "i4"),  # ROW, KV or PAIR
+        ("m_offset", "i4"),  # query tile, added to the item's m
+        ("block", "i4"),  # key tile, in the order it is walked, added to the item's n
+        ("step", "i4"),  # loop step, -1 outside the loop
+        ("elements", "i4"),  # per row (PAIR: not used, a row is as long as the key tile)
+        ("element_bytes", "i4"),
+        ("write", "i4"),  # 1 for a store
+        ("multicast", "i4"),  # 1 where one load serves the whole cluster
+    ]
+)
+
+STRIPES = 8
+_ALGORITHMIC, _L2, _HBM = 0, 2, 4  # columns of the counters: read, then write
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A tensor of the call, by the name it has in `Traffic.by_tensor`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel: its items in dispatch order, and what one CTA loads and stores."""
+
+    items: np.ndarray  # ITEM
+    accesses: np.ndarray  # ACCESS: program order of the longest item; shorter ones leave out later steps
+    slots: int  # CTAs in flight: SMs x CTAs per SM
+    block_m: int
+    block_n: int
+    cluster: int = 1
+    descending: bool = False  # the loop walks K/V from the item's last block to the first
+
+
+def replay_traffic(
+    workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout], device: Device
+) -> tuple[Traffic, dict[str, float]]:
+    """Bytes of one call (its kernels in sequence, L2 cold at the start), and the L2 hit rate of reads per tensor.
+
+    Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end. `smem_bytes` is left 0.
+    """
+    layout = _Layout(workload, launches, len(tensors))
+    block = np.zeros((layout.total, 2), np.int32)  # bytes, tensor
+    links = np.full((layout.total + 1, 2), -1, np.int32)  # previous, next in the recency list; the last row is its head
+    links[-1] = layout.total
+    marks = np.zeros((layout.total, 2), np.uint8)  # stripes that have evicted the tile; dirty stripes as bits
+    marks[:, 0] = STRIPES
+    capacity = stripe_bytes(device)
+    used = np.zeros(STRIPES, np.int64)
+    oldest = np.full(STRIPES, layout.total, np.int64)
+    counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns in eighths of a byte, one per stripe
+
+    for launch in launches:
+        _replay(
+            _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks")),
+            _columns(launch.accesses, ACCESS.names),
+            layout.first, layout.mode, layout.m_tiles, layout.n_tiles,
+            np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64),
+            launch.slots, launch.cluster, launch.descending,
+            block, links, marks, capacity, used, oldest, counts,
+        )  # fmt: skip
+    _flush(block, marks, counts)
+    return _report(counts, tensors)
+
+
+def stripe_bytes(device: Device) -> np.ndarray:
+    """Bytes of the most recent tiles that each stripe keeps, ascending. Whole tiles count, each has an eighth."""
+    normal = NormalDist(device.l2_effective_fraction, max(device.l2_spread, 1e-9))
+    fractions = [normal.inv_cdf((k + 0.5) / STRIPES) for k in range(STRIPES)]
+    return np.array([max(0.05, fraction) * device.l2_bytes for fraction in fractions], np.int64)
+
+
+class _Layout:
+    """A dense number for every tile of every tensor. Kernels that share a tensor must cut it alike."""
+
+    def __init__(self, workload: Workload, launches: Sequence[Launch], tensors: int):
+        self.first = np.zeros(tensors, np.int64)
+        self.mode = np.zeros(tensors, np.int64)
+        self.m_tiles = np.ones(tensors, np.int64)
+        self.n_tiles = np.ones(tensors, np.int64)
+        cuts: dict[int, tuple[int, int, int]] = {}
+        for launch in launches:
+            for tensor, mode in np.unique(_columns(launch.accesses, ("tensor", "mode")), axis=0).tolist():
+                cut = (mode, launch.block_m if mode != KV else 0, launch.block_n if mode != ROW else 0)
+                if cuts.setdefault(tensor, cut) != cut:
+                    raise ValueError(f"tensor {tensor} is cut as {cuts[tensor]} and as {cut} (mode, block_m, block_n)")
+        self.total = 0
+        for tensor, (mode, block_m, block_n) in cuts.items():
+            m_tiles = -(-workload.seqlen_q // block_m) if block_m else 1
+            n_tiles = -(-workload.seqlen_k // block_n) if block_n else 1
+            heads = workload.batch * (workload.kv_heads if mode == KV else workload.heads)
+            self.first[tensor], self.mode[tensor] = self.total, mode
+            self.m_tiles[tensor], self.n_tiles[tensor] = m_tiles, n_tiles
+            self.total += heads * m_tiles * n_tiles
+
+
+def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    return np.stack([array[name] for name in names], axis=1).astype(np.int64)
+
+
+def _report(counts: np.ndarray, tensors: Sequence[TensorLayout]) -> tuple[Traffic, dict[str, float]]:
+    counts = counts.copy()
+    eighths = int(counts[:, _HBM].sum())
+    requested = int(counts[:, _L2].sum())
+    hits = {
+        tensor.name: 1.0 - int(row[_HBM]) / (STRIPES * int(row[_L2]))
+        for tensor, row in zip(tensors, counts, strict=True)
+        if row[_L2]
+    }
+    counts[:, _HBM:] = -(-counts[:, _HBM:] // STRIPES)
+    by_tensor = {t.name: Bytes(*(int(value) for value in row)) for t, row in zip(tensors, counts, strict=True)}
+    hit_rate = 1.0 - eighths / (STRIPES * requested) if requested else 0.0
+    return Traffic(by_tensor, hit_rate), hits
+
+
+# -- jitted: one call graph, all of it in this file (numba's cache does not see changes in other files) ----------------
+
+
+@njit(cache=True)
+def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluster, descending,
+            block, links, marks, capacity, used, oldest, counts):  # fmt: skip
+    """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step."""
+    total = len(items)
+    longest = 0
+    for i in range(total):
+        longest = max(longest, items[i, 4])
+    slots = min(slots, total)
+    item_of = np.arange(slots)
+    position = np.zeros(slots, np.int64)
+    waiting = slots
+    busy = slots
+    end = len(accesses)
+    while busy > 0:
+        for slot in range(slots):
+            i = item_of[slot]
+            if i < 0:
+                continue
+            limit = items[i, 4] if items[i, 4] < longest else 1 << 40
+            p = position[slot]
+            while p < end and accesses[p, 4] >= limit:
+                p += 1
+            if p < end:
+                step = accesses[p, 4]
+                while p < end and accesses[p, 4] == step:
+                    _access(i, p, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
+                            block, links, marks, capacity, used, oldest, counts)  # fmt: skip
+                    p += 1
+                while p < end and accesses[p, 4] >= limit:
+                    p += 1
+            if p < end:
+                position[slot] = p
+            elif waiting < total:
+                item_of[slot] = waiting
+                position[slot] = 0
+                waiting += 1
+            else:
+                item_of[slot] = -1
+                busy -= 1
+
+
+@njit(cache=True, inline="always")
+def _access(i, p, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
+            block, links, marks, capacity, used, oldest, counts):  # fmt: skip
+    """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
+    tensor = accesses[p, 0]
+    how = mode[tensor]
+    m = items[i, 2] + accesses[p, 2]
+    n = items[i, 3] + (items[i, 4] - 1 - accesses[p, 3] if descending else accesses[p, 3])
+    head = items[i, 1] if how == KV else items[i, 0]
+    rows = max(0, min(sizes[2], sizes[0] - m * sizes[2]))
+    keys = max(0, min(sizes[3], sizes[1] - n * sizes[3]))
+    if how == ROW:
+        number = first[tensor] + head * m_tiles[tensor] + m
+        size = rows * accesses[p, 5] * accesses[p, 6]
+    elif how == KV:
+        number = first[tensor] + head * n_tiles[tensor] + n
+        size = keys * accesses[p, 5] * accesses[p, 6]
+    else:
+        number = first[tensor] + (head * m_tiles[tensor] + m) * n_tiles[tensor] + n
+        size = rows * keys * accesses[p, 6]
+    if size == 0:
+        return
+    write = accesses[p, 7]
+    counts[tensor, _ALGORITHMIC + write] += size
+    if accesses[p, 8] == 1 and cluster > 1:
+        leader = i - i % cluster
+        if i != leader and items[leader, 1] == items[i, 1] and items[leader, 4] == items[i, 4]:
+            return  # the cluster's first CTA has fetched it for all
+    counts[tensor, _L2 + write] += size
+    block[number, 0] = size
+    block[number, 1] = tensor
+    missed = _touch(number, size, block, links, marks, capacity, used, oldest, counts)
+    if write:
+        marks[number, 1] = 255
+    else:
+        counts[tensor, _HBM] += missed * size
+
+
+@njit(cache=True, inline="always")
+def _touch(x, size, block, links, marks, capacity, used, oldest, counts):
+    """Make tile x the most recent, evict what no longer fits; returns in how many stripes it was absent.
+
+    `oldest[k]` is the least recent tile that stripe k still holds. A stripe holds the most recent tiles up to its
+    capacity, so a tile that stripe k has lost is lost in all smaller stripes too: one number per tile says which.
+    """
+    head = len(links) - 1
+    absent = marks[x, 0]
+    if absent < STRIPES:
+        before = links[x, 0]
+        if before != head:
+            for k in range(absent, STRIPES):
+                if oldest[k] == x:
+                    oldest[k] = before
+            after = links[x, 1]
+            links[before, 1] = after
+            links[after, 0] = before
+    if links[head, 1] != x or absent == STRIPES:
+        front = links[head, 1]
+        links[x, 0] = head
+        links[x, 1] = front
+        links[front, 0] = x
+        links[head, 1] = x
+    marks[x, 0] = 0
+    for k in range(absent):
+        used[k] += size
+        if oldest[k] == head:
+            oldest[k] = x
+        while used[k] > capacity[k] and oldest[k] != x:
+            y = oldest[k]
+            oldest[k] = links[y, 0]
+            used[k] -= block[y, 0]
+            marks[y, 0] = k + 1
+            if marks[y, 1] >> k & 1:
+                marks[y, 1] &= ~(1 << k) & 255
+                counts[block[y, 1], _HBM + 1] += block[y, 0]
+            if k == STRIPES - 1:
+                before, after = links[y, 0], links[y, 1]
+                links[before, 1] = after
+                links[after, 0] = before
+    return absent
+
+
+@njit(cache=True)
+def _flush(block, marks, counts):
+    """Write back every dirty stripe."""
+    for x in range(len(block)):
+        for k in range(STRIPES):
+            if marks[x, 1] >> k & 1:
+                counts[block[x, 1], _HBM + 1] += block[x, 0]
+        marks[x, 1] = 0
