@@ -64,16 +64,19 @@ class Device:
     wgmma: int = _quantity("flag", least=0, most=1)
     tma: int = _quantity("flag", least=0, most=1)
     wgmma_issue_cycles: int = _quantity("cycles", least=0)  # a warpgroup's issue of one group, before it runs on
+    wgmma_contended_cycles: int = _quantity("cycles", least=0)  # added to the issue of a GEMM beside warps in softmax
     wgmma_step_issue_cycles: int = _quantity("cycles", least=0)  # between the issues of two k steps of a warpgroup
     wgmma_latency_cycles: int = _quantity("cycles", least=0)  # tail behind the last k step
     wgmma_queue_ksteps: int = _quantity("k steps", least=0)  # k steps a warpgroup may queue before its issue stalls
     wgmma_arbitration_ksteps: int = _quantity("k steps", least=0)  # before another's turn; 0: order of issue
+    wgmma_dilation: float = _quantity("ratio", least=0.0)  # how much longer a k step takes beside a softmax
     tensor_interference: float = _quantity("ratio", least=0.0, most=0.99)  # rate other pipes lose beside WGMMA
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use
     fma_cycles: int = _quantity("cycles")
     alu_cycles: int = _quantity("cycles")
     mufu_cycles: int = _quantity("cycles")
+    mufu_spacing_cycles: int = _quantity("cycles")  # between two EX2 of a softmax, which also feeds them by FFMA
     convert_cycles: int = _quantity("cycles")
     shuffle_cycles: int = _quantity("cycles")
     dependent_latency_cycles: int = _quantity("cycles")

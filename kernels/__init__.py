@@ -1,0 +1,1 @@
+"""The hardware side: the only room that may import torch, triton or cuda."""

@@ -1,0 +1,1 @@
+"""The model: what the hardware would do. numpy and numba only."""

@@ -1,0 +1,161 @@
+"""Chip: composes what one SM does, replayed in detail, into the whole grid of a kernel.
+
+CTAs of equal loop length in equal company behave alike, so each length is replayed once (long ones are extrapolated:
+the loop is periodic), alone on an SM and with as many companions as fit. The grid is then dealt out in its real tile
+order to the SMs. Left out: SMs that drift apart compete unevenly for L2 and HBM here and there; in the replay each has
+its fair share. A brute-force replay of all SMs on small problems holds the composition to account (tests/test_chip.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from .device import Device
+from .engine import UNITS, Memory, replay
+from .program import Program, trace
+from .schedules import Kernel
+from .tile import Tile
+from .workload import Workload
+
+EXACT_LENGTHS = 4
+LONGEST_REPLAY = 64
+"""Loops up to 4 blocks are replayed each; longer ones at about every 1.5-fold length up to 64, then extrapolated."""
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Cycles of a CTA by loop length (rows) and companions (columns: 1 .. CTAs per SM CTAs on the SM)."""
+
+    lengths: np.ndarray  # distinct loop lengths, ascending
+    first: np.ndarray  # cycles of the first CTA (or tile) of an SM
+    later: np.ndarray  # cycles each further one adds
+    busy: np.ndarray  # (length, unit) busy cycles of one CTA, SMEM in bytes
+
+
+def replayed_lengths(lengths: np.ndarray) -> list[int]:
+    """The loop lengths to replay so that the rest can be interpolated or extrapolated."""
+    longest = int(lengths.max())
+    grid, n = [], 1
+    while n < min(longest, LONGEST_REPLAY):
+        grid.append(n)
+        n = n + 1 if n < EXACT_LENGTHS else n + n // 2
+    grid.append(min(longest, LONGEST_REPLAY))
+    if longest > LONGEST_REPLAY:
+        grid.insert(-1, LONGEST_REPLAY // 2)
+    wanted = {n for n in lengths.tolist() if n <= EXACT_LENGTHS}
+    shortest = int(lengths[lengths > 0].min()) if (lengths > 0).any() else 0
+    keep = sorted({n for n in grid if n >= min(shortest, grid[-1])} | wanted)
+    if len(keep) > 1 or not longest or longest <= LONGEST_REPLAY:
+        below = [n for n in grid if n < shortest]
+        return sorted(set(keep) | set(below[-1:] if shortest not in keep and shortest else []))
+    return sorted({LONGEST_REPLAY // 2, LONGEST_REPLAY})
+
+
+def _spread(known: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Piecewise linear through the replayed lengths, the last slope carried on."""
+    out = np.interp(lengths, known, values)
+    if len(known) > 1:
+        beyond = lengths > known[-1]
+        slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
+        out[beyond] = values[-1] + slope * (lengths[beyond] - known[-1])
+    return out
+
+
+def measure_durations(
+    kernel: Kernel, workload: Workload, tile: Tile, device: Device, memory: Memory, ctas_per_sm: int,
+    lengths: np.ndarray, masked: Callable[[int], int],
+) -> Durations:  # fmt: skip
+    """Replay the kernel's CTA at a few loop lengths and spread the result over all of them."""
+    lengths = np.unique(lengths)
+    known = replayed_lengths(lengths)
+    first = np.zeros((len(known), ctas_per_sm))
+    later = np.zeros((len(known), ctas_per_sm))
+    busy = np.zeros((len(known), len(UNITS)))
+    for row, n in enumerate(known):
+        program = trace(kernel, workload, tile, [(n, masked(n))] * 3)
+        for company in range(1, ctas_per_sm + 1):
+            run = replay([program] * company, device, memory, eight_bit=workload.element_bytes == 1)
+            ends = run.tile_ends[:, :3].mean(axis=0)
+            first[row, company - 1] = ends[0]
+            later[row, company - 1] = (ends[2] - ends[0]) / 2
+            busy[row] = run.busy[0] / (3 * company)
+    at = np.array(known, float)
+    every = lengths.astype(float)
+    return Durations(
+        lengths,
+        np.stack([_spread(at, first[:, c], every) for c in range(ctas_per_sm)], axis=1),
+        np.stack([_spread(at, later[:, c], every) for c in range(ctas_per_sm)], axis=1),
+        np.stack([_spread(at, busy[:, u], every) for u in range(len(UNITS))], axis=1),
+    )
+
+
+def compose(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int) -> float:
+    """Cycles until the last CTA of the grid is done; `loop_lengths` in dispatch order, clusters side by side."""
+    order = np.searchsorted(durations.lengths, loop_lengths[::cluster])
+    return float(deal(order, durations.first, durations.later, max(1, sms // cluster)))
+
+
+@numba.njit(cache=True)
+def deal(order, first, later, sms):
+    """Hand CTAs out in order, each to the SM (or cluster) that has room first; returns when the last one ends.
+
+    CTAs that share an SM progress at the rate of their present company: 1 / later[length, company - 1] per cycle.
+    """
+    room = later.shape[1]
+    left = np.zeros((sms, room))  # share of each resident CTA still to do
+    kind = np.full((sms, room), -1, np.int64)
+    company = np.zeros(sms, np.int64)
+    at = np.zeros(sms)  # time up to which the SM's residents have been advanced
+    until = np.full(sms, np.inf)  # when its next CTA ends
+    handed = 0
+    total = order.shape[0]
+    for slot in range(room):
+        for s in range(sms):
+            if handed < total:
+                k = order[handed]
+                kind[s, slot] = k
+                left[s, slot] = first[k, room - 1] / later[k, room - 1] if slot == 0 and room == 1 else 1.0
+                company[s] += 1
+                handed += 1
+    for s in range(sms):
+        for slot in range(room):
+            if kind[s, slot] >= 0:
+                until[s] = min(until[s], left[s, slot] * later[kind[s, slot], company[s] - 1])
+    end = 0.0
+    while True:
+        s = 0
+        for t in range(1, sms):
+            if until[t] < until[s]:
+                s = t
+        now = until[s]
+        if now == np.inf:
+            return end
+        end = max(end, now)
+        elapsed = now - at[s]
+        finished = -1
+        for slot in range(room):
+            if kind[s, slot] >= 0:
+                left[s, slot] -= elapsed / later[kind[s, slot], company[s] - 1]
+                if finished < 0 or left[s, slot] < left[s, finished]:
+                    finished = slot
+        at[s] = now
+        if handed < total:
+            kind[s, finished] = order[handed]
+            left[s, finished] = 1.0
+            handed += 1
+        else:
+            kind[s, finished] = -1
+            company[s] -= 1
+        until[s] = np.inf
+        for slot in range(room):
+            if kind[s, slot] >= 0:
+                until[s] = min(until[s], now + max(0.0, left[s, slot]) * later[kind[s, slot], company[s] - 1])
+
+
+def brute_force(programs: list[Program], placement: list[int], device: Device, memory: Memory) -> int:
+    """Cycles of a replay of every SM at once, L2 and HBM shared: slow, the yardstick of `compose` on small problems."""
+    return replay(programs, device, memory, placement).cycles

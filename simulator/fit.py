@@ -1,0 +1,97 @@
+"""Fit: does a tile fit an SM, with which registers and shared memory, and how many CTAs share the SM?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .device import Device
+from .errors import UsageError
+from .program import Program
+from .schedules import Schedule
+from .tile import Tile
+from .workload import Workload
+
+WARPGROUP = 128
+PRODUCER_REGISTERS = 24
+"""What setmaxnreg leaves the producer warpgroup (FlashAttention-3: 24 beside two consumers, 32 beside three)."""
+ADDRESSING_REGISTERS = 20
+"""Row statistics, loop counters, descriptors and addresses, per thread; spills begin beyond."""
+RESERVED_SMEM = 1024
+"""Shared memory the driver keeps per CTA (CUDA programming guide, compute capability 8.x and 9.0)."""
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How one CTA occupies an SM."""
+
+    ctas_per_sm: int
+    threads: int
+    registers_per_thread: int  # of a consumer
+    smem_bytes: int
+
+
+def register_parts(schedule: Schedule, workload: Workload, tile: Tile) -> dict[str, int]:
+    """Registers per consumer thread by what holds them: fp32 S and O accumulators, P as operand, addressing."""
+    rows = tile.block_m // tile.consumers
+    scores = -(-rows * tile.block_n // WARPGROUP)
+    parts = {
+        "S": scores * schedule.scores_live,
+        "P": scores * workload.element_bytes // 4,
+        "O": -(-rows * workload.head_dim // WARPGROUP),
+        "addressing": ADDRESSING_REGISTERS,
+    }
+    if not schedule.hopper:
+        parts["P"] = 0  # mma.sync kernels convert a block's scores in place
+    if schedule.family == "standard":
+        parts["S"], parts["O"] = max(parts["S"], parts["O"]), 0  # never both in one kernel
+    return parts
+
+
+def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device, program: Program) -> Occupancy:
+    """Registers, shared memory and CTAs per SM; UsageError with the sum where the tile does not fit."""
+    groups = tile.consumers + schedule.producer_warpgroups
+    threads = groups * WARPGROUP
+    if schedule.hopper and (tile.block_m // tile.consumers) % 64:
+        raise UsageError(
+            f"tile {tile}: WGMMA needs 64 query rows per consumer warpgroup, {tile.consumers} consumers make "
+            f"{tile.block_m / tile.consumers:g}; use --tile {64 * tile.consumers}x{tile.block_n}"
+        )
+    if threads > min(1024, device.max_threads_per_sm):
+        raise UsageError(f"tile {tile}: {tile.consumers} consumers need {threads} threads, a CTA has at most 1024")
+    if schedule.hopper:
+        width = max(tile.block_n, workload.head_dim)
+        if width > 256:
+            raise UsageError(f"tile {tile}: WGMMA is at most 256 wide, block_n={tile.block_n}, head_dim={workload.head_dim}")
+
+    smem = sum(program.smem_parts.values())
+    if smem > device.smem_bytes_per_cta:
+        shown = " + ".join(f"{name} {size}" for name, size in program.smem_parts.items())
+        raise UsageError(
+            f"tile {tile} does not fit shared memory: {shown} = {smem} bytes, {device.name} has "
+            f"{device.smem_bytes_per_cta} per CTA; use a narrower tile or fewer stages"
+        )
+
+    parts = register_parts(schedule, workload, tile)
+    need = sum(parts.values())
+    budget = device.max_registers_per_thread
+    if schedule.hopper:
+        left = device.registers_per_sm // WARPGROUP - (PRODUCER_REGISTERS if tile.consumers < 3 else 32)
+        budget = min(240 if tile.consumers > 1 else budget, left // tile.consumers // 8 * 8)
+    if need > budget:
+        shown = " + ".join(f"{name} {count}" for name, count in parts.items() if count)
+        raise UsageError(
+            f"tile {tile} does not fit the registers: {shown} = {need} per thread, a consumer of '{schedule.name}' "
+            f"has {budget}; use a narrower tile"
+        )
+    if schedule.hopper:
+        return Occupancy(1, threads, budget, smem)
+    allocated = min(device.max_registers_per_thread, -(-(need + ADDRESSING_REGISTERS) // 8) * 8)
+    fits = (
+        device.smem_bytes_per_sm // (smem + RESERVED_SMEM),
+        device.registers_per_sm // (allocated * threads),
+        device.max_threads_per_sm // threads,
+        device.max_ctas_per_sm,
+    )
+    if min(fits) < 1:
+        raise UsageError(f"tile {tile}: {threads} threads of {allocated} registers do not fit {device.name}'s register file")
+    return Occupancy(min(fits), threads, allocated, smem)

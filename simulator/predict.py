@@ -1,0 +1,298 @@
+"""Predict: workload, schedule and device to a Run. The whole pipeline, step by step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import bottleneck
+from .check import check
+from .chip import compose, measure_durations
+from .clock import Rates, sustained
+from .device import Device, load_device
+from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory, replay
+from .errors import UsageError
+from .fit import Occupancy, occupancy
+from .order import work_items
+from .program import ACCESS_FIELDS, Program, trace
+from .run import Activity, Run, Traffic
+from .schedules import Kernel, Schedule, find_schedule
+from .tile import HEAD_DIMS, Tile, default_for
+from .traffic import ACCESS, KV, PAIR, ROW, Launch, TensorLayout, replay_traffic
+from .workload import LSE_BYTES, Workload
+
+_MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
+_STATISTICS = ("LSE", "l", "m")
+TIMELINE_BLOCKS = 10
+"""Loop length of the two tiles whose spans a Run keeps for the timeline."""
+MAX_SPANS = 40_000
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """One kernel of the schedule laid over the problem."""
+
+    kernel: Kernel
+    items: np.ndarray
+    occupancy: Occupancy
+    launch: Launch
+    masked: np.ndarray  # masked blocks by loop length
+
+
+def predict(
+    workload: Workload,
+    schedule: str = "fa3",
+    device: str | Device = "h100-sxm",
+    tile: Tile | None = None,
+    clock_hz: float | None = None,
+) -> Run:
+    """What the device would do with this workload under this schedule.
+
+    `tile` defaults to the schedule's own (see `default_tile`); `clock_hz` pins the SM clock in Hz, otherwise power
+    decides it. Raises UsageError, one sentence, for whatever is not possible.
+    """
+    chosen = find_schedule(schedule)
+    gpu = load_device(device) if isinstance(device, str) else device
+    _supported(chosen, workload, gpu)
+    tile = default_tile(workload, schedule, gpu) if tile is None else tile
+    _cluster_fits(chosen, workload, tile)
+
+    tensors = _tensor_names(chosen)
+    grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
+    traffic, hits = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
+
+    clock = clock_hz or gpu.max_clock_hz
+    for _ in range(2 if clock_hz is None else 1):  # HBM's bytes per cycle depend on the clock that power then decides
+        cycles, busy = _replay_all(grids, workload, tile, gpu, traffic, hits, clock)
+        activity = Activity(
+            sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
+        )
+        state = sustained(gpu, _rates(traffic, busy, cycles, gpu), clock_hz)
+        clock = state.clock_hz
+
+    whole = replace(traffic, smem_bytes=int(busy[U_SMEM]))
+    sample = _sample(grids, workload, tile, gpu, traffic, hits, clock)
+    run = Run(
+        origin="predicted",
+        workload=workload,
+        schedule=schedule,
+        tile=tile,
+        device=gpu.name,
+        cycles=cycles,
+        sm_clock_hz=clock,
+        power_w=state.power_w,
+        activity=activity,
+        traffic=whole,
+        bottleneck=bottleneck.UNKNOWN,
+        warnings=tuple(_warnings(workload, tile, gpu, state, grids, whole)),
+        lanes=sample.lanes,
+        labels=sample.labels,
+        spans=sample.spans,
+    )
+    return replace(run, bottleneck=bottleneck.explain(run, gpu, [(len(g.items), g.occupancy.ctas_per_sm) for g in grids]))
+
+
+def default_tile(workload: Workload, schedule: str, device: str | Device = "h100-sxm") -> Tile:
+    """The tile a schedule takes when none is asked for; a cluster only where the Q tiles of a head pair up."""
+    chosen = find_schedule(schedule)
+    _supported(chosen, workload, load_device(device) if isinstance(device, str) else device)
+    tile, _ = default_for(chosen.family, workload)
+    if -(-workload.seqlen_q // tile.block_m) % tile.cluster:
+        tile = replace(tile, cluster=1)
+    return tile
+
+
+def programs(
+    workload: Workload, schedule: str, device: str | Device, tile: Tile | None = None, kv_blocks: int = 3
+) -> list[Program]:
+    """The recorded instruction streams of one CTA, one program per kernel, with the loop cut to `kv_blocks`."""
+    chosen = find_schedule(schedule)
+    _supported(chosen, workload, load_device(device) if isinstance(device, str) else device)
+    tile = tile or default_tile(workload, schedule, device)
+    if kv_blocks < 1:
+        raise UsageError(f"kv_blocks={kv_blocks} must be positive")
+    return [trace(kernel, workload, tile, [(kv_blocks, 0)]) for kernel in chosen.kernels]
+
+
+# -- what is possible ---------------------------------------------------------------------------------------------------
+
+
+def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:
+    if workload.head_dim not in HEAD_DIMS:
+        raise UsageError(
+            f"head_dim={workload.head_dim} is not supported by '{schedule.name}' ({', '.join(map(str, HEAD_DIMS))})"
+        )
+    if schedule.hopper and not (device.wgmma and device.tma):
+        raise UsageError(f"'{schedule.name}' needs TMA and WGMMA, which {device.name} does not have; use --schedule fa2")
+    if workload.dtype not in schedule.dtypes:
+        raise UsageError(f"dtype={workload.dtype} is not supported by '{schedule.name}' ({', '.join(schedule.dtypes)})")
+
+
+def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
+    if tile.cluster > 1 and not schedule.hopper:
+        raise UsageError(f"'{schedule.name}' has no clusters; use --cluster 1")
+    q_tiles = -(-workload.seqlen_q // tile.block_m)
+    if tile.cluster > 1 and workload.causal:
+        raise UsageError("CTAs of a cluster walk the same K/V blocks, which a causal mask prevents; use --cluster 1")
+    if q_tiles % tile.cluster:
+        raise UsageError(
+            f"cluster={tile.cluster} does not divide the {q_tiles} Q tiles of a head; use --cluster 1 or another tile"
+        )
+
+
+# -- laying the grid ----------------------------------------------------------------------------------------------------
+
+
+def _tensor_names(schedule: Schedule) -> list[str]:
+    names = ["Q", "K", "V", "O"]
+    names += {"standard": ["S", "P"], "fa1": ["l", "m"]}.get(schedule.family, ["LSE"])
+    return names
+
+
+def _lay_out(
+    kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, device: Device, tensors: Sequence[str]
+) -> _Grid:
+    order = {"tiles": "tiles", "heads": "heads"}.get(kernel.grid, "grid")
+    if kernel.persistent:
+        order = "longest-first" if workload.causal else "persistent"
+    seen = workload if kernel.skips_masked else replace(workload, causal=False)
+    items = work_items(seen, tile.block_m, tile.block_n, order)
+    longest = int(items["blocks"].max())
+    masked = np.zeros(longest + 1, np.int64)
+    if workload.causal and not kernel.skips_masked:
+        masked[:] = np.arange(longest + 1)  # a mask that leaves out no block is applied to every block
+    else:
+        np.maximum.at(masked, items["blocks"], items["masked"])
+
+    short = trace(kernel, workload, tile, [(min(3, longest), int(masked[longest] > 0))] * 2)
+    check(short)
+    room = occupancy(schedule, workload, tile, device, short)
+    launch = Launch(
+        items=items,
+        accesses=_accesses(kernel, workload, tile, longest, tuple(tensors)),
+        slots=device.sms * room.ctas_per_sm,
+        block_m=tile.block_m,
+        block_n=tile.block_n,
+        cluster=tile.cluster,
+        descending=kernel.descending,
+    )
+    return _Grid(kernel, items, room, launch, masked)
+
+
+@functools.lru_cache(maxsize=64)
+def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tensors: tuple[str, ...]) -> np.ndarray:
+    """One CTA's global loads and stores at the longest loop, with the coordinates the traffic replay needs."""
+    program = trace(kernel, workload, tile, [(max(1, longest), 0)])
+    recorded = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
+    names = np.array([tensors.index(name) for name in program.tensors])
+    mode = np.array([_MODE.get(name, ROW) for name in tensors])
+    elements = np.array([1 if name in _STATISTICS else workload.head_dim for name in tensors])
+    size = np.array(
+        [
+            LSE_BYTES if name in _STATISTICS else workload.output_bytes if name == "O" else workload.element_bytes
+            for name in tensors
+        ]
+    )
+    out = np.zeros(len(recorded), ACCESS)
+    out["tensor"] = names[recorded["tensor"]]
+    out["mode"] = mode[out["tensor"]]
+    rows = out["mode"] == ROW
+    out["m_offset"] = np.where(rows, recorded["block"], 0)
+    out["block"] = np.where(rows, 0, recorded["block"])
+    out["step"] = -1 if kernel.grid == "heads" else recorded["step"]
+    out["elements"] = elements[out["tensor"]]
+    out["element_bytes"] = size[out["tensor"]]
+    out["write"] = recorded["write"]
+    out["multicast"] = recorded["multicast"]
+    return out
+
+
+# -- replaying it -------------------------------------------------------------------------------------------------------
+
+
+def _memory(grid: _Grid, device: Device, traffic: Traffic, hits: dict[str, float], clock_hz: float, tile: Tile) -> Memory:
+    """One SM's share of L2 and HBM while all SMs that have work run."""
+    active = min(device.sms, len(grid.items))
+    through = {
+        name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in traffic.by_tensor.items()
+    }
+    return Memory(
+        l2=device.l2_bytes_per_cycle / active,
+        hbm=device.hbm_achieved_bytes_per_s / clock_hz / active,
+        read_miss={name: 1.0 - hit for name, hit in hits.items()},
+        write_through=through,
+    )
+
+
+def _replay_all(
+    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, traffic: Traffic, hits: dict[str, float],
+    clock_hz: float,
+) -> tuple[int, np.ndarray]:  # fmt: skip
+    """Cycles of all kernels one after another, and the busy cycles of every unit summed over SMs."""
+    cycles, busy = 0.0, np.zeros(len(UNITS))
+    launch = device.kernel_launch_cycles * clock_hz / device.max_clock_hz
+    for grid in grids:
+        memory = _memory(grid, device, traffic, hits, clock_hz, tile)
+        lengths = grid.items["blocks"].astype(np.int64)
+        durations = measure_durations(
+            grid.kernel, workload, tile, device, memory, grid.occupancy.ctas_per_sm, lengths,
+            lambda n, masked=grid.masked: int(masked[min(n, len(masked) - 1)]),
+        )  # fmt: skip
+        cycles += launch + compose(durations, lengths, device.sms, tile.cluster)
+        counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
+        busy += counts @ durations.busy
+    return int(np.ceil(cycles)), busy
+
+
+def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device) -> Rates:
+    per_sm = busy / (cycles * device.sms)
+    return Rates(
+        tensor=per_sm[U_TENSOR],
+        mufu=per_sm[U_MUFU],
+        issue=per_sm[U_ISSUE],
+        smem_bytes_per_cycle=per_sm[U_SMEM],
+        l2_bytes_per_cycle=(traffic.total("l2_read") + traffic.total("l2_write")) / cycles,
+        hbm_bytes_per_cycle=(traffic.total("hbm_read") + traffic.total("hbm_write")) / cycles,
+    )
+
+
+def _sample(
+    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, traffic: Traffic, hits: dict[str, float],
+    clock_hz: float,
+):  # fmt: skip
+    """The spans of one SM's first two tiles (loops cut short) of the kernel that does the softmax."""
+    grid = grids[len(grids) // 2]
+    longest = max(1, min(TIMELINE_BLOCKS, int(grid.items["blocks"].max())))
+    masked = int(grid.masked[min(longest, len(grid.masked) - 1)])
+    program = trace(grid.kernel, workload, tile, [(longest, masked)] * 2)
+    memory = _memory(grid, device, traffic, hits, clock_hz, tile)
+    return replay(
+        [program] * grid.occupancy.ctas_per_sm, device, memory, max_spans=MAX_SPANS,
+        eight_bit=workload.element_bytes == 1,
+    )  # fmt: skip
+
+
+def _warnings(workload: Workload, tile: Tile, device: Device, state, grids: list[_Grid], traffic: Traffic) -> list[str]:
+    notes = []
+    if state.over_limit:
+        notes.append(
+            f"at the pinned clock the model draws {state.power_w:.0f} W, above the {device.power_limit_w:.0f} W limit of "
+            f"{device.name}; the hardware would lower the clock"
+        )
+    held = sum(workload.tensor_bytes.values())
+    for name in ("S", "P"):
+        if name in traffic.by_tensor:
+            held += traffic.by_tensor[name].algorithmic_write
+    if held > device.memory_bytes:
+        notes.append(
+            f"out of memory: the tensors take {held / 1e9:.1f} GB, {device.name} has {device.memory_bytes / 1e9:.1f} GB"
+        )
+    items = len(grids[-1].items)
+    if items < device.sms:
+        notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")
+    if tile.cluster == 1 and workload.dtype == "e4m3":
+        notes.append("e4m3: the transposition of V inside the kernel (FlashAttention-3 section 3.3) is not modelled")
+    return notes

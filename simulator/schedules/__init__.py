@@ -1,0 +1,151 @@
+"""The schedules: one file each, siblings without shared flags. Read two side by side and the difference is the idea."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from .fa1 import fa1
+from .fa2 import fa2
+from .fa3 import fa3
+from .overlap_2stage import overlap_2stage
+from .overlap_3stage import overlap_3stage
+from .pingpong import pingpong
+from .standard import scores, softmax_three_pass, values
+from .standard_online import softmax_online
+from .warp_specialized import warp_specialized
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch: the schedule function of its CTA and how the grid is laid over the problem."""
+
+    body: Callable
+    grid: str  # "rows": a CTA per Q tile; "heads": per (batch, head); "tiles": per tile of S
+    walk: frozenset[str] = frozenset({"K", "V"})  # rings that advance once per loop step
+    persistent: bool = False
+    descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
+    skips_masked: bool = True  # whether blocks above the diagonal are left out
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.body.__name__
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one attention forward orders its loads, GEMMs and softmax."""
+
+    name: str
+    summary: str
+    paper: str
+    family: str  # row of the default tile table
+    kernels: tuple[Kernel, ...]
+    scores_live: int = 1  # fp32 score blocks a consumer holds at once
+    dtypes: tuple[str, ...] = ("fp16", "bf16")
+
+    @property
+    def hopper(self) -> bool:
+        """Whether it needs TMA and WGMMA."""
+        return self.family in ("hopper", "3-stage")
+
+    @property
+    def producer_warpgroups(self) -> int:
+        """Warpgroups beside the consumers."""
+        return int(self.hopper)
+
+
+def _rows(body: Callable, persistent: bool) -> Kernel:
+    return Kernel(body, "rows", persistent=persistent, descending=True)
+
+
+_HOPPER_DTYPES = ("fp16", "bf16", "e4m3")
+_ALL = (
+    Schedule(
+        "standard",
+        "three kernels; S and P go through HBM; three-pass softmax",
+        "FlashAttention (arXiv:2205.14135) Algorithm 0",
+        "standard",
+        (
+            Kernel(scores, "tiles", skips_masked=False),
+            Kernel(softmax_three_pass, "rows", frozenset({"S", "P"}), skips_masked=False),
+            Kernel(values, "rows", frozenset({"P", "V"}), skips_masked=False),
+        ),
+    ),
+    Schedule(
+        "standard-online",
+        "three kernels; S and P go through HBM; online softmax",
+        "FlashAttention (arXiv:2205.14135) Algorithm 0, with arXiv:1805.02867",
+        "standard",
+        (
+            Kernel(scores, "tiles", skips_masked=False),
+            Kernel(softmax_online, "rows", frozenset({"S", "P"}), skips_masked=False),
+            Kernel(values, "rows", frozenset({"P", "V"}), skips_masked=False),
+        ),
+    ),
+    Schedule(
+        "fa1",
+        "K/V outer loop; Q, O, l and m travel at every step",
+        "FlashAttention (arXiv:2205.14135) Algorithm 1",
+        "fa1",
+        (Kernel(fa1, "heads", frozenset({"Q", "O", "l", "m"})),),
+    ),
+    Schedule(
+        "fa2",
+        "Q outer loop, O stays in registers; cp.async and mma.sync",
+        "FlashAttention-2 (arXiv:2307.08691) Algorithm 1",
+        "mma",
+        (_rows(fa2, persistent=False),),
+    ),
+    Schedule(
+        "warp-specialized",
+        "a producer warp loads by TMA, free-running consumer warpgroups compute by WGMMA",
+        "FlashAttention-3 (arXiv:2407.08608) section 3.1, Algorithm 1",
+        "hopper",
+        (_rows(warp_specialized, persistent=True),),
+        dtypes=_HOPPER_DTYPES,
+    ),
+    Schedule(
+        "pingpong",
+        "one warpgroup's softmax hides under the other's GEMMs, by named barriers",
+        "FlashAttention-3 (arXiv:2407.08608) section 3.1",
+        "hopper",
+        (_rows(pingpong, persistent=True),),
+        dtypes=_HOPPER_DTYPES,
+    ),
+    Schedule(
+        "overlap-2stage",
+        "a warpgroup's softmax runs under its own PV of the block before",
+        "FlashAttention-3 (arXiv:2407.08608) section 3.2, Algorithm 2",
+        "hopper",
+        (_rows(overlap_2stage, persistent=True),),
+        dtypes=_HOPPER_DTYPES,
+    ),
+    Schedule(
+        "overlap-3stage",
+        "softmax under both the PV before and the QK^T after; two score blocks live",
+        "FlashAttention-3 (arXiv:2407.08608) appendix B.3",
+        "3-stage",
+        (_rows(overlap_3stage, persistent=True),),
+        scores_live=2,
+        dtypes=_HOPPER_DTYPES,
+    ),
+    Schedule(
+        "fa3",
+        "pingpong between warpgroups and two-stage overlap within each",
+        "FlashAttention-3 (arXiv:2407.08608) sections 3.1 and 3.2",
+        "hopper",
+        (_rows(fa3, persistent=True),),
+        dtypes=_HOPPER_DTYPES,
+    ),
+)
+SCHEDULES: dict[str, Schedule] = {schedule.name: schedule for schedule in _ALL}
+
+
+def find_schedule(name: str) -> Schedule:
+    """The schedule of that name; UsageError naming those there are."""
+    if name not in SCHEDULES:
+        raise UsageError(f"schedule {name!r} is not known ({', '.join(SCHEDULES)})")
+    return SCHEDULES[name]

@@ -1,0 +1,50 @@
+"""FlashAttention-3: pingpong between warpgroups and two-stage overlap within each (sections 3.1 and 3.2 together).
+
+Beside overlap_2stage.py, the baton brackets the issue of the two GEMMs; beside pingpong.py, they are those of
+neighbouring blocks.
+"""
+
+
+def fa3(cta, tile):
+    """One warpgroup issues QK^T and PV while the other does softmax; its own softmax also runs under its PV."""
+    Q = cta.ring("Q", tile.q_bytes, stages=1)
+    K = cta.ring("K", tile.k_bytes, tile.stages)
+    V = cta.ring("V", tile.v_bytes, tile.stages)
+    O = cta.ring("O", tile.o_bytes, stages=1, over=V)
+    turn = cta.baton(first=0)
+    last = tile.kv_blocks[-1]
+
+    load = cta.producer()
+    load.tma(Q[0])
+    load.tma(K[0])
+    load.reclaim(O[0])
+    for j in tile.kv_blocks[1:]:
+        load.tma(K[j])
+        load.tma(V[j - 1])
+    load.tma(V[last])
+
+    for wg in cta.consumers():
+        wg.wait(Q[0])
+        S = wg.gemm("S=QK^T", K[0])
+        wg.wait(S)
+        wg.free(K[0])
+        wg.softmax(0)
+        for j in tile.kv_blocks[1:]:
+            wg.take(turn)
+            S = wg.gemm("S=QK^T", K[j])
+            PV = wg.gemm("O+=PV", V[j - 1])
+            wg.give(turn)  # the tensor cores are yours; I do softmax
+            wg.wait(S)
+            wg.free(K[j])
+            wg.softmax_apart(j)  # under PV of block j-1 and the other warpgroup's GEMMs
+            wg.wait(PV)
+            wg.free(V[j - 1])
+            wg.convert(j)
+            wg.rescale(j)
+        wg.free(Q[0])
+        PV = wg.gemm("O+=PV", V[last])
+        wg.wait(PV)
+        wg.free(V[last])
+        wg.normalize()
+        wg.store("LSE")
+        wg.store("O", slot=O[0])

@@ -1,0 +1,60 @@
+"""Standard attention (FlashAttention Algorithm 0): three kernels, with S and P written to HBM and read back.
+
+The softmax here is the three-pass one: maximum, sum, then probabilities, each pass reading S. One row of S fits the
+L2 cache easily, so the second and third reading of a row follow the first at once.
+"""
+
+from ..softmax import CHUNK, Phase, scores_per_thread
+
+
+def scores(cta, tile):
+    """S = Q K^T: one CTA per tile of S; a causal mask saves nothing here."""
+    Q = cta.ring("Q", tile.q_bytes, stages=1)
+    K = cta.ring("K", tile.k_bytes, stages=1)
+    for warps in cta.consumers():
+        warps.cp_async(Q[0])
+        warps.cp_async(K[0])
+        warps.wait(Q[0])
+        warps.mma("S=QK^T", K[0])
+        warps.free(Q[0])
+        warps.free(K[0])
+        warps.store("S")
+
+
+def softmax_three_pass(cta, tile):
+    """P = softmax(S): three readings of S, one writing of P."""
+    S = cta.ring("S", tile.s_bytes, stages=1)
+    chunks = -(-scores_per_thread(tile) // CHUNK)
+    for warps in cta.consumers():
+        for j in tile.kv_blocks:
+            for reading in range(3):
+                warps.cp_async(S[3 * j + reading], block=j)
+                warps.wait(S[3 * j + reading])
+                warps.compute(READINGS[reading], phase_of(reading, chunks), j)
+                warps.free(S[3 * j + reading])
+            warps.store("P", block=j, step=j)
+
+
+def values(cta, tile):
+    """O = P V: one CTA per row of O tiles."""
+    P = cta.ring("P", tile.s_bytes, tile.stages)
+    V = cta.ring("V", tile.v_bytes, tile.stages)
+    for warps in cta.consumers():
+        for j in tile.kv_blocks:
+            warps.cp_async(P[j])
+            warps.cp_async(V[j])
+            warps.wait(P[j])
+            warps.mma("O=PV", V[j])
+            warps.free(P[j])
+            warps.free(V[j])
+        warps.store("O")
+
+
+READINGS = ("row max", "row sum", "probabilities")
+
+
+def phase_of(reading: int, chunks: int) -> Phase:
+    """Instructions of one reading of S: FMNMX; then FFMA, EX2, FADD; then FFMA, EX2, FMUL."""
+    if reading == 0:
+        return Phase(alu=CHUNK, chunks=chunks, latencies=2)
+    return Phase(fma=2 * CHUNK, mufu=CHUNK, chunks=chunks, latencies=2 if reading == 1 else 0)

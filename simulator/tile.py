@@ -1,0 +1,215 @@
+"""Tile: how one CTA cuts the problem, whether it fits an SM, and the tile a schedule takes by default."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+
+from .errors import UsageError
+from .workload import LSE_BYTES, Workload
+
+K_PER_STEP_BYTES = 32
+"""One WGMMA or mma.sync k step reads 32 bytes of K per row: 16 fp16 or 32 e4m3 values (PTX ISA, wgmma shapes)."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One CTA's share: block_m queries x block_n keys, `stages` K/V buffers, `consumers` warpgroups, `cluster` CTAs.
+
+    For mma.sync kernels a consumer is four warps, one per sub-partition, as a warpgroup is.
+    """
+
+    block_m: int
+    block_n: int
+    stages: int = 2
+    consumers: int = 2
+    cluster: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or value <= 0:
+                raise UsageError(f"tile: {name}={value!r} must be a positive whole number")
+        if self.block_m % self.consumers:
+            raise UsageError(f"tile {self}: block_m is not divided evenly by {self.consumers} consumers")
+        if self.block_n % 16:
+            raise UsageError(f"tile {self}: block_n must be a multiple of 16, the k step of the second GEMM")
+        if self.cluster not in (1, 2, 4):
+            raise UsageError(f"cluster={self.cluster} is not supported (1, 2, 4)")
+
+    @classmethod
+    def parse(cls, text: str, **fields: int) -> Tile:
+        """A tile from "128x176" (block_m x block_n) and any other fields by name."""
+        match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+        if not match:
+            raise UsageError(f"tile {text!r} is not of the form 128x176 (queries x keys)")
+        return cls(int(match[1]), int(match[2]), **fields)
+
+    def to_dict(self) -> dict:
+        """The tile's fields as plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_n}"
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One consumer's share of a block GEMM: m x n, `k_steps` instructions deep."""
+
+    m: int
+    n: int
+    k_steps: int
+    k_per_step: int
+    a_in_registers: int
+    smem_bytes_per_step: int  # read by ldmatrix in the mma.sync form, all four warps together
+
+
+@dataclass(frozen=True)
+class TileView:
+    """What a schedule sees of its tile: the loop, the bytes of its buffers, the shapes of its GEMMs."""
+
+    tile: Tile
+    workload: Workload
+    loop: int  # K/V blocks this CTA walks
+    masked: int = 0  # how many of them, from the first walked, cross the diagonal or the ragged end
+    looped: frozenset[str] = field(default=frozenset({"K", "V"}))  # rings that advance once per loop step
+
+    @property
+    def stages(self) -> int:
+        """Buffers per K/V ring."""
+        return self.tile.stages
+
+    @property
+    def consumers(self) -> int:
+        """Consumer warpgroups."""
+        return self.tile.consumers
+
+    @property
+    def block_n(self) -> int:
+        """Keys per block."""
+        return self.tile.block_n
+
+    @property
+    def head_dim(self) -> int:
+        """Head dimension."""
+        return self.workload.head_dim
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes per element of Q, K, V and P."""
+        return self.workload.element_bytes
+
+    @property
+    def rows(self) -> int:
+        """Query rows of one consumer."""
+        return self.tile.block_m // self.tile.consumers
+
+    @property
+    def kv_blocks(self) -> range:
+        """The K/V blocks in the order they are walked."""
+        return range(self.loop)
+
+    def q_blocks(self, j: int) -> range:
+        """Q blocks under K/V block j (FlashAttention-1's inner loop); a causal mask leaves out those that see none of it."""
+        work, m = self.workload, self.tile.block_m
+        first = max(0, j * self.block_n - (work.seqlen_k - work.seqlen_q)) // m if work.causal else 0
+        return range(min(first, -(-work.seqlen_q // m)), -(-work.seqlen_q // m))
+
+    @property
+    def q_bytes(self) -> int:
+        """Shared memory of a Q tile."""
+        return self.tile.block_m * self.head_dim * self.element_bytes
+
+    @property
+    def k_bytes(self) -> int:
+        """Shared memory of a K tile."""
+        return self.tile.block_n * self.head_dim * self.element_bytes
+
+    v_bytes = k_bytes
+
+    @property
+    def o_bytes(self) -> int:
+        """Shared memory of a staged O tile."""
+        return self.tile.block_m * self.head_dim * self.workload.output_bytes
+
+    @property
+    def s_bytes(self) -> int:
+        """Shared memory of an S or P tile."""
+        return self.tile.block_m * self.tile.block_n * self.element_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """One fp32 statistic per query row (LSE, l, m)."""
+        return self.tile.block_m * LSE_BYTES
+
+    def store_bytes(self, name: str) -> int:
+        """Bytes one consumer stores of a result tile."""
+        whole = {"O": self.o_bytes, "S": self.s_bytes, "P": self.s_bytes}.get(name, self.row_bytes)
+        return whole // self.tile.consumers
+
+    def is_masked(self, j: int) -> bool:
+        """Whether the block walked at step j needs masking."""
+        return j < self.masked
+
+    def sharing(self, ring: str) -> int:
+        """CTAs of the cluster that receive the same multicast load of a ring (K and V; Q is each CTA's own)."""
+        return self.tile.cluster if ring in ("K", "V") else 1
+
+    def step(self, ring: str, index: int) -> int:
+        """The loop step of a ring's load, -1 for what is loaded outside the loop."""
+        return index if ring in self.looped else -1
+
+    def gemm(self, label: str) -> Gemm:
+        """Shape of "S=QK^T" (A and B from shared memory) or "O+=PV" (P from registers)."""
+        per_step = K_PER_STEP_BYTES // self.element_bytes
+        scores = label.startswith("S")
+        n, k = (self.block_n, self.head_dim) if scores else (self.head_dim, self.block_n)
+        b_bytes = 4 * n * K_PER_STEP_BYTES  # each of the four warps reads all of B
+        a_bytes = self.rows * K_PER_STEP_BYTES if scores else 0
+        return Gemm(self.rows, n, -(-k // per_step), per_step, int(not scores), a_bytes + b_bytes)
+
+
+# -- the default tile per (family, head_dim, bytes per element, causal) -----------------------------------------------
+# Each row: the tile, then why. Hopper tiles follow FlashAttention-3's choices where they fit our buffers; mma.sync tiles
+# follow FlashAttention-2's choices for A100/H100.
+_T = Tile
+DEFAULTS: dict[tuple, tuple[Tile, str]] = {
+    ("hopper", 64, 2, False): (_T(192, 128, 2, 3), "three consumers hide d64's long softmax; P in registers needs N <= 128 within 160 registers"),
+    ("hopper", 64, 2, True): (_T(192, 128, 2, 3), "as full; N = 128 wastes less of the diagonal than 192"),
+    ("hopper", 128, 2, False): (_T(128, 176, 2, 2, 2), "the widest N whose S, P and O fit 240 registers and two stages 227 KiB; two CTAs share K and V"),
+    ("hopper", 128, 2, True): (_T(128, 128, 2, 2), "N = M masks one block per row of tiles; no cluster, as CTAs of a pair would walk different lengths"),
+    ("hopper", 256, 2, False): (_T(128, 80, 2, 2, 2), "O takes 128 registers, two stages of K and V at N = 80 take 160 KiB"),
+    ("hopper", 256, 2, True): (_T(128, 80, 2, 2), "as full, without the cluster"),
+    ("hopper", 64, 1, False): (_T(192, 160, 2, 3), "bytes halve, so N grows until 160 registers are full"),
+    ("hopper", 64, 1, True): (_T(192, 160, 2, 3), "as full"),
+    ("hopper", 128, 1, False): (_T(128, 224, 2, 2), "bytes halve, so N grows until 240 registers are full"),
+    ("hopper", 128, 1, True): (_T(128, 224, 2, 2), "as full"),
+    ("hopper", 256, 1, False): (_T(128, 128, 2, 2), "O takes 128 registers"),
+    ("hopper", 256, 1, True): (_T(128, 128, 2, 2), "as full"),
+    ("3-stage", 64, 2, False): (_T(192, 80, 2, 3), "two S blocks live at once: N <= 80 within 160 registers"),
+    ("3-stage", 128, 2, False): (_T(128, 112, 2, 2, 2), "two S blocks live at once: N <= 112 within 240 registers"),
+    ("3-stage", 256, 2, False): (_T(128, 48, 2, 2, 2), "two S blocks beside 128 registers of O: N <= 48"),
+    ("3-stage", 64, 1, False): (_T(192, 96, 2, 3), "as fp16, P takes half"),
+    ("3-stage", 128, 1, False): (_T(128, 128, 2, 2), "as fp16, P takes half"),
+    ("3-stage", 256, 1, False): (_T(128, 64, 2, 2), "as fp16, P takes half"),
+    ("mma", 64, 2, False): (_T(128, 128, 1, 1), "FlashAttention-2's tile for d64: four warps, two CTAs per SM by registers"),
+    ("mma", 128, 2, False): (_T(128, 64, 1, 1), "FlashAttention-2's tile for d128: O leaves room for N = 64; two CTAs per SM"),
+    ("mma", 256, 2, False): (_T(64, 64, 1, 1), "FlashAttention-2's tile for d256 where 228 KiB hold two CTAs"),
+    ("fa1", 64, 2, False): (_T(64, 256, 1, 2), "FlashAttention-1: K/V block as wide as shared memory allows, 128 registers of S"),
+    ("fa1", 128, 2, False): (_T(64, 128, 1, 2), "as d64, at twice the bytes per key"),
+    ("fa1", 256, 2, False): (_T(64, 64, 1, 2), "as d128, at twice the bytes per key"),
+    ("standard", 64, 2, False): (_T(128, 128, 1, 2), "a common GEMM tile; S and P go through HBM whatever the tile"),
+    ("standard", 128, 2, False): (_T(128, 128, 1, 2), "a common GEMM tile; S and P go through HBM whatever the tile"),
+    ("standard", 256, 2, False): (_T(128, 128, 1, 2), "a common GEMM tile; S and P go through HBM whatever the tile"),
+}  # fmt: skip
+HEAD_DIMS = (64, 128, 256)
+
+
+def default_for(family: str, workload: Workload) -> tuple[Tile, str]:
+    """The default tile of a family of schedules for a workload, and the reason it was chosen."""
+    key = (family, workload.head_dim, workload.element_bytes, workload.causal)
+    found = DEFAULTS.get(key) or DEFAULTS[key[:3] + (False,)]
+    tile, why = found
+    if workload.causal and tile.cluster > 1 and key not in DEFAULTS:
+        tile = Tile(tile.block_m, tile.block_n, tile.stages, tile.consumers, 1)
+    return tile, why

@@ -1,0 +1,355 @@
+"""Verbs: everything a schedule may say. They record instructions, they never simulate.
+
+A schedule is a function `schedule(cta, tile)`. It asks the `Cta` for rings (shared-memory buffers with a full and an
+empty mbarrier per stage), batons (named barriers that hand the tensor cores round), a producer and consumers, and
+lets each of them speak verbs. `K[j]` hides stage and phase: load j lives in stage `j % stages` and is that stage's
+generation `j // stages`. Calling the schedule again on the same `Cta` appends the next tile of a persistent kernel:
+rings and batons go on where they stopped, so the producer runs ahead into the next tile as the real one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from . import softmax
+from .tile import TileView
+
+
+class Op(IntEnum):
+    """The instruction set. `a..f` are the operands named here; the interpreter is its living definition."""
+
+    SETUP = 0  # kernel prologue: barrier initialisation, descriptor prefetch
+    LOAD = 1  # asynchronous copy into a ring stage; a=bytes, b=tensor, c=CTAs that share it, d=1 for cp.async; completes `barrier`
+    STORE = 2  # asynchronous copy out; a=bytes, b=tensor; the next STORE_WAIT waits for it
+    STORE_WAIT = 3  # until the stores of this warp have left shared memory
+    WAIT = 4  # until `barrier` has completed `target` generations
+    ARRIVE = 5  # one arrival on `barrier`
+    WGMMA = 6  # asynchronous warpgroup GEMM, committed as one group; a=k steps, b=m, c=n, d=1 if A is in registers, e=k per step
+    WGMMA_WAIT = 7  # until at most a groups of this warp are outstanding
+    MMA = 8  # synchronous mma.sync GEMM; operands as WGMMA, f=SMEM bytes read per k step
+    COMPUTE = 9  # a=FMA, b=ALU, c=MUFU, d=convert, e=other instructions per chunk, f=chunks; `target`=dependent latencies behind
+
+
+class BarrierKind(IntEnum):
+    """How an arrival travels to a waiter."""
+
+    MBARRIER = 0
+    NAMED = 1
+    CTA = 2  # all warps of a CTA have left; the next CTA starts
+    CLUSTER = 3  # an mbarrier of every CTA in the cluster: arrivals travel between SMs
+
+
+@dataclass
+class Barrier:
+    """One barrier: `expected` arrivals complete a generation; `initial` generations are complete at the start."""
+
+    name: str
+    kind: BarrierKind
+    expected: int
+    initial: int = 0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Load `index` of a ring, e.g. K[3]."""
+
+    ring: Ring
+    index: int
+
+    @property
+    def stage(self) -> int:
+        """The stage that holds it."""
+        return (self.ring.base + self.index) % self.ring.stages
+
+    @property
+    def generation(self) -> int:
+        """How many times the stage has been filled before."""
+        return (self.ring.base + self.index) // self.ring.stages
+
+    def __str__(self) -> str:
+        return f"{self.ring.name}[{self.index}]"
+
+
+@dataclass
+class Ring:
+    """A ring of `stages` buffers of `nbytes` each in shared memory."""
+
+    cta: Cta
+    name: str
+    nbytes: int
+    stages: int
+    number: int
+    full: list[int]
+    empty: list[int]
+    alias: bool = False
+    base: int = 0
+    used: int = 0
+    readers: set[int] = field(default_factory=set)
+    loaders: set[int] = field(default_factory=set)
+
+    def __getitem__(self, index: int) -> Slot:
+        return Slot(self, index)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a GEMM of one warp will produce; `wait(result)` becomes wait_group<n>."""
+
+    label: str
+    group: int
+
+
+@dataclass
+class Baton:
+    """A turn that circulates among the consumers: one named barrier each."""
+
+    barriers: list[int]
+    takes: list[int]
+
+
+class Warp:
+    """One role of the CTA: the producer warp, a consumer warpgroup, or (mma.sync kernels) four warps, one per sub-partition."""
+
+    def __init__(self, cta: Cta, number: int, name: str, rank: int):
+        self.cta, self.number, self.name, self.rank = cta, number, name, rank
+        self.code: list[tuple] = []
+        self.groups = 0
+
+    # -- loads and stores ------------------------------------------------------------------------------------------
+
+    def tma(self, slot: Slot, block: int | None = None) -> None:
+        """Wait until the stage is free, then copy a tile into it by TMA (multicast where the cluster shares it).
+
+        `block` is the tensor's block to load when it differs from the slot's index.
+        """
+        self._load(slot, slot.index if block is None else block, cp_async=0)
+
+    def cp_async(self, slot: Slot, block: int | None = None) -> None:
+        """The same by cp.async: the warp itself issues the 16-byte copies, nothing is shared with a cluster."""
+        slot.ring.loaders.add(self.number)
+        self._load(slot, slot.index if block is None else block, cp_async=1)
+
+    def _load(self, slot: Slot, block: int, cp_async: int) -> None:
+        ring = slot.ring
+        ring.used = max(ring.used, slot.index + 1)
+        if slot.generation > 0:
+            self._emit(Op.WAIT, "free", slot, barrier=ring.empty[slot.stage], target=slot.generation)
+        shared = 1 if cp_async else self.cta.tile.sharing(ring.name)
+        if self.rank <= 0:  # cp.async: every warp copies its share of the tile, the access is the CTA's
+            step = self.cta.tile.step(ring.name, slot.index)
+            self.cta.access(ring.name, block, step, write=0, multicast=int(shared > 1))
+        self._emit(
+            Op.LOAD, f"load {ring.name}", slot, barrier=ring.full[slot.stage],
+            a=ring.nbytes // (self.cta.tile.consumers if cp_async else 1), b=self.cta.tensor(ring.name), c=shared, d=cp_async,
+        )  # fmt: skip
+
+    def reclaim(self, slot: Slot) -> None:
+        """Before a stage is overwritten: wait until the previous tile's staged output `slot` has left shared memory."""
+        if slot.ring.base > 0:
+            self._emit(Op.WAIT, "free", slot, barrier=slot.ring.empty[0], target=slot.ring.base)
+
+    def store(self, name: str, block: int = 0, slot: Slot | None = None, step: int = -1) -> None:
+        """Convert this warp's share of a result, stage it in shared memory and copy it out by TMA (or plain stores).
+
+        With a `slot` the staging buffer is released once the copy has left shared memory.
+        """
+        tile = self.cta.tile
+        if self.rank == 0:
+            self.cta.access(name, block, step, write=1, multicast=0)
+        self._compute(softmax.stage_out(tile, name), f"stage {name}", step)
+        self._emit(Op.STORE, f"store {name}", None, a=tile.store_bytes(name), b=self.cta.tensor(name), step=step)
+        self._emit(Op.STORE_WAIT, f"store {name}", None, step=step)
+        if slot is not None:
+            slot.ring.used = max(slot.ring.used, slot.index + 1)
+            slot.ring.readers.add(self.number)
+            self._emit(Op.ARRIVE, "free", slot, barrier=slot.ring.empty[slot.stage])
+
+    # -- waiting and handing over ----------------------------------------------------------------------------------
+
+    def wait(self, what: Slot | Result) -> None:
+        """Until a ring slot is loaded, or until a GEMM's result is in registers."""
+        if isinstance(what, Slot):
+            what.ring.readers.add(self.number)
+            what.ring.used = max(what.ring.used, what.index + 1)
+            self._emit(Op.WAIT, "wait", what, barrier=what.ring.full[what.stage], target=what.generation + 1)
+        else:
+            self._emit(Op.WGMMA_WAIT, f"wait {what.label}", None, a=self.groups - 1 - what.group)
+
+    def free(self, slot: Slot) -> None:
+        """This warp no longer reads the slot; when every reader has said so the producer may refill its stage."""
+        self._emit(Op.ARRIVE, "free", slot, barrier=slot.ring.empty[slot.stage])
+
+    def take(self, baton: Baton) -> None:
+        """Wait for the turn (bar.sync on this consumer's named barrier)."""
+        baton.takes[self.rank] += 1
+        self._emit(Op.WAIT, "take turn", None, barrier=baton.barriers[self.rank], target=baton.takes[self.rank])
+
+    def give(self, baton: Baton) -> None:
+        """Pass the turn to the next consumer (bar.arrive on its named barrier)."""
+        after = (self.rank + 1) % len(baton.barriers)
+        self._emit(Op.ARRIVE, "give turn", None, barrier=baton.barriers[after])
+
+    # -- arithmetic ------------------------------------------------------------------------------------------------
+
+    def gemm(self, label: str, slot: Slot) -> Result:
+        """Issue this warpgroup's WGMMAs of one block, asynchronously, once the slot is loaded."""
+        self.wait(slot)
+        shape = self.cta.tile.gemm(label)
+        self._emit(
+            Op.WGMMA, label, slot, a=shape.k_steps, b=shape.m, c=shape.n, d=shape.a_in_registers, e=shape.k_per_step
+        )
+        self.groups += 1
+        return Result(label, self.groups - 1)
+
+    def mma(self, label: str, slot: Slot) -> None:
+        """The same by mma.sync: operands through registers by ldmatrix, the warp waits for the result."""
+        self.wait(slot)
+        shape = self.cta.tile.gemm(label)
+        self._emit(
+            Op.MMA, label, slot, a=shape.k_steps, b=shape.m, c=shape.n, d=shape.a_in_registers, e=shape.k_per_step,
+            f=shape.smem_bytes_per_step,
+        )  # fmt: skip
+
+    def softmax(self, j: int) -> None:
+        """Online softmax of block j: (mask,) max, scale and exp2, sum, convert P, rescale O by exp(m_old - m_new)."""
+        for phase in softmax.online_to_operand(self.cta.tile, masked=self.cta.tile.is_masked(j)):
+            self._compute(phase, "softmax", j)
+
+    def softmax_apart(self, j: int) -> None:
+        """Online softmax of block j in fp32 only, while a PV in flight still reads P and writes O."""
+        for phase in softmax.online(self.cta.tile, masked=self.cta.tile.is_masked(j)):
+            self._compute(phase, "softmax", j)
+
+    def convert(self, j: int) -> None:
+        """P of block j to the operand type of the second GEMM."""
+        self._compute(softmax.convert(self.cta.tile), "convert P", j)
+
+    def rescale(self, j: int) -> None:
+        """Multiply the O accumulator by exp(m_old - m_new) (FlashAttention-2 section 3.1)."""
+        self._compute(softmax.rescale(self.cta.tile), "rescale O", j)
+
+    def normalize(self) -> None:
+        """Epilogue: reduce the row sums across the quad, O /= l, LSE = m + log l."""
+        for phase in softmax.normalize(self.cta.tile):
+            self._compute(phase, "normalize O")
+
+    def compute(self, label: str, phase: softmax.Phase, j: int = -1) -> None:
+        """Any other register arithmetic, counted by instruction class."""
+        self._compute(phase, label, j)
+
+    # -- recording -------------------------------------------------------------------------------------------------
+
+    def _compute(self, phase: softmax.Phase, label: str, step: int = -1) -> None:
+        self._emit(
+            Op.COMPUTE, label, None, step=step, target=phase.latencies,
+            a=phase.fma, b=phase.alu, c=phase.mufu, d=phase.convert, e=phase.other, f=phase.chunks,
+        )  # fmt: skip
+
+    def _emit(self, op: Op, label: str, slot: Slot | None, barrier: int = -1, target: int = 0,
+              a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, step: int = -1) -> None:  # fmt: skip
+        ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
+        cta = self.cta
+        if slot is not None and step < 0:
+            step = cta.tile.step(slot.ring.name, slot.index)
+        self.code.append(
+            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, ring, index, step, cta.tile_number)
+        )
+
+
+class Cta:
+    """The recorder of one CTA: its rings, barriers, batons and warps, over one tile or (persistent) a sequence of tiles."""
+
+    def __init__(self, tile: TileView):
+        self.tile = tile
+        self.tile_number = -1
+        self.barriers: list[Barrier] = []
+        self.rings: dict[str, Ring] = {}
+        self.batons: list[Baton] = []
+        self.warps: list[Warp] = []
+        self.labels: dict[str, int] = {}
+        self.tensors: dict[str, int] = {}
+        self.accesses: list[tuple] = []
+        self._asked = 0
+
+    # -- what a schedule asks for ----------------------------------------------------------------------------------
+
+    def ring(self, name: str, nbytes: int, stages: int, over: Ring | None = None) -> Ring:
+        """A ring of `stages` buffers; `over` lays it over another ring's memory (staged output over V)."""
+        if name not in self.rings:
+            full = [self._barrier(f"full {name}.{s}", BarrierKind.MBARRIER, 1) for s in range(stages)]
+            kind = BarrierKind.CLUSTER if self.tile.sharing(name) > 1 else BarrierKind.MBARRIER
+            empty = [self._barrier(f"empty {name}.{s}", kind, 1) for s in range(stages)]
+            self.rings[name] = Ring(self, name, nbytes, stages, len(self.rings), full, empty, alias=over is not None)
+        return self.rings[name]
+
+    def baton(self, first: int = 0) -> Baton:
+        """A turn that starts with consumer `first` and passes on at every give."""
+        if not self.batons:
+            count = self.tile.consumers
+            barriers = [
+                self._barrier(f"turn of WG{r}", BarrierKind.NAMED, 1, initial=int(r == first)) for r in range(count)
+            ]
+            self.batons.append(Baton(barriers, [0] * count))
+        return self.batons[0]
+
+    def producer(self) -> Warp:
+        """The warp that issues TMA loads."""
+        return self._warp("producer", -1)
+
+    def consumers(self) -> list[Warp]:
+        """The consumer warpgroups, WG0 first."""
+        return [self._warp(f"WG{rank}", rank) for rank in range(self.tile.consumers)]
+
+    # -- bookkeeping -----------------------------------------------------------------------------------------------
+
+    def begin_tile(self, tile: TileView, persistent: bool) -> None:
+        """Start recording the next tile: rings go on behind what the last tile used; a new CTA joins all warps first."""
+        if self.tile_number >= 0 and not persistent:
+            self._new_cta()
+        self.tile = tile
+        self.tile_number += 1
+        for ring in self.rings.values():
+            ring.base += ring.used
+            ring.used = 0
+
+    def finish(self) -> None:
+        """Close the recording: a stage is empty again when every warp that reads the ring has freed it."""
+        for ring in self.rings.values():
+            for full, empty in zip(ring.full, ring.empty, strict=True):
+                self.barriers[full].expected = max(1, len(ring.loaders))
+                self.barriers[empty].expected = max(1, len(ring.readers))
+
+    def access(self, name: str, block: int, step: int, write: int, multicast: int) -> None:
+        """Note one global-memory access of the CTA for the traffic replay (first tile only)."""
+        if self.tile_number == 0:
+            self.accesses.append((self.tensor(name), block, step, write, multicast))
+
+    def tensor(self, name: str) -> int:
+        """Number of a tensor in this program's table."""
+        return self.tensors.setdefault(name, len(self.tensors))
+
+    def label(self, text: str) -> int:
+        """Number of a label in this program's table."""
+        return self.labels.setdefault(text, len(self.labels))
+
+    def _barrier(self, name: str, kind: BarrierKind, expected: int, initial: int = 0) -> int:
+        self.barriers.append(Barrier(name, kind, expected, initial))
+        return len(self.barriers) - 1
+
+    def _warp(self, name: str, rank: int) -> Warp:
+        for warp in self.warps:
+            if warp.name == name:
+                return warp
+        warp = Warp(self, len(self.warps), name, rank)
+        self.warps.append(warp)
+        warp._emit(Op.SETUP, "setup", None)
+        return warp
+
+    def _new_cta(self) -> None:
+        if not any(b.kind == BarrierKind.CTA for b in self.barriers):
+            self._cta_barrier = self._barrier("CTA exit", BarrierKind.CTA, len(self.warps))
+        for warp in self.warps:
+            warp._emit(Op.ARRIVE, "exit", None, barrier=self._cta_barrier)
+            warp._emit(Op.WAIT, "launch", None, barrier=self._cta_barrier, target=self.tile_number + 1)
+            warp._emit(Op.SETUP, "setup", None)

@@ -1,0 +1,124 @@
+"""Workload: what attention is asked to compute, its exact FLOPs and its compulsory bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import UsageError
+
+DTYPE_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1}
+"""Bytes per element of Q, K and V."""
+
+LSE_BYTES = 4
+"""The log-sum-exp (and FlashAttention-1's l and m) is fp32."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One attention forward call: Q is (batch, seqlen_q, heads, head_dim), K and V (batch, seqlen_k, kv_heads, head_dim).
+
+    `seqlen` sets both lengths at once; `kv_heads` defaults to `heads` (GQA and MQA set it lower). A causal mask is
+    bottom-right aligned: query i sees keys 0 .. i + seqlen_k - seqlen_q. Outputs are O, shaped as Q (fp16, bf16; bf16
+    for e4m3 inputs), and LSE, (batch, heads, seqlen_q) in fp32.
+
+    Raises UsageError, one sentence, for any size, dtype or head count that is not possible.
+    """
+
+    batch: int
+    heads: int
+    seqlen: int | None = None
+    head_dim: int = 128
+    dtype: str = "fp16"
+    causal: bool = False
+    kv_heads: int | None = None
+    seqlen_q: int | None = None
+    seqlen_k: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {"seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k}
+        for name, value in given.items():
+            if value is None:
+                if self.seqlen is None:
+                    raise UsageError(f"{name} is missing: give seqlen, or seqlen_q and seqlen_k")
+                object.__setattr__(self, name, self.seqlen)
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
+        for name in ("batch", "heads", "kv_heads", "seqlen_q", "seqlen_k", "head_dim"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UsageError(f"{name}={value!r} is not a whole number")
+            if value <= 0:
+                raise UsageError(f"{name}={value} must be positive")
+        if self.dtype not in DTYPE_BYTES:
+            raise UsageError(f"dtype={self.dtype!r} is not supported ({', '.join(DTYPE_BYTES)})")
+        if self.heads % self.kv_heads:
+            raise UsageError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
+        object.__setattr__(self, "seqlen", self.seqlen_q if self.seqlen_q == self.seqlen_k else None)
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes per element of Q, K and V."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes per element of O: as the inputs, but bf16 for e4m3 inputs (FlashAttention-3 section 3.3)."""
+        return max(2, self.element_bytes)
+
+    @property
+    def heads_per_kv(self) -> int:
+        """Query heads that share one K/V head (1 is MHA, heads is MQA)."""
+        return self.heads // self.kv_heads
+
+    @property
+    def pairs(self) -> int:
+        """Unmasked (query, key) pairs of one head."""
+        if not self.causal:
+            return self.seqlen_q * self.seqlen_k
+        offset = self.seqlen_k - self.seqlen_q
+        first = max(0, -offset)  # rows before `first` see no key
+        rows = self.seqlen_q - first
+        lowest, highest = first + offset + 1, self.seqlen_q + offset
+        return rows * (lowest + highest) // 2
+
+    @property
+    def flops(self) -> int:
+        """Exact FLOPs of the two GEMMs over unmasked pairs: 4 * pairs * head_dim * heads * batch."""
+        return 4 * self.pairs * self.head_dim * self.heads * self.batch
+
+    @property
+    def paper_flops(self) -> float:
+        """FLOPs as the papers count them: 4 * S_q * S_k * D * H * B, halved when causal (FlashAttention-2 section 4.1)."""
+        full = 4 * self.seqlen_q * self.seqlen_k * self.head_dim * self.heads * self.batch
+        return full / 2 if self.causal else float(full)
+
+    @property
+    def tensor_bytes(self) -> dict[str, int]:
+        """Whole size in bytes of each tensor: Q, K, V (inputs) and O, LSE (outputs)."""
+        q = self.batch * self.heads * self.seqlen_q * self.head_dim
+        kv = self.batch * self.kv_heads * self.seqlen_k * self.head_dim
+        return {
+            "Q": q * self.element_bytes,
+            "K": kv * self.element_bytes,
+            "V": kv * self.element_bytes,
+            "O": q * self.output_bytes,
+            "LSE": self.batch * self.heads * self.seqlen_q * LSE_BYTES,
+        }
+
+    def to_dict(self) -> dict:
+        """The workload's fields as plain JSON values."""
+        return {
+            "batch": self.batch,
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "seqlen_q": self.seqlen_q,
+            "seqlen_k": self.seqlen_k,
+            "head_dim": self.head_dim,
+            "dtype": self.dtype,
+            "causal": self.causal,
+        }
+
+    def __str__(self) -> str:
+        heads = f"{self.heads}" if self.kv_heads == self.heads else f"{self.heads}/{self.kv_heads}"
+        length = f"{self.seqlen_q}" if self.seqlen_q == self.seqlen_k else f"{self.seqlen_q}q/{self.seqlen_k}k"
+        return f"{self.batch} x {heads} x {length}, d{self.head_dim}, {self.dtype}, {'causal' if self.causal else 'full'}"
