@@ -9,9 +9,9 @@ from rich.style import Style
 from rich.text import Text
 
 from ..traces.standing import Standing
-from .units import digits, scaled
+from .units import digits
 
-_HEIGHT, _GUTTER = 16, 14
+_HEIGHT, _GUTTER = 16, 8
 _STYLES = {"tensor": "green", "mufu": "magenta", "hbm": "cyan", "l2": "blue"}
 _NAMES = {"tensor": "tensor cores", "mufu": "MUFU", "hbm": "HBM", "l2": "L2"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -53,9 +53,10 @@ class LogLog:
         for index, (x, y) in enumerate(points):
             cells[min(_HEIGHT - 1, max(0, row_of(y)))][column_of(x)] = (letter(index), "bold reverse")
 
-        labels = {row_of(value): scaled(value, "FLOP/s") for value in flat}
+        labels = {row_of(value): f"{value / 1e12:,.0f}" for value in flat}
         for decade in (10.0**e for e in range(ceil(y0), floor(y1) + 1)):
-            labels.setdefault(row_of(decade), scaled(decade, "FLOP/s"))
+            labels.setdefault(row_of(decade), f"{decade / 1e12:,g}")
+        yield Text("TFLOP/s", "dim")
         for number, cells_of_row in enumerate(cells):
             line = Text(f"{labels.get(number, ''):>{_GUTTER - 2}} │", style="")
             for char, style in cells_of_row:
@@ -66,9 +67,10 @@ class LogLog:
         for exponent in range(x0, x1 + 1):
             text = digits(10.0**exponent).removesuffix(".00").removesuffix(".0")
             at = column_of(10.0**exponent)
-            scale[at : at + len(text)] = text
+            if at + len(text) <= width:
+                scale[at : at + len(text)] = text
         yield Text(" " * _GUTTER + "".join(scale)[:width].rstrip())
-        legend = Text(" " * _GUTTER + "FLOP per HBM byte    ")
+        legend = Text(" " * _GUTTER + "FLOP per HBM byte   ")
         for ceiling in roof.ceilings:
             legend.append("── " if ceiling.flops_per_s else "╱╱ ", _STYLES[ceiling.name])
             legend.append(_NAMES[ceiling.name] + "  ")

@@ -123,7 +123,8 @@ class MachineOptions:
         tile = default_tile(workload, schedule, device)
         if self.tile is not None:
             asked = Tile.parse(self.tile)
-            changes |= {"block_m": asked.block_m, "block_n": asked.block_n}
+            consumers = max(1, asked.block_m * tile.consumers // tile.block_m)  # as many rows each as in the table
+            changes |= {"block_m": asked.block_m, "block_n": asked.block_n, "consumers": consumers}
         return replace(tile, **changes)
 
     def predict(self, workload: Workload, schedule: str) -> Run:

@@ -21,16 +21,17 @@ WAIT = "#6b7078"
 def colour(step: int, group: int) -> str:
     """Hex colour of a span by loop step and warpgroup."""
     light, dark = HUES[step % len(HUES)] if step >= 0 else OUTSIDE
-    if group == 1:
-        return dark
-    if group == 2:
-        return _mix(light, dark)
-    return light
+    return (light, dark, _mix(light, dark))[max(0, group) % 3]
 
 
 def ink(step: int, group: int) -> str:
     """Hex colour of text on a span."""
-    return "#ffffff" if group == 1 else "#1b1d21"
+    return "#ffffff" if max(0, group) % 3 == 1 else "#1b1d21"
+
+
+def shades(warpgroups: tuple[str, ...]) -> str:
+    """Which shade is whose, for a legend."""
+    return ", ".join(f"{shade} {name}" for shade, name in zip(("light", "dark", "middle"), warpgroups, strict=False))
 
 
 def _mix(a: str, b: str) -> str:

@@ -26,7 +26,7 @@ def report(found: Report) -> Iterator[RenderableType]:
             yield from _titled(_heading(groups[0]), _panel(groups))
     yield from _titled("Error per figure and implementation", _summary(found.groups))
     if found.families:
-        yield from _titled("Error per implementation", _families(found))
+        yield from _titled("Error per implementation, raw and after one factor per panel or figure", _families(found))
     if found.left_out:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(found.left_out.items()))
         yield Text(f"\nLeft out, no schedule here or not a forward pass: {names}.", "dim")
@@ -37,7 +37,9 @@ def hbm(found: HbmReport) -> Iterator[RenderableType]:
     yield from _titled(f"{found.left[0].source}: GPT-2 medium, forward + backward as published, ours the forward share",
                        _hbm_left(found.left))  # fmt: skip
     yield Text(found.why)
-    yield from _titled(f"{found.middle[0].source}: fa1 forward at four K/V block sizes", _hbm_middle(found.middle))
+    yield from _titled(
+        f"{found.middle[0].source}: fa1 forward at four K/V block sizes, bytes", _hbm_middle(found.middle)
+    )
 
 
 def plain(found: Report | None, found_hbm: HbmReport | None) -> dict:
@@ -87,7 +89,7 @@ def _titled(title: str, body: RenderableType) -> Iterator[RenderableType]:
 
 
 def _is_figure(figure: str) -> bool:
-    return figure.startswith("Figure") or figure == "H200"
+    return figure.startswith(("Figure", "H200"))
 
 
 def _heading(group: Group) -> str:
@@ -95,12 +97,17 @@ def _heading(group: Group) -> str:
     place = f"{group.source}, {group.figure}" if group.figure.startswith("Figure") else group.source
     clock = f"{bar.clock_hz / 1e6:.0f} MHz" if bar.clock_hz else "free clock"
     shape = f"d{bar.workload.head_dim}, {bar.workload.dtype}, {'causal' if bar.workload.causal else 'full'}, forward"
-    return f"{place}: {bar.gpu} at {clock}" if group.figure == "H200" else f"{place}: {bar.gpu} at {clock}, {shape}"
+    return f"{place}: {bar.gpu} at {clock}, {bar.workload.dtype if _mixed(group) else shape}"
+
+
+def _mixed(group: Group) -> bool:
+    """Whether a table mixes head dimensions and masks, so that its rows must name them."""
+    return group.figure.startswith("H200")
 
 
 def _panel(groups: list[Group]) -> Table:
     """Rows are workloads, and for each implementation: published, predicted, error."""
-    shapes = group_labels(groups)
+    shapes = dict.fromkeys(_label(row, group) for group in groups for row in group.rows)
     table = house_table("", *(column for g in groups for column in (f">{_name(g)}", f">{g.schedule}", ">error")))
     for shape in shapes:
         cells: list[str | Text] = [shape]
@@ -111,17 +118,12 @@ def _panel(groups: list[Group]) -> Table:
     return table
 
 
-def group_labels(groups: list[Group]) -> list[str]:
-    """The row labels of a panel in order: sequence lengths, with the shape where a table mixes shapes."""
-    return list(dict.fromkeys(_label(row, group) for group in groups for row in group.rows))
-
-
 def _label(row: Row, group: Group) -> str:
     length = f"{row.bar.label // 1024}k" if row.bar.label >= 1024 else f"{row.bar.label}"
-    if group.figure != "H200":
+    if not _mixed(group):
         return length
     work = row.bar.workload
-    return f"d{work.head_dim} {work.dtype} {'causal' if work.causal else 'full'} {length}"
+    return f"d{work.head_dim} {'causal' if work.causal else 'full'} {length}"
 
 
 def _cells(row: Row | None) -> list[str | Text]:
@@ -150,15 +152,12 @@ def _ablation(groups: list[Group]) -> Table:
 
 
 def _summary(groups: tuple[Group, ...]) -> Table:
-    table = house_table(
-        "paper", "figure", "implementation", "schedule", ">bars", ">MAPE", ">efficiency", ">MAPE after it"
-    )
+    table = house_table("figure", "implementation", "schedule", ">bars", ">MAPE", ">efficiency", ">after it")
     for group in groups:
         if not _is_figure(group.figure) or not group.measured:
             continue
         table.add_row(
-            _paper(group.source),
-            group.figure,
+            f"{_paper(group.source)} {group.figure.removeprefix('Figure ')}",
             _name(group),
             group.schedule,
             str(len(group.measured)),
@@ -170,23 +169,16 @@ def _summary(groups: tuple[Group, ...]) -> Table:
 
 
 def _families(found: Report) -> Table:
+    """Raw error, and what one factor per panel or per whole figure leaves."""
     table = house_table(
-        "paper",
-        "implementation",
-        "dtype",
-        "device",
-        ">bars",
-        ">MAPE",
-        ">worst",
-        ">after 1 factor per panel",
-        ">per figure",
+        "paper", "implementation", "schedule", "dtype", ">bars", ">MAPE", ">worst", ">panel", ">figure", gap=1
     )
     for family in found.families:
         table.add_row(
             _paper(family.source),
-            f"{family.implementation.split(' (')[0].split(' through ')[0]} = {family.schedule}",
+            family.implementation.split(" (")[0].split(" through ")[0],
+            family.schedule,
             family.dtype,
-            family.device,
             str(family.count),
             percent(family.mape),
             percent(family.worst, signed=True),
@@ -197,7 +189,8 @@ def _families(found: Report) -> Table:
 
 
 def _paper(source: str) -> str:
-    return source.split(" (")[0] if source.startswith("arXiv") else "measured"
+    """FA3 for "arXiv:2407.08608 (FlashAttention-3)"; what is no paper was measured."""
+    return "FA" + source.rpartition("-")[2].rstrip(")") if source.startswith("arXiv") else "run"
 
 
 def _hbm_left(rows: tuple[HbmRow, ...]) -> Table:
@@ -215,16 +208,14 @@ def _hbm_left(rows: tuple[HbmRow, ...]) -> Table:
 
 
 def _hbm_middle(rows: tuple[HbmRow, ...]) -> Table:
-    table = house_table(
-        "tile", ">published", ">closed form", ">Q K V O counted", ">difference", ">l and m", ">HBM behind L2"
-    )
+    table = house_table("tile", ">published", ">closed form", ">Q, K, V, O", ">differ", ">l and m", ">HBM behind L2")
     for row in rows:
         table.add_row(
             row.tile,
             _bytes(row.published_bytes),
-            f"{row.closed_form_bytes:,} B",
-            f"{row.algorithmic_bytes:,} B",
-            f"{row.algorithmic_bytes - row.closed_form_bytes:,} B",
+            f"{row.closed_form_bytes:,}",
+            f"{row.algorithmic_bytes:,}",
+            f"{row.algorithmic_bytes - row.closed_form_bytes:,}",
             _bytes(row.statistics_bytes),
             _bytes(row.hbm_bytes),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape
 
 from ..traces.window import Row, Span, Window
-from .palette import HUES, WAIT, colour, ink, ticks
+from .palette import HUES, WAIT, colour, ink, shades, ticks
 
 _LANE, _GAP, _LEFT, _RIGHT, _TOP = 26, 6, 128, 24, 56
 _FONT = "font-family='ui-sans-serif, Helvetica, Arial, sans-serif'"
@@ -89,7 +89,7 @@ def _axis(window: Window, width: int, bottom: int) -> list[str]:
 def _legend(window: Window, y: int) -> list[str]:
     x, parts = float(_LEFT), []
     entries = [("K/V block " if i == 0 else "") + str(step) for i, step in enumerate(window.steps[: len(HUES)])]
-    pairs = [*zip(window.steps, entries, strict=False), (-1, "outside the loop")]
+    pairs = [*zip(window.steps, entries, strict=False), (-1, "outside the loop, turns")]
     for step, name in pairs:
         for group in window.groups or (-1,):
             parts.append(f"<rect x='{x:.1f}' y='{y - 10}' width='13' height='13' fill='{colour(step, group)}'/>")
@@ -97,8 +97,8 @@ def _legend(window: Window, y: int) -> list[str]:
         parts.append(_text(x + 5, y, name, 11, _MUTED))
         x += 16 + 6.4 * len(name)
     if len(window.groups) > 1:
-        parts.append(_text(x, y, "light: WG0, dark: WG1", 11, _MUTED))
-        x += 140
+        parts.append(_text(x, y, shades(window.warpgroups), 11, _MUTED))
+        x += 20 + 6.4 * len(shades(window.warpgroups))
     parts.append(f"<line x1='{x}' y1='{y - 4}' x2='{x + 26}' y2='{y - 4}' stroke='{WAIT}' stroke-dasharray='2 3'/>")
     parts.append(_text(x + 32, y, "waits", 11, _MUTED))
     return parts

@@ -17,14 +17,15 @@ from ..traces.standing import Standing
 from .loglog import LogLog, letter
 from .units import percent, scaled
 
-_BAR = 24
+_BAR = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def result(run: Run) -> RenderableType:
     """Everything about one run: figures, utilisations, bytes per tensor, bottleneck, warnings."""
-    title = Text.assemble((run.schedule, "bold"), f"  {run.workload}  on {run.device}, tile {_tile(run)}")
-    parts: list[RenderableType] = [title, "", _figures(run), "", _traffic(run), "", _bottleneck(run)]
+    title = Text.assemble((run.schedule, "bold"), f" on {run.device}\n{run.workload}, tile {_tile(run)}")
+    printed = [Text.assemble(("published   ", "dim"), _printed(bar)) for bar in _published(run)]
+    parts: list[RenderableType] = [title, "", _figures(run), *printed, "", _traffic(run), "", _bottleneck(run)]
     return Group(*parts, *_remarks([run]))
 
 
@@ -32,34 +33,25 @@ def comparison(runs: Sequence[Run]) -> RenderableType:
     """Several schedules of one workload, one row each, and why each is as fast as it is."""
     first = runs[0]
     table = house_table(
-        "schedule",
-        "tile",
-        ">time",
-        ">TFLOP/s",
-        ">published",
-        ">clock",
-        ">power",
-        ">tensor",
-        ">MUFU",
-        ">HBM",
-        "bottleneck",
+        "schedule", ">tile", ">time", ">TFLOP/s", ">paper", ">MHz", ">W", ">tensor", ">MUFU", ">HBM", gap=1
     )
     for run in runs:
         hbm = run.traffic.total("hbm_read") + run.traffic.total("hbm_write")
         table.add_row(
             Text(run.schedule, "bold"),
-            _tile(run),
+            str(run.tile),
             scaled(metrics.time_s(run), "s"),
             f"{metrics.tflops(run):.0f}",
             ", ".join(f"{bar.tflops:.0f}" for bar in _published(run)) or "-",
-            f"{run.sm_clock_hz / 1e6:.0f} MHz",
-            f"{run.power_w:.0f} W",
-            percent(metrics.tensor_utilization(run)),
-            percent(metrics.mufu_utilization(run)),
+            f"{run.sm_clock_hz / 1e6:.0f}",
+            f"{run.power_w:.0f}",
+            f"{metrics.tensor_utilization(run):.0%}",
+            f"{metrics.mufu_utilization(run):.0%}",
             scaled(hbm, "B"),
-            run.bottleneck.resource,
         )
-    reasons = [Text.assemble((f"{run.schedule}: ", "bold"), run.bottleneck.why) for run in runs]
+    reasons = [
+        Text.assemble((run.schedule, "bold"), f", {run.bottleneck.resource}: {run.bottleneck.why}") for run in runs
+    ]
     return Group(Text(f"{first.workload} on {first.device}"), "", table, "", *reasons, *_remarks(runs))
 
 
@@ -131,9 +123,9 @@ def device_fields(found: Device) -> dict[str, dict]:
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def house_table(*columns: str) -> Table:
+def house_table(*columns: str, gap: int = 2) -> Table:
     """A table in the house style; ">" before a column's name aligns it right."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
     for column in columns:
         table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return table
@@ -164,8 +156,6 @@ def _figures(run: Run) -> Table:
         ("L2 hits", run.traffic.l2_hit_rate),
     ):
         right.add_row(Text(name, "dim"), _bar(value), percent(value))
-    for bar in _published(run):
-        left.add_row(Text("published", "dim"), _printed(bar))
     grid.add_row(left, right)
     return grid
 
@@ -188,7 +178,7 @@ def _printed(bar: Bar) -> str:
 
 
 def _place(bar: Bar) -> str:
-    return bar.source if bar.figure in bar.source or bar.figure == "H200" else f"{bar.source}, {bar.figure}"
+    return bar.source if bar.figure in bar.source or bar.figure.startswith("H200") else f"{bar.source}, {bar.figure}"
 
 
 def _traffic(run: Run) -> Table:

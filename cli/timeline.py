@@ -9,7 +9,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from ..traces.window import Row, Span, Window
-from .palette import WAIT, colour, ink, ticks
+from .palette import WAIT, colour, ink, shades, ticks
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _WAIT = "┄"
@@ -135,7 +135,7 @@ def _axis(window: Window, gutter: int, width: int) -> Iterator[Segment]:
         if at < width:
             marks[at] = "┴"
             text = f"{tick:,}"
-            if at >= free:
+            if at >= free and at + len(text) <= width:
                 numbers[at : at + len(text)] = text
                 free = at + len(text) + 1
     yield Segment(" " * gutter + "".join("─" if mark == " " else mark for mark in marks), Style(dim=True))
@@ -148,14 +148,18 @@ def _legend(window: Window, gutter: int, plain: bool) -> Iterator[Segment]:
     """Which colour (or character) is which iteration and which warpgroup."""
     yield Segment(" " * gutter)
     if plain:
-        other = "; a letter is WG1 at that iteration (a is 0)" if len(window.groups) > 1 else ""
-        yield Segment(f"a digit is the K/V iteration{other}; = outside the loop; . waits; blank is idle")
+        if len(window.groups) > 1:
+            first, second = window.warpgroups[:2]
+            yield Segment(f"0 1 2: K/V block of {first}, a b c: of {second}")
+            yield Segment.line()
+            yield Segment(" " * gutter)
+        yield Segment("= outside the loop, turns   . waits   blank is idle")
     else:
         for step in window.steps[:6]:
             for group in window.groups or (-1,):
                 yield Segment(" ", Style(bgcolor=colour(step, group)))
             yield Segment(f" K/V block {step}  " if step == window.steps[0] else f" {step}  ")
         if len(window.groups) > 1:
-            yield Segment("light WG0, dark WG1  ", Style(dim=True))
+            yield Segment(shades(window.warpgroups) + "  ", Style(dim=True))
         yield Segment(f"{_WAIT}{_WAIT} waits, blank is idle", Style(dim=True))
     yield Segment.line()

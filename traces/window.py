@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +22,7 @@ class Span:
     label: str
     step: int
     tile: int
-    group: int  # warpgroup on whose behalf the lane worked: 0 for WG0, 1 for WG1, -1 for none
+    group: int  # index into Window.warpgroups of the one on whose behalf the lane worked, -1 for none
     wait: bool
 
     @property
@@ -49,6 +48,7 @@ class Window:
     start: int
     end: int
     rows: tuple[Row, ...]
+    warpgroups: tuple[str, ...]  # lane names of the consumers, in order
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class Window:
 
 def short_label(label: str, step: int) -> str:
     """A letter and the step: "S=QK^T" at step 3 is S3, softmax makes P and is P3, a load is named after its tensor."""
-    known = {"softmax": "P", "rescale O": "R", "normalize O": "N"}
+    known = {"softmax": "P", "rescale O": "R", "normalize O": "N", "give turn": "turn"}
     letter = known.get(label) or label.removeprefix("load ").removeprefix("wait ")[:1]
     return f"{letter}{step}" if step >= 0 else letter
 
@@ -95,7 +95,7 @@ def by_cycles(run: Run, start: int, end: int) -> Window:
         raise UsageError(f"nothing was recorded between cycles {start} and {end}")
     rows = [row for number in range(len(run.lanes)) for row in _rows(run, number, spans, start, end)]
     title = f"{run.schedule} on {run.device}, {run.workload}, tile {run.tile}"
-    return Window(title, start, end, tuple(rows))
+    return Window(title, start, end, tuple(rows), tuple(run.lanes[i].name for i in _consumers(run)))
 
 
 def whole(run: Run) -> Window:
@@ -106,8 +106,11 @@ def whole(run: Run) -> Window:
 
 
 def _rows(run: Run, number: int, spans: np.ndarray, start: int, end: int) -> list[Row]:
-    """Pack one lane's spans first-fit into as few rows as keep them apart; a lane without spans stays, empty."""
-    lane = run.lanes[number]
+    """Pack one lane's spans first-fit into as few rows as keep them apart; a lane without spans stays, empty.
+
+    Spans that touch and say the same (chunks of one softmax, turns of one GEMM) become one.
+    """
+    lane, consumers = run.lanes[number], _consumers(run)
     layers: list[list[Span]] = []
     mine = spans[spans["lane"] == number]
     for record in np.sort(mine, order=["start", "end", "warp", "label", "step"]):
@@ -117,12 +120,15 @@ def _rows(run: Run, number: int, spans: np.ndarray, start: int, end: int) -> lis
             run.labels[record["label"]],
             int(record["step"]),
             int(record["tile"]),
-            _group(run, int(record["warp"])),
+            consumers.index(record["warp"]) if record["warp"] in consumers else -1,
             bool(record["wait"]),
         )
         if span.end <= span.start:
             continue
         for layer in layers:
+            if span == replace(layer[-1], start=span.start, end=span.end) and layer[-1].end == span.start:
+                layer[-1] = replace(layer[-1], end=span.end)
+                break
             if layer[-1].end <= span.start:
                 layer.append(span)
                 break
@@ -132,9 +138,6 @@ def _rows(run: Run, number: int, spans: np.ndarray, start: int, end: int) -> lis
     return [Row(name, lane.kind, tuple(layer)) for name, layer in zip(names, layers or [[]], strict=True)]
 
 
-def _group(run: Run, warp: int) -> int:
-    """Warpgroup number from the lane's name, -1 for the producer and for no warp."""
-    if not 0 <= warp < len(run.lanes):
-        return -1
-    match = re.fullmatch(r"WG(\d+)", run.lanes[warp].name)
-    return int(match[1]) if match else -1
+def _consumers(run: Run) -> list[int]:
+    """Lanes of the consumer warpgroups: WG0, WG1, or CTA0 WG0, CTA1 WG0 where two CTAs share the SM."""
+    return [i for i, lane in enumerate(run.lanes) if lane.kind == "warp" and "WG" in lane.name]
