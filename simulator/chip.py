@@ -18,12 +18,13 @@ from .device import Device
 from .engine import UNITS, Memory, replay
 from .program import Program, trace
 from .schedules import Kernel
-from .tile import Tile
+from .tile import Tile, TileView
 from .workload import Workload
 
-EXACT_LENGTHS = 4
 LONGEST_REPLAY = 64
-"""Loops up to 4 blocks are replayed each; longer ones at about every 1.5-fold length up to 64, then extrapolated."""
+"""Loops longer than this many blocks are extrapolated from half of it and all of it."""
+REPLAYS = 9
+"""At most this many lengths are replayed, the short ones densely; the rest is interpolated."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,15 @@ class Durations:
     busy: np.ndarray  # (length, unit) busy cycles of one CTA, SMEM in bytes
 
 
-def replayed_lengths(lengths: np.ndarray) -> list[int]:
-    """The loop lengths to replay so that the rest can be interpolated or extrapolated."""
-    longest = int(lengths.max())
-    grid, n = [], 1
-    while n < min(longest, LONGEST_REPLAY):
-        grid.append(n)
-        n = n + 1 if n < EXACT_LENGTHS else n + n // 2
-    grid.append(min(longest, LONGEST_REPLAY))
-    if longest > LONGEST_REPLAY:
-        grid.insert(-1, LONGEST_REPLAY // 2)
-    wanted = {n for n in lengths.tolist() if n <= EXACT_LENGTHS}
-    shortest = int(lengths[lengths > 0].min()) if (lengths > 0).any() else 0
-    keep = sorted({n for n in grid if n >= min(shortest, grid[-1])} | wanted)
-    if len(keep) > 1 or not longest or longest <= LONGEST_REPLAY:
-        below = [n for n in grid if n < shortest]
-        return sorted(set(keep) | set(below[-1:] if shortest not in keep and shortest else []))
-    return sorted({LONGEST_REPLAY // 2, LONGEST_REPLAY})
+def replayed_lengths(lengths: np.ndarray, longest: int = LONGEST_REPLAY) -> list[int]:
+    """The loop lengths to replay so that the others can be interpolated or, beyond `longest`, extrapolated."""
+    wanted = np.unique(np.minimum(lengths, longest))
+    if lengths.max() > longest:
+        wanted = np.union1d(wanted, [max(1, longest // 2)])
+    if len(wanted) > REPLAYS:  # geometric picks among those that occur
+        picks = np.geomspace(1, len(wanted), REPLAYS).round().astype(int) - 1
+        wanted = wanted[np.unique(picks)]
+    return [int(n) for n in wanted]
 
 
 def _spread(known: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -71,20 +64,23 @@ def measure_durations(
 ) -> Durations:  # fmt: skip
     """Replay the kernel's CTA at a few loop lengths and spread the result over all of them."""
     lengths = np.unique(lengths)
-    known = replayed_lengths(lengths)
+    whole_head = kernel.grid == "heads"  # each K/V block is a long loop over Q of its own
+    known = replayed_lengths(lengths, 2 if whole_head else LONGEST_REPLAY)
+    tiles = 2 if whole_head else 3
     first = np.zeros((len(known), ctas_per_sm))
     later = np.zeros((len(known), ctas_per_sm))
     busy = np.zeros((len(known), len(UNITS)))
     for row, n in enumerate(known):
-        program = trace(kernel, workload, tile, [(n, masked(n))] * 3)
+        program = trace(kernel, workload, tile, [(n, masked(n))] * tiles)
         for company in range(1, ctas_per_sm + 1):
             run = replay([program] * company, device, memory, eight_bit=workload.element_bytes == 1)
-            ends = run.tile_ends[:, :3].mean(axis=0)
+            ends = run.tile_ends.mean(axis=0)
             first[row, company - 1] = ends[0]
-            later[row, company - 1] = (ends[2] - ends[0]) / 2
-            busy[row] = run.busy[0] / (3 * company)
-    at = np.array(known, float)
-    every = lengths.astype(float)
+            later[row, company - 1] = (ends[-1] - ends[0]) / (tiles - 1)
+            busy[row] = run.busy[0] / (tiles * company)
+    view = TileView(tile, workload, 1)
+    steps = np.cumsum([len(view.q_blocks(j)) if whole_head else 1 for j in range(int(lengths.max()) + 1)])
+    at, every = (np.append(0, steps)[n].astype(float) for n in (np.array(known), lengths))
     return Durations(
         lengths,
         np.stack([_spread(at, first[:, c], every) for c in range(ctas_per_sm)], axis=1),

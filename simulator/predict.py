@@ -20,7 +20,7 @@ from .order import work_items
 from .program import ACCESS_FIELDS, Program, trace
 from .run import Activity, Run, Traffic
 from .schedules import Kernel, Schedule, find_schedule
-from .tile import HEAD_DIMS, Tile, default_for
+from .tile import HEAD_DIMS, Tile, TileView, default_for
 from .traffic import ACCESS, KV, PAIR, ROW, Launch, TensorLayout, replay_traffic
 from .workload import LSE_BYTES, Workload
 
@@ -167,7 +167,8 @@ def _lay_out(
     else:
         np.maximum.at(masked, items["blocks"], items["masked"])
 
-    short = trace(kernel, workload, tile, [(min(3, longest), int(masked[longest] > 0))] * 2)
+    brief = 1 if kernel.grid == "heads" else min(3, longest)
+    short = trace(kernel, workload, tile, [(brief, int(masked[longest] > 0))] * 2)
     check(short)
     room = occupancy(schedule, workload, tile, device, short)
     launch = Launch(
@@ -185,8 +186,11 @@ def _lay_out(
 @functools.lru_cache(maxsize=64)
 def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tensors: tuple[str, ...]) -> np.ndarray:
     """One CTA's global loads and stores at the longest loop, with the coordinates the traffic replay needs."""
-    program = trace(kernel, workload, tile, [(max(1, longest), 0)])
+    whole_head = kernel.grid == "heads"
+    program = trace(kernel, workload, tile, [(1 if whole_head else max(1, longest), 0)])
     recorded = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
+    if whole_head:
+        recorded = _every_block(recorded, TileView(tile, workload, longest), program.tensors)
     names = np.array([tensors.index(name) for name in program.tensors])
     mode = np.array([_MODE.get(name, ROW) for name in tensors])
     elements = np.array([1 if name in _STATISTICS else workload.head_dim for name in tensors])
@@ -202,12 +206,24 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     rows = out["mode"] == ROW
     out["m_offset"] = np.where(rows, recorded["block"], 0)
     out["block"] = np.where(rows, 0, recorded["block"])
-    out["step"] = -1 if kernel.grid == "heads" else recorded["step"]
+    out["step"] = -1 if whole_head else recorded["step"]
     out["elements"] = elements[out["tensor"]]
     out["element_bytes"] = size[out["tensor"]]
     out["write"] = recorded["write"]
     out["multicast"] = recorded["multicast"]
     return out
+
+
+def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) -> np.ndarray:
+    """The accesses under the first K/V block (every Q block), repeated for each K/V block with the Q blocks it meets."""
+    keys = np.isin(first["tensor"], [tensors.index(name) for name in ("K", "V")])
+    parts = []
+    for j in view.kv_blocks:
+        block = first[keys | (first["block"] >= view.q_blocks(j).start)].copy()
+        of_keys = np.isin(block["tensor"], first["tensor"][keys])
+        block["block"][of_keys] = j
+        parts.append(block)
+    return np.concatenate(parts)
 
 
 # -- replaying it -------------------------------------------------------------------------------------------------------
@@ -265,7 +281,7 @@ def _sample(
 ):  # fmt: skip
     """The spans of one SM's first two tiles (loops cut short) of the kernel that does the softmax."""
     grid = grids[len(grids) // 2]
-    longest = max(1, min(TIMELINE_BLOCKS, int(grid.items["blocks"].max())))
+    longest = max(1, min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, int(grid.items["blocks"].max())))
     masked = int(grid.masked[min(longest, len(grid.masked) - 1)])
     program = trace(grid.kernel, workload, tile, [(longest, masked)] * 2)
     memory = _memory(grid, device, traffic, hits, clock_hz, tile)

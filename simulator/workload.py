@@ -105,6 +105,18 @@ class Workload:
             "LSE": self.batch * self.heads * self.seqlen_q * LSE_BYTES,
         }
 
+    @property
+    def compulsory_read_bytes(self) -> int:
+        """Bytes that any kernel has to read: K, V, and the rows of Q that see a key, each once."""
+        blind = max(0, self.seqlen_q - self.seqlen_k) if self.causal else 0
+        whole = self.tensor_bytes
+        return whole["Q"] // self.seqlen_q * (self.seqlen_q - blind) + whole["K"] + whole["V"]
+
+    @property
+    def compulsory_write_bytes(self) -> int:
+        """Bytes that any kernel has to write: all of O."""
+        return self.tensor_bytes["O"]
+
     def to_dict(self) -> dict:
         """The workload's fields as plain JSON values."""
         return {
