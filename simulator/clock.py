@@ -1,11 +1,11 @@
-"""Clock: power from the activity of the units, and the SM clock that the power limit leaves.
+"""Clock: power from the activity of the units, and the SM clock that is left.
 
     P(f) = idle + (sum over units of full-rate watts x utilisation) x (f / f_max) x (V(f) / V_max)^2 + HBM J/B x B/s
 
-V falls linearly with f. The clock is the highest f at which P is within the limit. There are two limits. A benchmark
-that times single calls with CUDA events sees "burst": for some milliseconds the board may draw more than its rated
-limit, and the tensor cores run faster than they could for a second. "sustained" is what is left when the rated limit is
-enforced. Benchmark tables are medians of such events, so "burst" is the default.
+V falls linearly with f. Two things lower the clock. Tensor cores at work take a share of it at once, whatever the power
+(`tensor_clock_droop`); and when the board has drawn more than its limit for some tens of milliseconds, the clock falls
+until P is within the limit. A "burst" is over before that happens; "sustained" is the clock after it, which a benchmark
+that repeats a kernel for a second sees, and the default.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NamedTuple
 from .device import Device
 from .errors import UsageError
 
-REGIMES = ("burst", "sustained")
+REGIMES = ("sustained", "burst")
 MIN_CLOCK_HZ = 345e6
-"""Lowest SM clock the search considers (nvidia-smi's lowest supported application clock on H100)."""
+"""Lowest SM clock the search considers (the lowest that nvidia-smi offers on an H100)."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def power_w(device: Device, rates: Rates, clock_hz: float) -> float:
     return device.idle_w + full_rate_w * speed * voltage**2 + device.hbm_joules_per_byte * hbm_bytes_per_s
 
 
-def sustained(device: Device, rates: Rates, pinned_hz: float | None = None, regime: str = "burst") -> Clock:
+def sustained(device: Device, rates: Rates, pinned_hz: float | None = None, regime: str = "sustained") -> Clock:
     """The SM clock of a kernel with this activity, and its power.
 
-    `pinned_hz` fixes the clock; `over_limit` then says that the board could not hold it in this regime.
+    `pinned_hz` fixes the clock; `over_limit` then says that the board's power limit would not let it last.
     Raises UsageError for a pinned clock that the device does not have.
     """
     if regime not in REGIMES:
         raise UsageError(f"regime {regime!r} is not known ({', '.join(REGIMES)})")
-    limit_w = device.burst_power_limit_w if regime == "burst" else device.power_limit_w
+    limit_w = device.power_limit_w
     if pinned_hz is not None:
         if not 0 < pinned_hz <= device.max_clock_hz:
             raise UsageError(
@@ -73,12 +73,13 @@ def sustained(device: Device, rates: Rates, pinned_hz: float | None = None, regi
             )
         power = power_w(device, rates, pinned_hz)
         return Clock(float(pinned_hz), power, power > limit_w)
-    low, high = min(MIN_CLOCK_HZ, device.max_clock_hz), device.max_clock_hz
-    if power_w(device, rates, high) <= limit_w:
+    high = device.max_clock_hz * (1.0 - device.tensor_clock_droop * min(1.0, rates.tensor))
+    low = min(MIN_CLOCK_HZ, high)
+    if regime == "burst" or power_w(device, rates, high) <= limit_w:
         return Clock(high, power_w(device, rates, high), False)
     if power_w(device, rates, low) > limit_w:
         return Clock(low, power_w(device, rates, low), True)
-    for _ in range(40):  # to less than 1 mHz
+    for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if power_w(device, rates, middle) <= limit_w else (low, middle)
     return Clock(low, power_w(device, rates, low), False)

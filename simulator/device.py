@@ -39,11 +39,11 @@ class Device:
     hbm_latency_cycles: int = _quantity("cycles")  # a load that misses L2
     l2_bytes: int = _quantity("B")
     l2_partitions: int = _quantity("count")
-    l2_effective_fraction: float = _quantity("ratio", most=1.0)  # reuse distance over l2_bytes where half the reads hit
+    l2_effective_fraction: float = _quantity("ratio", most=1.5)  # reuse distance over capacity where half the reads hit
     l2_spread: float = _quantity("ratio", least=0.0, most=1.0)  # standard deviation of that distance over L2's sets
-    l2_bytes_per_cycle: float = _quantity("B/cycle")  # reads that hit, the whole chip together
+    l2_bytes_per_cycle: float = _quantity("B/cycle")  # reads that hit, shared by many SMs, the whole chip
     l2_bytes_per_cycle_per_sm: float = _quantity("B/cycle")  # the port of one SM
-    l2_hit_latency_cycles: int = _quantity("cycles")  # a load that hits: mean of the near and the far partition
+    l2_hit_latency_cycles: int = _quantity("cycles")  # a load that hits
     tma_latency_cycles: int = _quantity("cycles", least=0)  # added to either latency when TMA does the load
 
     # the SM
@@ -95,7 +95,7 @@ class Device:
 
     # power: the watts a unit adds at full rate on all SMs at max_clock_hz
     power_limit_w: float = _quantity("W")  # the board's limit, held over seconds
-    burst_power_limit_w: float = _quantity("W")  # what it draws for milliseconds before the limit is enforced
+    tensor_clock_droop: float = _quantity("ratio", least=0.0, most=0.9)  # clock given up at full tensor activity
     idle_w: float = _quantity("W", least=0.0)  # clocks running, no work
     tensor_w: float = _quantity("W", least=0.0)
     issue_w: float = _quantity("W", least=0.0)  # one FMA warp instruction per cycle per sub-partition

@@ -1,12 +1,18 @@
 """Traffic: bytes per tensor at three levels, by replaying the tile order of a kernel through a model of L2.
 
-The L2 model is LRU over tiles, in which the capacity is not one number. A line's set may be fuller or emptier than the
-mean, so data of the same reuse distance hits in some sets and misses in others. The model cuts L2 into eight stripes;
-every tile has an eighth of its bytes in each, and the stripes keep different amounts of the most recent data (a mean of
-`l2_effective_fraction` of L2, `l2_spread` its standard deviation). All share one recency list: an access costs O(1).
+L2 is in partitions, each at home for an equal share of the lines of every tile. An SM asks the partition it is next to;
+for a line at home elsewhere that partition keeps a copy; only when it has lost the copy does it ask the home, and only
+when the home has lost the line does HBM deliver it. So data that all SMs read takes all of its size in each partition,
+and K and V of the heads in flight outgrow an H200's 60 MiB at 30 (measured: all of a 28 MiB buffer stays, none of 36).
 
-Writes allocate without a fetch and reach HBM when evicted, or at the end. CTAs in flight advance one loop step a turn.
-Left out: the drift of CTAs that the SMs run at slightly different speeds, and L2 policies other than recency.
+Within a partition the model is LRU over tiles. Sets fill unevenly, so its capacity is not one number: it is cut into
+stripes, every tile has an equal share of its bytes in each, and the stripes keep different amounts of the most recent
+data (`l2_effective_fraction` of the capacity in the mean, `l2_spread` its standard deviation). All stripes share one
+recency list, so an access costs O(1).
+
+Writes go to the home without a fetch and reach HBM when evicted, or at the end. CTAs in flight advance one loop step a
+turn. Left out: the drift of CTAs that the SMs run at slightly different speeds, and L2 policies other than recency (of
+data that each SM reads alone, an H200 loses little at 44 MiB and nearly all at 64; the model loses it all from 44 on).
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ ACCESS = np.dtype(
     ]
 )
 
-STRIPES = 8
+STRIPES = 4
 _ALGORITHMIC, _L2, _HBM = 0, 2, 4  # columns of the counters: read, then write
 
 
@@ -71,15 +77,17 @@ def replay_traffic(
     Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end. `smem_bytes` is left 0.
     """
     layout = _Layout(workload, launches, len(tensors))
+    homes = device.l2_partitions
+    entries = homes * homes * layout.total  # (partition, tile, home): at home where both are the same, else a copy
     block = np.zeros((layout.total, 2), np.int32)  # bytes, tensor
-    links = np.full((layout.total + 1, 2), -1, np.int32)  # previous, next in the recency list; the last row is its head
-    links[-1] = layout.total
-    marks = np.zeros((layout.total, 2), np.uint8)  # stripes that have evicted the tile; dirty stripes as bits
+    links = np.full((entries + homes, 2), -1, np.int32)  # previous, next in recency; the last rows are the lists' heads
+    links[entries:] = np.arange(entries, entries + homes)[:, None]
+    marks = np.zeros((entries, 2), np.uint8)  # stripes that have evicted the entry; dirty stripes as bits
     marks[:, 0] = STRIPES
     capacity = stripe_bytes(device)
-    used = np.zeros(STRIPES, np.int64)
-    oldest = np.full(STRIPES, layout.total, np.int64)
-    counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns in eighths of a byte, one per stripe
+    used = np.zeros((homes, STRIPES), np.int64)
+    oldest = np.repeat(np.arange(entries, entries + homes)[:, None], STRIPES, axis=1)
+    counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns per (stripe, home) share: a fraction of a byte each
 
     for launch in launches:
         _replay(
@@ -90,12 +98,12 @@ def replay_traffic(
             launch.slots, launch.cluster, launch.descending,
             block, links, marks, capacity, used, oldest, counts,
         )  # fmt: skip
-    _flush(block, marks, counts)
-    return _report(counts, tensors)
+    _flush(homes, block, marks, counts)
+    return _report(counts, tensors, STRIPES * homes)
 
 
 def stripe_bytes(device: Device) -> np.ndarray:
-    """Bytes of the most recent tiles that each stripe keeps, ascending. Whole tiles count, each has an eighth."""
+    """Bytes of the most recent tiles of which each stripe of a partition keeps its share, ascending."""
     normal = NormalDist(device.l2_effective_fraction, max(device.l2_spread, 1e-9))
     fractions = [normal.inv_cdf((k + 0.5) / STRIPES) for k in range(STRIPES)]
     return np.array([max(0.05, fraction) * device.l2_bytes for fraction in fractions], np.int64)
@@ -129,18 +137,17 @@ def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return np.stack([array[name] for name in names], axis=1).astype(np.int64)
 
 
-def _report(counts: np.ndarray, tensors: Sequence[TensorLayout]) -> tuple[Traffic, dict[str, float]]:
-    counts = counts.copy()
-    eighths = int(counts[:, _HBM].sum())
-    requested = int(counts[:, _L2].sum())
+def _report(counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int) -> tuple[Traffic, dict[str, float]]:
     hits = {
-        tensor.name: 1.0 - int(row[_HBM]) / (STRIPES * int(row[_L2]))
+        tensor.name: 1.0 - int(row[_HBM]) / (shares * int(row[_L2]))
         for tensor, row in zip(tensors, counts, strict=True)
         if row[_L2]
     }
-    counts[:, _HBM:] = -(-counts[:, _HBM:] // STRIPES)
+    missed, requested = int(counts[:, _HBM].sum()), int(counts[:, _L2].sum())
+    hit_rate = 1.0 - missed / (shares * requested) if requested else 0.0
+    counts = counts.copy()
+    counts[:, _HBM:] = -(-counts[:, _HBM:] // shares)
     by_tensor = {t.name: Bytes(*(int(value) for value in row)) for t, row in zip(tensors, counts, strict=True)}
-    hit_rate = 1.0 - eighths / (STRIPES * requested) if requested else 0.0
     return Traffic(by_tensor, hit_rate), hits
 
 
@@ -150,7 +157,10 @@ def _report(counts: np.ndarray, tensors: Sequence[TensorLayout]) -> tuple[Traffi
 @njit(cache=True)
 def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluster, descending,
             block, links, marks, capacity, used, oldest, counts):  # fmt: skip
-    """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step."""
+    """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
+
+    Outside the loop a turn ends behind a store, so that kernels which load and store in turns interleave too.
+    """
     total = len(items)
     longest = 0
     for i in range(total):
@@ -160,6 +170,7 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluste
     position = np.zeros(slots, np.int64)
     waiting = slots
     busy = slots
+    near_of = _partitions(slots, cluster, len(used))
     end = len(accesses)
     while busy > 0:
         for slot in range(slots):
@@ -171,10 +182,11 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluste
             while p < end and accesses[p, 4] >= limit:
                 p += 1
             if p < end:
-                step = accesses[p, 4]
-                while p < end and accesses[p, 4] == step:
-                    _access(i, p, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
-                            block, links, marks, capacity, used, oldest, counts)  # fmt: skip
+                step, stored = accesses[p, 4], 0
+                while p < end and accesses[p, 4] == step and accesses[p, 7] >= stored:
+                    stored = accesses[p, 7]
+                    _access(i, p, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster,
+                            descending, block, links, marks, capacity, used, oldest, counts)  # fmt: skip
                     p += 1
                 while p < end and accesses[p, 4] >= limit:
                     p += 1
@@ -189,8 +201,21 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluste
                 busy -= 1
 
 
+@njit(cache=True)
+def _partitions(slots, cluster, homes):
+    """The partition each slot's SM is next to: as many to each, without a period that a tile order could have too."""
+    near = np.zeros(slots, np.int64)
+    for slot in range(slots):
+        rest = slot // cluster  # the CTAs of a cluster are neighbours
+        while homes > 1 and rest > 0:
+            near[slot] += rest % homes
+            rest //= homes
+        near[slot] %= homes
+    return near
+
+
 @njit(cache=True, inline="always")
-def _access(i, p, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
+def _access(i, p, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
             block, links, marks, capacity, used, oldest, counts):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
     tensor = accesses[p, 0]
@@ -220,32 +245,40 @@ def _access(i, p, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster
     counts[tensor, _L2 + write] += size
     block[number, 0] = size
     block[number, 1] = tensor
-    missed = _touch(number, size, block, links, marks, capacity, used, oldest, counts)
-    if write:
-        marks[number, 1] = 255
-    else:
-        counts[tensor, _HBM] += missed * size
+    homes = len(used)
+    for home in range(homes):
+        partition = home if write else near
+        missed = STRIPES
+        while True:
+            x = (partition * len(block) + number) * homes + home
+            missed = min(missed, _touch(x, partition, size, block, links, marks, capacity, used, oldest, counts))
+            if partition == home or missed == 0:
+                break
+            partition = home
+        if write:
+            marks[x, 1] = (1 << STRIPES) - 1
+        else:
+            counts[tensor, _HBM] += missed * size
 
 
 @njit(cache=True, inline="always")
-def _touch(x, size, block, links, marks, capacity, used, oldest, counts):
-    """Make tile x the most recent, evict what no longer fits; returns in how many stripes it was absent.
+def _touch(x, partition, size, block, links, marks, capacity, used, oldest, counts):
+    """Make entry x its partition's most recent, evict what no longer fits; returns in how many stripes it was absent.
 
-    `oldest[k]` is the least recent tile that stripe k still holds. A stripe holds the most recent tiles up to its
-    capacity, so a tile that stripe k has lost is lost in all smaller stripes too: one number per tile says which.
+    `oldest[partition, k]` is the least recent entry that stripe k still holds. A stripe holds the most recent entries
+    up to its capacity, so what stripe k has lost all smaller ones have lost too: one number per entry says which.
     """
-    head = len(links) - 1
+    homes = len(used)
+    head = len(links) - homes + partition
     absent = marks[x, 0]
-    if absent < STRIPES:
-        before = links[x, 0]
-        if before != head:
+    if links[head, 1] != x or absent == STRIPES:
+        if absent < STRIPES:
+            before, after = links[x, 0], links[x, 1]
             for k in range(absent, STRIPES):
-                if oldest[k] == x:
-                    oldest[k] = before
-            after = links[x, 1]
+                if oldest[partition, k] == x:
+                    oldest[partition, k] = before
             links[before, 1] = after
             links[after, 0] = before
-    if links[head, 1] != x or absent == STRIPES:
         front = links[head, 1]
         links[x, 0] = head
         links[x, 1] = front
@@ -253,29 +286,31 @@ def _touch(x, size, block, links, marks, capacity, used, oldest, counts):
         links[head, 1] = x
     marks[x, 0] = 0
     for k in range(absent):
-        used[k] += size
-        if oldest[k] == head:
-            oldest[k] = x
-        while used[k] > capacity[k] and oldest[k] != x:
-            y = oldest[k]
-            oldest[k] = links[y, 0]
-            used[k] -= block[y, 0]
+        used[partition, k] += size
+        if oldest[partition, k] == head:
+            oldest[partition, k] = x
+        while used[partition, k] > capacity[k] and oldest[partition, k] != x:
+            y = oldest[partition, k]
+            tile = y // homes % len(block)
+            oldest[partition, k] = links[y, 0]
+            used[partition, k] -= block[tile, 0]
             marks[y, 0] = k + 1
             if marks[y, 1] >> k & 1:
                 marks[y, 1] &= ~(1 << k) & 255
-                counts[block[y, 1], _HBM + 1] += block[y, 0]
+                counts[block[tile, 1], _HBM + 1] += block[tile, 0]
             if k == STRIPES - 1:
-                before, after = links[y, 0], links[y, 1]
-                links[before, 1] = after
-                links[after, 0] = before
+                older, newer = links[y, 0], links[y, 1]
+                links[older, 1] = newer
+                links[newer, 0] = older
     return absent
 
 
 @njit(cache=True)
-def _flush(block, marks, counts):
+def _flush(homes, block, marks, counts):
     """Write back every dirty stripe."""
-    for x in range(len(block)):
+    for x in range(len(marks)):
+        tile = x // homes % len(block)
         for k in range(STRIPES):
             if marks[x, 1] >> k & 1:
-                counts[block[x, 1], _HBM + 1] += block[x, 0]
+                counts[block[tile, 1], _HBM + 1] += block[tile, 0]
         marks[x, 1] = 0
