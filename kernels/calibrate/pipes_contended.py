@@ -1,7 +1,7 @@
 """What an instruction of softmax costs while the tensor cores are busy, and what it costs them.
 
 `python -m kernels.calibrate.pipes_contended --out DIR` writes `DIR/pipes_contended.json`: cycles per copy of a pattern
-(one warp per sub-partition, eight independent chains) with idle and with full tensor cores, and the rate that they keep.
+(one warp per sub-partition, eight independent chains) with idle and with full tensor cores, and the rate they keep.
 """
 
 import numpy as np
