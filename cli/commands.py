@@ -225,13 +225,14 @@ def devices(name: str | None = None, /, *, json: Json = False) -> None:
     """
     from ..simulator.device import DEVICE_NAMES, load_device
 
-    found = [load_device(each) for each in ([name] if name else DEVICE_NAMES)]
+    found = {each: load_device(each) for each in ([name] if name else DEVICE_NAMES)}
     from . import tables
 
     if json:
-        output.emit_json(tables.device_fields(found[0]) if name else [tables.device_fields(d) for d in found])
+        fields = {each: tables.device_fields(device) for each, device in found.items()}
+        output.emit_json(fields[name] if name else fields)
         return
-    output.stdout().print(tables.device(found[0]) if name else tables.devices(found))
+    output.stdout().print(tables.device(found[name]) if name else tables.devices(found))
 
 
 def disasm(

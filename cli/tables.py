@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -85,19 +85,19 @@ def schedules(found: Iterable[Schedule]) -> RenderableType:
     return table
 
 
-def devices(found: Iterable[Device]) -> RenderableType:
+def devices(found: Mapping[str, Device]) -> RenderableType:
     """The devices side by side, in the fields that decide most."""
-    table = house_table("device", ">SMs", ">boost clock", ">fp16 peak", ">HBM", ">L2", ">SMEM per SM", ">power limit")
-    for device in found:
+    table = house_table("device", ">SMs", ">boost MHz", ">fp16 TFLOP/s", ">HBM", ">L2", ">SMEM/SM", ">power")
+    for name, each in found.items():
         table.add_row(
-            Text(device.name, "bold"),
-            f"{device.sms}",
-            f"{device.max_clock_hz / 1e6:.0f} MHz",
-            scaled(device.sms * device.tensor_rate(2) * device.max_clock_hz, "FLOP/s"),
-            scaled(device.hbm_bytes_per_s, "B/s"),
-            scaled(device.l2_bytes, "B"),
-            f"{device.smem_bytes_per_sm / 1024:.0f} KiB",
-            f"{device.power_limit_w:.0f} W",
+            Text(name, "bold"),
+            f"{each.sms}",
+            f"{each.max_clock_hz / 1e6:.0f}",
+            f"{each.sms * each.tensor_rate(2) * each.max_clock_hz / 1e12:,.0f}",
+            scaled(each.hbm_bytes_per_s, "B/s"),
+            scaled(each.l2_bytes, "B"),
+            f"{each.smem_bytes_per_sm / 1024:.0f} KiB",
+            f"{each.power_limit_w:.0f} W",
         )
     return table
 

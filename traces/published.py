@@ -443,6 +443,6 @@ def _explain(rows: list[HbmRow]) -> str:
         f"Counted without a cache, standard attention moves {counted[0] / counted[1]:.1f} times the bytes of fa1 and "
         f"{counted[0] / counted[2]:.1f} times those of fa2, because S and P cross HBM and the others never store them; "
         f"behind L2 it is {standard.hbm_bytes / fa1.hbm_bytes:.1f} and {standard.hbm_bytes / fa2.hbm_bytes:.1f} times, "
-        f"because L2 keeps {kept[0]:.0%} of standard's bytes from HBM, {kept[1]:.0%} of fa1's (Q and O, walked anew for "
-        f"each K/V block) and {kept[2]:.0%} of fa2's (K and V, which the Q tiles of a head share)."
+        f"because L2 keeps {kept[0]:.0%} of standard's bytes from HBM, {kept[1]:.0%} of fa1's (Q and O, walked "
+        f"anew for each K/V block) and {kept[2]:.0%} of fa2's (K and V, which the Q tiles of a head share)."
     )
