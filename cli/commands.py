@@ -177,13 +177,14 @@ def published(
     figure
         A figure or panel (5, 5c; fa2-5c or fa3-5c where both papers have one), ablation, h200 or hbm. Without it: all.
     """
+    from ..traces import hbm as figure_2
     from ..traces import published as book
     from . import published_tables as render
 
     wants_hbm = figure is None or figure.lower() == "hbm"
     with output.progress("predicting") as advance:
         report = None if figure and wants_hbm else book.report(figure, advance=advance)
-        hbm = book.hbm_report(advance=advance) if wants_hbm else None
+        hbm = figure_2.hbm_report(advance=advance) if wants_hbm else None
     if json:
         output.emit_json(render.plain(report, hbm))
         return

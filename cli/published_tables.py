@@ -8,7 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..traces.published import Group, HbmReport, HbmRow, Report, Row
+from ..traces.hbm import HbmReport, HbmRow
+from ..traces.published import Group, Report, Row
 from .tables import house_table
 from .units import percent, scaled
 

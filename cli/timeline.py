@@ -109,7 +109,7 @@ def _labels(row: Row, window: Window, width: int) -> dict[int, tuple[str, Span]]
 
 
 def _plain_cells(row: Row, window: Window, width: int) -> Iterator[Segment]:
-    """Without colour: the iteration's last digit, a letter for WG1 and above, = outside the loop, . for waits."""
+    """Without colour: the iteration's last digit, a letter for WG1 and above, = or ~ outside the loop, . for waits."""
     for parts in _shares(row, window, width):
         work = [part for part in parts if not part[2].wait]
         if work:
@@ -121,7 +121,7 @@ def _plain_cells(row: Row, window: Window, width: int) -> Iterator[Segment]:
 
 def _letter(span: Span) -> str:
     if span.step < 0:
-        return "="
+        return "=~"[max(0, span.group) % 2]
     digit = span.step % 10
     return str(digit) if span.group <= 0 else chr(ord("aA"[span.group - 1 & 1]) + digit)
 
@@ -153,7 +153,7 @@ def _legend(window: Window, gutter: int, plain: bool) -> Iterator[Segment]:
             yield Segment(f"0 1 2: K/V block of {first}, a b c: of {second}")
             yield Segment.line()
             yield Segment(" " * gutter)
-        yield Segment("= outside the loop, turns   . waits   blank is idle")
+        yield Segment("= and ~ outside the loop, and whose turn   . waits   blank is idle")
     else:
         for step in window.steps[:6]:
             for group in window.groups or (-1,):

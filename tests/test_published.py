@@ -12,6 +12,7 @@ from fasim.simulator import metrics
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import predict
 from fasim.simulator.workload import Workload
+from fasim.traces import hbm
 from fasim.traces import published as book
 
 
@@ -119,23 +120,21 @@ def test_the_closed_form_is_the_papers_curve():
     """Figure 2 middle, in GB, as read off the plot to two decimals."""
     for row in rows("hbm_traffic.csv"):
         if row["block_kv"]:
-            bytes_ = book.closed_form_bytes(
-                Workload(batch=64, heads=16, seqlen=1024, head_dim=64), int(row["block_kv"])
-            )
+            bytes_ = hbm.closed_form_bytes(Workload(batch=64, heads=16, seqlen=1024, head_dim=64), int(row["block_kv"]))
             assert bytes_ / 1e9 == pytest.approx(float(row["hbm_gb"]), abs=0.006)
 
 
 @pytest.mark.parametrize("block_n", [64, 128, 256, 512])
 def test_fa1_moves_exactly_the_bytes_of_the_closed_form(block_n):
     work = Workload(batch=64, heads=16, seqlen=1024, head_dim=64)
-    counted = predict(work, "fa1", "a100-sxm", tile=book.fa1_tile(work, "a100-sxm", block_n)).traffic.by_tensor
+    counted = predict(work, "fa1", "a100-sxm", tile=hbm.fa1_tile(work, "a100-sxm", block_n)).traffic.by_tensor
     bytes_ = sum(counted[name].algorithmic_read + counted[name].algorithmic_write for name in "QKVO")
-    assert bytes_ == book.closed_form_bytes(work, block_n)
+    assert bytes_ == hbm.closed_form_bytes(work, block_n)
     assert counted["l"].algorithmic_read > 0 and counted["m"].algorithmic_write > 0
 
 
 def test_the_gpt2_rows_show_our_forward_share_and_explain_the_ratio():
-    report = book.hbm_report()
+    report = hbm.hbm_report()
     standard, fa1, fa2 = report.left
     assert [row.published_bytes for row in report.left] == [40.3e9, 4.4e9, None]
     assert standard.hbm_bytes < 40.3e9

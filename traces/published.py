@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import exp, log
 from pathlib import Path
@@ -18,7 +18,6 @@ from pathlib import Path
 from ..simulator import metrics
 from ..simulator.errors import UsageError
 from ..simulator.run import Run
-from ..simulator.tile import Tile
 from ..simulator.workload import Workload
 
 FOLDER = Path(__file__).parent / "published"
@@ -155,39 +154,17 @@ class Report:
     left_out: dict[str, int]  # implementation (and direction) -> bars
 
 
-@dataclass(frozen=True)
-class HbmRow:
-    """One row of FlashAttention Figure 2 with our bytes beside it. Bytes are of the forward pass."""
-
-    source: str
-    implementation: str
-    schedule: str
-    tile: str
-    published_bytes: float | None  # as plotted; forward + backward on the left panel
-    closed_form_bytes: int | None  # the paper's formula, middle panel only
-    algorithmic_bytes: int  # Q, K, V, O (and S, P)
-    statistics_bytes: int  # l and m, or LSE
-    hbm_bytes: int  # what misses in L2 and what is written back
-
-
-@dataclass(frozen=True)
-class HbmReport:
-    """Both panels and the sentence that explains the ratio."""
-
-    left: tuple[HbmRow, ...]
-    middle: tuple[HbmRow, ...]
-    why: str
-
-
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(name: str) -> list[dict[str, str]]:
+def read_table(name: str) -> list[dict[str, str]]:
+    """The rows of one file of the folder."""
     with (FOLDER / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def _workload(row: dict[str, str]) -> Workload:
+def workload_of(row: dict[str, str]) -> Workload:
+    """The workload that a row was run at, FP8 at its real length."""
     dtype = {"fp8_e4m3": "e4m3"}.get(row["dtype"], row["dtype"])
     seqlen = int(row["seqlen"])
     if row["dtype"] == "fp8_e4m3":
@@ -210,7 +187,7 @@ def _bar(row: dict[str, str], figure: str, implementation: str, schedule: str | 
         gpu=row["gpu"],
         implementation=implementation,
         schedule=schedule,
-        workload=_workload(row),
+        workload=workload_of(row),
         label=int(row["seqlen"]),
         tflops=float(row["tflops"]) if row["tflops"] else None,
         time_s=float(milliseconds) / 1e3 if milliseconds else None,
@@ -221,10 +198,10 @@ def _bar(row: dict[str, str], figure: str, implementation: str, schedule: str | 
 def bars() -> tuple[Bar, ...]:
     """Every forward bar: the ablation, the papers' figures, then the kernels measured on an H200."""
     found = []
-    for row in _read("ablation.csv"):
+    for row in read_table("ablation.csv"):
         figure = row["source"].removeprefix("arXiv:2407.08608 ")
         found.append(_bar(row, figure, row["configuration"], ABLATION_OF.get(row["configuration"])))
-    for row in _read("attention_tflops.csv") + sorted(_read("h200_tflops.csv"), key=_shape):
+    for row in read_table("attention_tflops.csv") + sorted(read_table("h200_tflops.csv"), key=_shape):
         if row["direction"] == "forward":
             figure = row.get("figure") or f"H200 {row['dtype']}"
             found.append(_bar(row, figure, row["implementation"], SCHEDULE_OF.get(row["implementation"])))
@@ -295,7 +272,7 @@ def report(figure: str | None = None, predict: Predict | None = None, advance: A
     chosen = select(figure)
     kept = [bar for bar in chosen if bar.schedule is not None]
     wanted = list(dict.fromkeys(_question(bar) for bar in kept if not bar.out_of_memory))
-    answers = dict(_answers(wanted, predict or _default_predict(), advance))
+    answers = dict(_answers(wanted, predict or default_predict(), advance))
     rows = [Row(bar, None if bar.out_of_memory else answers[_question(bar)]) for bar in kept]
     groups = _groups(rows)
     return Report(groups, _families(groups), dict(_left_out(figure, chosen)))
@@ -314,7 +291,8 @@ def _answers(wanted: list[tuple], predict: Predict, advance: Advance | None) -> 
         yield question, metrics.paper_tflops(run)
 
 
-def _default_predict() -> Predict:
+def default_predict() -> Predict:
+    """The simulator's own predict, imported when it is first needed."""
     from ..simulator.predict import predict
 
     return predict
@@ -361,7 +339,7 @@ def _left_out(figure: str | None, chosen: Iterable[Bar]) -> Counter[str]:
     counts: Counter[str] = Counter(bar.implementation for bar in chosen if bar.schedule is None)
     if figure is None:
         for name in ("attention_tflops.csv", "h200_tflops.csv"):
-            counts.update(row["direction"] for row in _read(name) if row["direction"] != "forward")
+            counts.update(row["direction"] for row in read_table(name) if row["direction"] != "forward")
     return counts
 
 
@@ -375,74 +353,3 @@ def efficiency(rows: Iterable[Row]) -> float | None:
     """Geometric mean of published over predicted; None without rows."""
     logs = [log(1 + row.error) for row in rows]
     return exp(-sum(logs) / len(logs)) if logs else None
-
-
-# -- HBM bytes --------------------------------------------------------------------------------------------------------
-
-
-def closed_form_bytes(workload: Workload, block_n: int) -> int:
-    """FlashAttention's forward HBM bytes (arXiv:2205.14135 Theorem 2): Q and O anew per K/V block, K and V once.
-
-    bytes = element * ((N / Bc) * 3 N d + 2 N d), summed over heads and batch.
-    """
-    n, d = workload.seqlen_q, workload.head_dim
-    per_head = -(-workload.seqlen_k // block_n) * 3 * n * d + 2 * workload.seqlen_k * d
-    return workload.element_bytes * per_head * workload.heads * workload.batch
-
-
-def fa1_tile(workload: Workload, device: str, block_n: int) -> Tile:
-    """The tile of Figure 2's middle panel: 64 queries by `block_n` keys, otherwise fa1's own."""
-    from ..simulator.predict import default_tile
-
-    return replace(default_tile(workload, "fa1", device), block_m=64, block_n=block_n)
-
-
-def hbm_report(predict: Predict | None = None, advance: Advance | None = None) -> HbmReport:
-    """FlashAttention Figure 2: our forward share of the GPT-2 medium bytes, and fa1 at the four block sizes."""
-    predict = predict or _default_predict()
-    table = _read("hbm_traffic.csv")
-    left = [row for row in table if row["direction"] != "forward"]
-    middle = [row for row in table if row["direction"] == "forward"]
-    published = {SCHEDULE_OF.get(r["implementation"], r["implementation"]): r for r in left}
-    jobs = [("standard", None), ("fa1", None), ("fa2", None)] + [("fa1", r) for r in middle]
-    rows = []
-    for done, (schedule, row) in enumerate(jobs):
-        if advance:
-            advance(done, len(jobs), schedule)
-        source = row or published.get(schedule) or left[-1]
-        workload, device = _workload(source), DEVICE_OF[source["gpu"]]
-        tile = fa1_tile(workload, device, int(row["block_kv"])) if row else None
-        run = predict(workload, schedule=schedule, device=device, tile=tile)
-        printed = float(source["hbm_gb"]) * 1e9 if row or schedule in published else None
-        rows.append(_hbm_row(source, schedule, run, printed, int(row["block_kv"]) if row else None))
-    return HbmReport(tuple(rows[:3]), tuple(rows[3:]), _explain(rows[:3]))
-
-
-def _hbm_row(source: dict[str, str], schedule: str, run: Run, printed: float | None, block_n: int | None) -> HbmRow:
-    statistics = {"LSE", "l", "m"}
-    parts = run.traffic.by_tensor.items()
-    counted = {name: b.algorithmic_read + b.algorithmic_write for name, b in parts}
-    return HbmRow(
-        source=source["source"],
-        implementation=source["implementation"] if printed is not None else "",
-        schedule=schedule,
-        tile=str(run.tile),
-        published_bytes=printed,
-        closed_form_bytes=closed_form_bytes(run.workload, block_n) if block_n else None,
-        algorithmic_bytes=sum(n for name, n in counted.items() if name not in statistics),
-        statistics_bytes=sum(n for name, n in counted.items() if name in statistics),
-        hbm_bytes=run.traffic.total("hbm_read") + run.traffic.total("hbm_write"),
-    )
-
-
-def _explain(rows: list[HbmRow]) -> str:
-    standard, fa1, fa2 = rows
-    counted = [row.algorithmic_bytes + row.statistics_bytes for row in rows]
-    kept = [max(0.0, 1 - row.hbm_bytes / total) for row, total in zip(rows, counted, strict=True)]
-    return (
-        f"Counted without a cache, standard attention moves {counted[0] / counted[1]:.1f} times the bytes of fa1 and "
-        f"{counted[0] / counted[2]:.1f} times those of fa2, because S and P cross HBM and the others never store them; "
-        f"behind L2 it is {standard.hbm_bytes / fa1.hbm_bytes:.1f} and {standard.hbm_bytes / fa2.hbm_bytes:.1f} times, "
-        f"because L2 keeps {kept[0]:.0%} of standard's bytes from HBM, {kept[1]:.0%} of fa1's (Q and O, walked "
-        f"anew for each K/V block) and {kept[2]:.0%} of fa2's (K and V, which the Q tiles of a head share)."
-    )
