@@ -80,10 +80,10 @@ def replay_traffic(
     homes = device.l2_partitions
     entries = homes * homes * layout.total  # (partition, tile, home): at home where both are the same, else a copy
     block = np.zeros((layout.total, 2), np.int32)  # bytes, tensor
-    links = np.full((entries + homes, 2), -1, np.int32)  # previous, next in recency; the last rows are the lists' heads
-    links[entries:] = np.arange(entries, entries + homes)[:, None]
-    marks = np.zeros((entries, 2), np.uint8)  # stripes that have evicted the entry; dirty stripes as bits
-    marks[:, 0] = STRIPES
+    # one row per entry: previous and next in recency, stripes that have evicted it, dirty stripes as bits; the last rows
+    # are the heads of the lists
+    links = np.full((entries + homes, 4), (-1, -1, STRIPES, 0), np.int32)
+    links[entries:, :2] = np.arange(entries, entries + homes)[:, None]
     capacity = stripe_bytes(device)
     used = np.zeros((homes, STRIPES), np.int64)
     oldest = np.repeat(np.arange(entries, entries + homes)[:, None], STRIPES, axis=1)
@@ -96,9 +96,9 @@ def replay_traffic(
             layout.first, layout.mode, layout.m_tiles, layout.n_tiles,
             np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64),
             launch.slots, launch.cluster, launch.descending,
-            block, links, marks, capacity, used, oldest, counts,
+            block, links, capacity, used, oldest, counts,
         )  # fmt: skip
-    _flush(homes, block, marks, counts)
+    _flush(homes, block, links, counts)
     return _report(counts, tensors, STRIPES * homes)
 
 
@@ -156,7 +156,7 @@ def _report(counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int) ->
 
 @njit(cache=True)
 def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluster, descending,
-            block, links, marks, capacity, used, oldest, counts):  # fmt: skip
+            block, links, capacity, used, oldest, counts):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
 
     Outside the loop a turn ends behind a store, so that kernels which load and store in turns interleave too.
@@ -182,11 +182,12 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluste
             while p < end and accesses[p, 4] >= limit:
                 p += 1
             if p < end:
-                step, stored = accesses[p, 4], 0
+                step, stored, begun = accesses[p, 4], 0, p
                 while p < end and accesses[p, 4] == step and accesses[p, 7] >= stored:
                     stored = accesses[p, 7]
-                    _access(i, p, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster,
-                            descending, block, links, marks, capacity, used, oldest, counts)  # fmt: skip
+                    again = p > begun and stored == 0 and _same_tile(accesses, p)
+                    _access(i, p, again, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster,
+                            descending, block, links, capacity, used, oldest, counts)  # fmt: skip
                     p += 1
                 while p < end and accesses[p, 4] >= limit:
                     p += 1
@@ -215,8 +216,17 @@ def _partitions(slots, cluster, homes):
 
 
 @njit(cache=True, inline="always")
-def _access(i, p, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
-            block, links, marks, capacity, used, oldest, counts):  # fmt: skip
+def _same_tile(accesses, p):
+    """Whether access p reads the tile that the access before it read."""
+    for column in range(4):
+        if accesses[p, column] != accesses[p - 1, column]:
+            return False
+    return accesses[p - 1, 7] == 0
+
+
+@njit(cache=True, inline="always")
+def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
+            block, links, capacity, used, oldest, counts):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
     tensor = accesses[p, 0]
     how = mode[tensor]
@@ -243,6 +253,8 @@ def _access(i, p, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, c
         if i != leader and items[leader, 1] == items[i, 1] and items[leader, 4] == items[i, 4]:
             return  # the cluster's first CTA has fetched it for all
     counts[tensor, _L2 + write] += size
+    if again:
+        return  # the CTA has read this very tile a moment ago
     block[number, 0] = size
     block[number, 1] = tensor
     homes = len(used)
@@ -251,18 +263,18 @@ def _access(i, p, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, c
         missed = STRIPES
         while True:
             x = (partition * len(block) + number) * homes + home
-            missed = min(missed, _touch(x, partition, size, block, links, marks, capacity, used, oldest, counts))
+            missed = min(missed, _touch(x, partition, size, block, links, capacity, used, oldest, counts))
             if partition == home or missed == 0:
                 break
             partition = home
         if write:
-            marks[x, 1] = (1 << STRIPES) - 1
+            links[x, 3] = (1 << STRIPES) - 1
         else:
             counts[tensor, _HBM] += missed * size
 
 
 @njit(cache=True, inline="always")
-def _touch(x, partition, size, block, links, marks, capacity, used, oldest, counts):
+def _touch(x, partition, size, block, links, capacity, used, oldest, counts):
     """Make entry x its partition's most recent, evict what no longer fits; returns in how many stripes it was absent.
 
     `oldest[partition, k]` is the least recent entry that stripe k still holds. A stripe holds the most recent entries
@@ -270,7 +282,7 @@ def _touch(x, partition, size, block, links, marks, capacity, used, oldest, coun
     """
     homes = len(used)
     head = len(links) - homes + partition
-    absent = marks[x, 0]
+    absent = links[x, 2]
     if links[head, 1] != x or absent == STRIPES:
         if absent < STRIPES:
             before, after = links[x, 0], links[x, 1]
@@ -284,7 +296,7 @@ def _touch(x, partition, size, block, links, marks, capacity, used, oldest, coun
         links[x, 1] = front
         links[front, 0] = x
         links[head, 1] = x
-    marks[x, 0] = 0
+    links[x, 2] = 0
     for k in range(absent):
         used[partition, k] += size
         if oldest[partition, k] == head:
@@ -294,9 +306,9 @@ def _touch(x, partition, size, block, links, marks, capacity, used, oldest, coun
             tile = y // homes % len(block)
             oldest[partition, k] = links[y, 0]
             used[partition, k] -= block[tile, 0]
-            marks[y, 0] = k + 1
-            if marks[y, 1] >> k & 1:
-                marks[y, 1] &= ~(1 << k) & 255
+            links[y, 2] = k + 1
+            if links[y, 3] >> k & 1:
+                links[y, 3] &= ~(1 << k) & 255
                 counts[block[tile, 1], _HBM + 1] += block[tile, 0]
             if k == STRIPES - 1:
                 older, newer = links[y, 0], links[y, 1]
@@ -306,11 +318,11 @@ def _touch(x, partition, size, block, links, marks, capacity, used, oldest, coun
 
 
 @njit(cache=True)
-def _flush(homes, block, marks, counts):
+def _flush(homes, block, links, counts):
     """Write back every dirty stripe."""
-    for x in range(len(marks)):
+    for x in range(len(links) - homes):
         tile = x // homes % len(block)
         for k in range(STRIPES):
-            if marks[x, 1] >> k & 1:
+            if links[x, 3] >> k & 1:
                 counts[block[tile, 1], _HBM + 1] += block[tile, 0]
-        marks[x, 1] = 0
+        links[x, 3] = 0

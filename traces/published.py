@@ -213,19 +213,15 @@ def _shape(row: dict[str, str]) -> tuple:
 
 
 def match(workload: Workload, schedule: str, device: str) -> tuple[Bar, ...]:
-    """The published bars of this very workload, schedule and device (its file's name or its printed name)."""
-    wanted = (workload, schedule, _key(device))
+    """The published bars of this very workload, schedule and device."""
+    wanted = (workload, schedule, device)
     return tuple(b for b in bars() if (b.workload, b.schedule, b.device) == wanted)
 
 
 def unmatched(workload: Workload, device: str) -> tuple[Bar, ...]:
     """Bars of the papers' ablation for this workload that no schedule of ours belongs to."""
     here = (b for b in bars() if b.schedule is None and b.figure == "Table 2")
-    return tuple(b for b in here if (b.workload, b.device) == (workload, _key(device)))
-
-
-def _key(device: str) -> str:
-    return device.lower().replace(" ", "-")
+    return tuple(b for b in here if (b.workload, b.device) == (workload, device))
 
 
 def select(figure: str | None) -> tuple[Bar, ...]:
