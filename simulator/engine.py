@@ -1,154 +1,264 @@
 """Engine: replays recorded programs on a model of an SM (or several), cycle by cycle, deterministically.
 
-Every warp role is an actor with a program counter and a time; every SM's tensor core is one more. The loop always
-advances whoever is earliest (ties: lower actor first, tensor cores last), so units are reserved in time order. One
-sub-partition stands for the four of an SM: each warpgroup has one warp on each, and they do the same.
+Every warp role advances at its own time, and so does every SM's tensor core. The loop always advances whoever is
+earliest (ties: the first warp, tensor cores last), so units are reserved in time order. One sub-partition stands for
+the four of an SM: each warpgroup has one warp on each, and they do the same.
 
-The units, in the order of the code below:
-- issue: one warp instruction per cycle; FMA, ALU, MUFU and convert pipes hold an instruction for their own cycles.
+The units, one function each, in the order of the code below:
+- arithmetic: one warp instruction issued per cycle; FMA, ALU, MUFU and convert pipes hold an instruction for their own
+  cycles. While WGMMA executes, the pipes lose `interference` of their rate: both need the register file.
 - tensor cores: each warpgroup has a queue of k steps; an arbiter serves them in order of issue (`arbitration` 0) or
   round robin, `arbitration` k steps at a time; a warp blocks at issue while its queue is full. A group is complete
-  `latency` after its last k step. While WGMMA executes, the other pipes lose `interference` of their rate: both
-  need the register file.
-- copies: a per-SM port, the chip's L2 and HBM are servers passed in turn; latency follows. Barriers complete then.
+  `latency` after its last k step. Issue is `contended` slower, and a k step `dilation` longer, beside arithmetic.
+- copies: a port per SM, then the chip's L2 and HBM, are servers passed in turn; latency follows. Barriers complete then.
 
-Everything the jitted loop calls lives in this file, because Numba's on-disk cache does not see changes elsewhere.
+interpreter.py says the same in plain Python; the tests hold the two together, bit for bit.
+
+Numba's on-disk cache does not see changes in other files. So everything jitted lives in this file and reads constants
+written in this file only; tables from elsewhere come as arguments, whose dtypes are part of the cache's key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from .device import Device
-from .program import INSTRUCTION, Program
-from .run import SPAN, Lane
+from .machine import K_STEP, UNITS, Deadlock, Memory, Replay, Tables, machine_of
+from .program import Program
+from .run import SPAN
 from .verbs import BarrierKind, Op
 
-# -- the machine as the jitted loop reads it: one int64 vector ----------------------------------------------------------
-MACHINE = (
-    "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency "
-    "tensor_flops tensor_flops_8bit mma_flops_q10 wgmma_start wgmma_contended wgmma_issue wgmma_latency queue arbitration interference_q10 dilation_q10 mma_latency "
-    "smem_bytes smem_latency port_q20 l2_q20 hbm_q20 l2_latency tma_latency hbm_latency tma_issue "
-    "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
-).split()
-(
-    M_FMA, M_ALU, M_MUFU, M_MUFU_SPACING, M_CONVERT, M_DEPENDENT, M_SHUFFLE_LATENCY, M_MUFU_LATENCY,
-    M_TENSOR_FLOPS, M_TENSOR_FLOPS_8BIT, M_MMA_FLOPS_Q10, M_WGMMA_START, M_WGMMA_CONTENDED, M_WGMMA_ISSUE, M_WGMMA_LATENCY, M_QUEUE,
-    M_ARBITRATION, M_INTERFERENCE_Q10, M_DILATION_Q10, M_MMA_LATENCY, M_SMEM_BYTES, M_SMEM_LATENCY, M_PORT_Q20, M_L2_Q20, M_HBM_Q20, M_L2_LATENCY,
-    M_TMA_LATENCY, M_HBM_LATENCY, M_TMA_ISSUE, M_MBARRIER_ARRIVE, M_MBARRIER_WAIT, M_NAMED_ARRIVE, M_NAMED_WAIT,
-    M_CLUSTER_ARRIVE, M_CTA_LAUNCH, M_SETUP,
-) = range(len(MACHINE))  # fmt: skip
+__all__ = [
+    "MAX_QUEUE", "UNITS", "U_ALU", "U_BARRIERS", "U_FMA", "U_ISSUE", "U_MUFU", "U_SMEM", "U_TENSOR", "U_TMA",
+    "Deadlock", "Memory", "Replay", "replay",
+]  # fmt: skip
 
-# columns of an instruction
-_COLUMNS = {name: i for i, name in enumerate(INSTRUCTION.names)}
-I_OP, I_LABEL, I_BARRIER, I_TARGET = (_COLUMNS[n] for n in ("op", "label", "barrier", "target"))
-I_A, I_B, I_C, I_D, I_E, I_F = (_COLUMNS[n] for n in "abcdef")
-I_STEP, I_TILE = _COLUMNS["step"], _COLUMNS["tile"]
-
-OP_SETUP, OP_LOAD, OP_STORE, OP_STORE_WAIT, OP_WAIT, OP_ARRIVE, OP_WGMMA, OP_WGMMA_WAIT, OP_MMA, OP_COMPUTE = (
-    int(op) for op in Op
-)
-KIND_MBARRIER, KIND_NAMED, KIND_CTA, KIND_CLUSTER = (int(kind) for kind in BarrierKind)
-
-# units of an SM, in the order of their lanes and of the busy counters
-UNITS = ("TMA", "tensor cores", "MUFU", "FMA", "ALU", "barriers", "issue", "smem bytes")
-U_TMA, U_TENSOR, U_MUFU, U_FMA, U_ALU, U_BARRIERS, U_ISSUE, U_SMEM = range(len(UNITS))
-DRAWN_UNITS = 6
-
+SETUP, LOAD, STORE, STORE_WAIT, WAIT, ARRIVE, WGMMA, WGMMA_WAIT, MMA, COMPUTE = range(10)
+MBARRIER, NAMED, CTA, CLUSTER = range(4)
+FMA, ALU, MUFU, CONVERT = range(4)
+PIPES = 4
+U_TMA, U_TENSOR, U_MUFU, U_FMA, U_ALU, U_BARRIERS, U_ISSUE, U_SMEM = range(8)
 READY, ON_BARRIER, ON_QUEUE, ON_GROUP, DONE = range(5)
-NEVER = np.int64(1) << 62
+NEVER = 1 << 62
 MAX_QUEUE = 64
+"""Room of a warpgroup's WGMMA queue in k steps; a device's `wgmma_queue_ksteps` beyond it (or below 1) is cut to fit."""
+
+# A number that moves in verbs.py or machine.py is an error here, not a stale cache.
+for _member in (*Op, *BarrierKind):
+    if globals().get(_member.name) != _member:
+        raise ImportError(f"{_member!r} of verbs.py has another number in engine.py; change both together")
+if UNITS != ("TMA", "tensor cores", "MUFU", "FMA", "ALU", "barriers", "issue", "smem bytes"):
+    raise ImportError("UNITS of machine.py are numbered otherwise in engine.py; change both together")
 
 
-class Deadlock(RuntimeError):
-    """Warps wait for what will never come; the message names warp, verb and buffer."""
+class State(NamedTuple):
+    """Everything that moves during a replay; machine.py says what the records hold."""
+
+    machine: np.ndarray  # MACHINE, one
+    code: np.ndarray  # INSTRUCTION
+    warps: np.ndarray  # WARP
+    queues: np.ndarray  # K_STEP (warp, MAX_QUEUE), a ring per warp
+    barriers: np.ndarray  # BARRIER
+    completions: np.ndarray  # when each barrier completed each generation
+    group_ends: np.ndarray  # when each warp's WGMMA groups were complete
+    tensors: np.ndarray  # TENSOR
+    sms: np.ndarray  # SM
+    pipe_free: np.ndarray  # (SM, FMA ALU MUFU convert)
+    busy: np.ndarray  # (SM, unit)
+    chip: np.ndarray  # CHIP, one
+    tile_ends: np.ndarray  # (CTA slot, tile)
+    spans: np.ndarray  # SPAN, of SM 0
+    unit_lane: int  # the first unit's lane
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What one SM sees of the chip's memory system while the kernel runs.
-
-    Rates are bytes per cycle: `l2` and `hbm` are shared by all SMs of the replay; `read_miss` and `write_through` give
-    per tensor name the fraction of bytes that HBM has to move.
-    """
-
-    l2: float
-    hbm: float
-    read_miss: dict[str, float]
-    write_through: dict[str, float]
+# Nothing jitted allocates: without reference counts, and with units inlined by LLVM, the replay is eight times faster.
+# Only the loop is cached on disk; the units are compiled into it.
+_unit = numba.njit(forceinline=True, _nrt=False, error_model="numpy")
+_loop = numba.njit(cache=True, _nrt=False, error_model="numpy")
 
 
-@dataclass(frozen=True)
-class Replay:
-    """What the replay of some programs gave, in cycles from the start of the first CTA."""
-
-    cycles: int
-    tile_ends: np.ndarray  # (CTA slot, tile): when the last warp finished the tile
-    busy: np.ndarray  # (SM, unit) busy cycles; SMEM in bytes
-    lanes: tuple[Lane, ...]
-    labels: tuple[str, ...]
-    spans: np.ndarray  # SPAN, of the first SM
+# -- recording ----------------------------------------------------------------------------------------------------------
 
 
-def _q20(bytes_per_cycle: float) -> int:
-    return max(1, round((1 << 20) / bytes_per_cycle))
+@_unit
+def _draw(state, lane, warp, row, wait, start, end):
+    """Record a span of SM 0, or lengthen the last one of its lane where it goes on without a gap."""
+    spans, count = state.spans, state.chip[0]["spans"]
+    if warp["sm"] != 0 or end <= start or count >= spans.shape[0]:
+        return
+    for k in range(count - 1, max(-1, count - 5), -1):
+        span = spans[k]
+        if span["lane"] == lane:
+            if (
+                span["end"] == start
+                and span["label"] == row["label"]
+                and span["warp"] == warp["lane"]
+                and span["step"] == row["step"]
+                and span["tile"] == row["tile"]
+                and span["wait"] == wait
+            ):
+                span["end"] = end
+                return
+            break
+    span = spans[count]
+    span["lane"], span["label"], span["warp"] = lane, row["label"], warp["lane"]
+    span["step"], span["tile"], span["wait"] = row["step"], row["tile"], wait
+    span["start"], span["end"] = start, end
+    state.chip[0]["spans"] = count + 1
 
 
-def machine_of(device: Device, memory: Memory) -> np.ndarray:
-    """The device's cycle parameters as the vector that MACHINE names."""
-    values = {
-        "fma": device.fma_cycles,
-        "alu": device.alu_cycles,
-        "mufu": device.mufu_cycles,
-        "mufu_spacing": device.mufu_spacing_cycles,
-        "convert": device.convert_cycles,
-        "dependent": device.dependent_latency_cycles,
-        "shuffle_latency": device.shuffle_latency_cycles,
-        "mufu_latency": device.mufu_latency_cycles,
-        "tensor_flops": device.tensor_flops_per_cycle,
-        "tensor_flops_8bit": int(device.tensor_flops_per_cycle * (device.fp8_ratio or 1)),
-        "mma_flops_q10": round(device.tensor_flops_per_cycle * device.mma_sync_efficiency * 1024),
-        "wgmma_start": device.wgmma_issue_cycles,
-        "wgmma_contended": device.wgmma_contended_cycles,
-        "wgmma_issue": device.wgmma_step_issue_cycles,
-        "wgmma_latency": device.wgmma_latency_cycles,
-        "queue": device.wgmma_queue_ksteps,
-        "arbitration": device.wgmma_arbitration_ksteps,
-        "interference_q10": round(1024 * device.tensor_interference),
-        "dilation_q10": round(1024 * device.wgmma_dilation),
-        "mma_latency": device.mma_latency_cycles,
-        "smem_bytes": device.smem_bytes_per_cycle,
-        "smem_latency": device.smem_latency_cycles,
-        "port_q20": _q20(device.l2_bytes_per_cycle_per_sm),
-        "l2_q20": _q20(memory.l2),
-        "hbm_q20": _q20(memory.hbm),
-        "l2_latency": device.l2_hit_latency_cycles,
-        "tma_latency": device.tma_latency_cycles,
-        "hbm_latency": device.hbm_latency_cycles,
-        "tma_issue": device.tma_issue_cycles,
-        "mbarrier_arrive": device.mbarrier_arrive_cycles,
-        "mbarrier_wait": device.mbarrier_wait_cycles,
-        "named_arrive": device.named_barrier_cycles,
-        "named_wait": device.named_barrier_cycles,
-        "cluster_arrive": device.cluster_arrive_cycles,
-        "cta_launch": device.cta_launch_cycles,
-        "setup": device.setup_cycles,
-    }
-    return np.array([values[name] for name in MACHINE], np.int64)
+# -- the loop -----------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
-def _service(nbytes, q20):
-    """Cycles a server of 2^20 / q20 bytes per cycle needs, at least one."""
-    return max(1, (nbytes * q20 + (1 << 20) - 1) >> 20)
+@_loop
+def _replay(state, eight_bit):
+    """Advance whoever is earliest until no one can; True if every warp has finished."""
+    warps = state.warps.shape[0]
+    while True:
+        who, now = _earliest(state)
+        if who < 0:
+            break
+        if who >= warps:
+            _serve_k_step(state, who - warps, now)
+        else:
+            _execute(state, who, now, eight_bit)
+    finished = True
+    for i in range(warps):
+        finished = finished and state.warps[i]["state"] == DONE
+    return finished
 
 
-@numba.njit(cache=True)
-def _dilated(work, start, horizon, rate):
+@_unit
+def _earliest(state):
+    """The warp, or behind the warps the SM's tensor core, that can go on first, and when; (-1, 0) if there is none."""
+    who, when = -1, NEVER
+    for i in range(state.warps.shape[0]):
+        warp = state.warps[i]
+        if warp["state"] == READY and warp["time"] < when:
+            who, when = i, warp["time"]
+    for i in range(state.warps.shape[0]):
+        warp = state.warps[i]
+        if warp["queue_length"] > 0:
+            core = state.warps.shape[0] + warp["sm"]
+            start = max(state.queues[i, warp["queue_head"]]["issued"], state.sms[warp["sm"]]["tensor_free"])
+            if start < when or (start == when and core < who):
+                who, when = core, start
+    return (who, when) if who >= 0 else (-1, 0)
+
+
+@_unit
+def _execute(state, i, now, eight_bit):
+    """One instruction of warp i, or the part of it that comes next."""
+    warp = state.warps[i]
+    row = state.code[warp["pc"]]
+    op = row["op"]
+    if op == COMPUTE:
+        finished = _compute(state, warp, row, now)
+    elif op == WGMMA:
+        finished = _issue_wgmma(state, i, row, now, eight_bit)
+    elif op == WGMMA_WAIT:
+        finished = _wait_for_group(state, warp, row, now)
+    elif op == MMA:
+        finished = _mma(state, warp, row, now)
+    elif op == WAIT:
+        finished = _wait(state, warp, row, now)
+    elif op == ARRIVE:
+        finished = _arrive(state, warp, row, now)
+    elif op == LOAD:
+        finished = _load(state, warp, row, now)
+    elif op == STORE:
+        finished = _store(state, warp, row, now)
+    elif op == STORE_WAIT:
+        finished = _wait_for_stores(state, warp, row, now)
+    else:
+        finished = _setup(state, warp, row, now)
+    _note(state, warp["time"])
+    if finished:
+        _finish(state, warp, row)
+
+
+@_unit
+def _finish(state, warp, row):
+    """On to the next instruction; a tile ends with the last instruction, and the last store, of any of its warps."""
+    end = warp["time"]
+    warp["pc"] += 1
+    if warp["pc"] == warp["end"]:
+        warp["state"] = DONE
+        end = max(end, warp["store_done"])
+    slot, tile = warp["slot"], row["tile"]
+    state.tile_ends[slot, tile] = max(state.tile_ends[slot, tile], end)
+
+
+@_unit
+def _note(state, time):
+    state.chip[0]["last_event"] = max(state.chip[0]["last_event"], time)
+
+
+# -- arithmetic: issue port, FMA, ALU, MUFU and convert pipes -----------------------------------------------------------
+
+
+@_unit
+def _compute(state, warp, row, now):
+    """One chunk: its instructions pass the issue port while each pipe it needs works; the last one waits for results."""
+    machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
+    start = max(now, sm["issue_free"])
+    horizon = max(now, sm["wgmma_until"]) + sm["queued"]  # WGMMA already issued executes until then
+    rate = 1024 - machine["interference_q10"]
+
+    instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"]
+    sm["issue_free"] = start + _slowed(instructions, start, horizon, rate)
+    state.busy[s, U_ISSUE] += instructions
+    end = sm["issue_free"]
+    for pipe in range(PIPES):
+        end = max(end, _hold_pipe(state, warp, row, pipe, start, horizon, rate))
+
+    warp["part"] += 1
+    finished = warp["part"] == row["f"]
+    if finished:
+        warp["part"] = 0
+        end += row["target"] * machine["shuffle_latency"]
+        end += machine["mufu_latency"] if row["c"] > 0 else machine["dependent"]
+    _draw(state, warp["lane"], warp, row, 0, now, end)
+    warp["time"] = end
+    return finished
+
+
+@_unit
+def _hold_pipe(state, warp, row, pipe, start, horizon, rate):
+    """Hold one pipe, once it is free, for its instructions of the chunk; when it has done them (0 without any)."""
+    machine, s = state.machine[0], warp["sm"]
+    if pipe == FMA:
+        unit, count, cycles, busy = U_FMA, row["a"], machine["fma"], machine["fma"]
+    elif pipe == ALU:
+        unit, count, cycles, busy = U_ALU, row["b"], machine["alu"], machine["alu"]
+    elif pipe == MUFU:
+        unit, count, cycles, busy = U_MUFU, row["c"], machine["mufu_spacing"], machine["mufu"]
+    else:
+        unit, count, cycles, busy = U_ALU, row["d"], machine["convert"], machine["convert"]
+    if count == 0:
+        return 0
+    begin = max(start, state.pipe_free[s, pipe])
+    end = begin + _slowed(count * cycles, begin, horizon, rate)
+    state.pipe_free[s, pipe] = end
+    state.busy[s, unit] += count * busy
+    if pipe != CONVERT:
+        _draw(state, state.unit_lane + unit, warp, row, 0, begin, end)
+    return end
+
+
+@_unit
+def _pipes_free(state, s):
+    """When all arithmetic pipes of an SM are free."""
+    free = state.pipe_free
+    return max(free[s, FMA], free[s, ALU], free[s, MUFU], free[s, CONVERT])
+
+
+@_unit
+def _slowed(work, start, horizon, rate):
     """Cycles that `work` takes from `start` when it proceeds at rate / 1024 until `horizon` and in full after."""
     if start >= horizon or work == 0:
         return work
@@ -158,414 +268,294 @@ def _dilated(work, start, horizon, rate):
     return (horizon - start) + work - (horizon - start) * rate // 1024
 
 
-@numba.njit(cache=True)
-def _span(spans, count, lane, label, warp, step, tile, wait, start, end):
-    """Record a span, or lengthen the last one of its lane where it goes on without a gap; return the new count."""
-    if end <= start or count >= spans.shape[0]:
-        return count
-    for back in range(1, 5):
-        k = count - back
-        if k < 0:
-            break
-        if spans[k]["lane"] == lane:
-            if (
-                spans[k]["end"] == start
-                and spans[k]["label"] == label
-                and spans[k]["warp"] == warp
-                and spans[k]["step"] == step
-                and spans[k]["tile"] == tile
-                and spans[k]["wait"] == wait
-            ):
-                spans[k]["end"] = end
-                return count
-            break
-    spans[count]["lane"] = lane
-    spans[count]["label"] = label
-    spans[count]["warp"] = warp
-    spans[count]["step"] = step
-    spans[count]["tile"] = tile
-    spans[count]["wait"] = wait
-    spans[count]["start"] = start
-    spans[count]["end"] = end
-    return count + 1
+# -- tensor cores -------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
-def _wake(b, generation, state, target_bar, target_gen, time, since):
-    """Warps that wait for the generation barrier `b` has just completed read the barrier again, from when they came."""
-    for i in range(state.shape[0]):
-        if state[i] == ON_BARRIER and target_bar[i] == b and generation >= target_gen[i]:
-            state[i] = READY
-            time[i] = since[i]
+@_unit
+def _issue_wgmma(state, i, row, now, eight_bit):
+    """First the start of the group, then one k step at a time into the warpgroup's queue, while it has room."""
+    machine, warp = state.machine[0], state.warps[i]
+    sm, s = state.sms[warp["sm"]], warp["sm"]
+    if warp["part"] == 0:
+        warp["part"] = 1
+        warp["time"] = now + machine["wgmma_start"]
+        if _pipes_free(state, s) > now:  # beside a warp in its softmax
+            warp["time"] += machine["wgmma_contended"]
+        return False
+    if warp["queue_length"] >= min(max(1, machine["queue"]), MAX_QUEUE):
+        warp["state"] = ON_QUEUE
+        return False
+
+    m, n, k = row["b"], row["c"], row["e"]
+    rate = machine["tensor_flops_8bit"] if eight_bit else machine["tensor_flops"]
+    operand_bytes = 32 * (n if row["d"] == 1 else m + n)  # 32 bytes of K per row of A and B from shared memory
+    cycles = max(-(-2 * m * n * k // rate), -(-operand_bytes // machine["smem_bytes"]))
+    step = state.queues[i, (warp["queue_head"] + warp["queue_length"]) % MAX_QUEUE]
+    step["cycles"], step["issued"], step["instruction"] = cycles, now, warp["pc"]
+    step["ends_group"] = warp["part"] == row["a"]
+    warp["queue_length"] += 1
+    sm["queued"] += cycles
+    state.busy[s, U_SMEM] += operand_bytes
+    state.busy[s, U_ISSUE] += 1
+
+    warp["time"] = now + machine["wgmma_issue"]
+    warp["part"] += 1
+    if warp["part"] <= row["a"]:
+        return False
+    warp["part"] = 0
+    warp["committed"] += 1
+    return True
 
 
-@numba.njit(cache=True)
-def _replay(
-    machine, code, first, last, actor_sm, actor_lane, tensor_offset, read_miss, write_through,
-    barrier_kind, barrier_expected, barrier_initial, when_offset, when, group_offset, group_time,
-    tile_ends, actor_slot, busy, unit_lane, spans, sms, eight_bit,
-):  # fmt: skip
-    """The loop. Returns (status, spans recorded, last cycle, state, what each actor waits for)."""
-    actors = first.shape[0]
-    pc = first.copy()
-    time = np.zeros(actors, np.int64)
-    state = np.zeros(actors, np.int64)
-    inner = np.zeros(actors, np.int64)
-    since = np.zeros(actors, np.int64)  # when the actor began to wait
-    target_bar = np.zeros(actors, np.int64)
-    target_gen = np.zeros(actors, np.int64)
-    committed = np.zeros(actors, np.int64)  # WGMMA groups
-    finished = np.zeros(actors, np.int64)
-    store_done = np.zeros(actors, np.int64)
-    turn_since = np.zeros(actors, np.int64)
-    queue_len = np.zeros(actors, np.int64)
-    queue_head = np.zeros(actors, np.int64)
-    queue = np.zeros((actors, MAX_QUEUE, 6), np.int64)  # cycles, last of its group, ready, label, step, tile
-    arrivals = np.zeros(barrier_kind.shape[0], np.int64)
-    latest = np.zeros(barrier_kind.shape[0], np.int64)
-    generation = barrier_initial.copy()
-    tensor_free = np.zeros(sms, np.int64)
-    tensor_owner = np.full(sms, -1, np.int64)
-    tensor_run = np.zeros(sms, np.int64)
-    wgmma_until = np.zeros(sms, np.int64)
-    queued = np.zeros(sms, np.int64)  # cycles of the k steps in all queues of the SM
-    issue_free = np.zeros(sms, np.int64)
-    pipe_free = np.zeros((sms, 4), np.int64)  # FMA, ALU, MUFU, convert
-    smem_free = np.zeros(sms, np.int64)
-    port_free = np.zeros(sms, np.int64)
-    out_free = np.zeros(sms, np.int64)
-    l2_free = np.int64(0)
-    hbm_free = np.int64(0)
-    depth = min(machine[M_QUEUE], MAX_QUEUE)
-    latest_event = np.int64(0)
-    count = 0
+@_unit
+def _serve_k_step(state, s, now):
+    """The tensor cores of SM s execute the k step that the arbiter chooses."""
+    machine, sm = state.machine[0], state.sms[s]
+    i = _oldest(state, s) if machine["arbitration"] == 0 else _next_in_turn(state, s, now)
+    sm["tensor_run"] = sm["tensor_run"] + 1 if i == sm["tensor_owner"] else 1
+    sm["tensor_owner"] = i
+    warp = state.warps[i]
+    step = state.queues[i, warp["queue_head"]]
+    warp["queue_head"] = (warp["queue_head"] + 1) % MAX_QUEUE
+    warp["queue_length"] -= 1
 
-    while True:
-        # who is earliest?
-        best, who = NEVER, -1
-        for i in range(actors):
-            if state[i] == READY and time[i] < best:
-                best, who = time[i], i
-        for s in range(sms):
-            head = NEVER
-            for i in range(actors):
-                if actor_sm[i] == s and queue_len[i] > 0:
-                    head = min(head, queue[i, queue_head[i], 2])
-            if head < NEVER and max(head, tensor_free[s]) < best:
-                best, who = max(head, tensor_free[s]), actors + s
-        if who < 0:
-            break
-        now = best
+    end = now + step["cycles"]
+    if _pipes_free(state, s) > now:  # beside a warp in its softmax
+        end += step["cycles"] * machine["dilation_q10"] >> 10
+    sm["tensor_free"] = sm["wgmma_until"] = end
+    sm["queued"] -= step["cycles"]
+    state.busy[s, U_TENSOR] += step["cycles"]
+    _draw(state, state.unit_lane + U_TENSOR, warp, state.code[step["instruction"]], 0, now, end)
+    if warp["state"] == ON_QUEUE:
+        warp["state"] = READY
+        warp["time"] = now
+    if step["ends_group"] == 1:
+        done = end + machine["wgmma_latency"]
+        state.group_ends[warp["first_group"] + warp["finished"]] = done
+        warp["finished"] += 1
+        _note(state, done)
+        if warp["state"] == ON_GROUP and warp["finished"] >= warp["target"]:
+            warp["state"] = READY
+            warp["time"] = warp["since"]
 
-        # -- a tensor core serves one k step ------------------------------------------------------------------------
-        if who >= actors:
-            s = who - actors
-            chosen = -1
-            owner = tensor_owner[s]
-            if machine[M_ARBITRATION] == 0:  # in order of issue
-                for i in range(actors):
-                    if actor_sm[i] == s and queue_len[i] > 0:
-                        if chosen < 0 or queue[i, queue_head[i], 2] < queue[chosen, queue_head[chosen], 2]:
-                            chosen = i
-            elif owner >= 0 and queue_len[owner] > 0 and tensor_run[s] < machine[M_ARBITRATION]:
-                if queue[owner, queue_head[owner], 2] <= now:
-                    chosen = owner
-            if chosen < 0:
-                for k in range(1, actors + 1):  # round robin from the warp behind the owner
-                    i = (owner + k) % actors if owner >= 0 else k - 1
-                    if actor_sm[i] == s and queue_len[i] > 0 and queue[i, queue_head[i], 2] <= now:
-                        chosen = i
-                        break
-                tensor_run[s] = 0
-            tensor_owner[s] = chosen
-            tensor_run[s] += 1
-            h = queue_head[chosen]
-            cycles, ends_group = queue[chosen, h, 0], queue[chosen, h, 1]
-            queue_head[chosen] = (h + 1) % MAX_QUEUE
-            queue_len[chosen] -= 1
-            end = now + cycles
-            if pipe_free[s].max() > now:
-                end += cycles * machine[M_DILATION_Q10] >> 10
-            tensor_free[s] = end
-            queued[s] -= cycles
-            wgmma_until[s] = end
-            busy[s, U_TENSOR] += cycles
-            if s == 0:
-                count = _span(
-                    spans, count, unit_lane + U_TENSOR, queue[chosen, h, 3], actor_lane[chosen], queue[chosen, h, 4],
-                    queue[chosen, h, 5], 0, now, end,
-                )  # fmt: skip
-            if state[chosen] == ON_QUEUE:
-                state[chosen] = READY
-                time[chosen] = now
-            if ends_group == 1:
-                done = end + machine[M_WGMMA_LATENCY]
-                group_time[group_offset[chosen] + finished[chosen]] = done
-                finished[chosen] += 1
-                latest_event = max(latest_event, done)
-                if state[chosen] == ON_GROUP and finished[chosen] >= target_gen[chosen]:
-                    state[chosen] = READY
-                    time[chosen] = max(since[chosen], done)
-                    if s == 0:
-                        row = code[pc[chosen]]
-                        count = _span(
-                            spans, count, actor_lane[chosen], row[I_LABEL], actor_lane[chosen], row[I_STEP], row[I_TILE],
-                            1, since[chosen], time[chosen],
-                        )  # fmt: skip
-                    pc[chosen] += 1
-                    if pc[chosen] == last[chosen]:
-                        state[chosen] = DONE
-            continue
 
-        # -- a warp executes ------------------------------------------------------------------------------------------
-        i, s = who, actor_sm[who]
-        row = code[pc[i]]
-        op = row[I_OP]
-        lane = actor_lane[i]
-        advance = True
+@_unit
+def _oldest(state, s):
+    """The warp whose first k step in its queue was issued first."""
+    chosen = -1
+    issued = NEVER
+    for i in range(state.warps.shape[0]):
+        warp = state.warps[i]
+        if warp["sm"] == s and warp["queue_length"] > 0 and state.queues[i, warp["queue_head"]]["issued"] < issued:
+            chosen, issued = i, state.queues[i, warp["queue_head"]]["issued"]
+    return chosen
 
-        if op == OP_COMPUTE:
-            fma, alu, mufu, conv, other = row[I_A], row[I_B], row[I_C], row[I_D], row[I_E]
-            instructions = fma + alu + mufu + conv + other
-            start = max(now, issue_free[s])
-            horizon = max(now, wgmma_until[s]) + queued[s]  # WGMMA already issued executes until then
-            rate = 1024 - machine[M_INTERFERENCE_Q10]
-            issue_free[s] = start + _dilated(instructions, start, horizon, rate)
-            busy[s, U_ISSUE] += instructions
-            end = issue_free[s]
-            for pipe in range(4):
-                if pipe == 0:
-                    work, unit, label = fma * machine[M_FMA], U_FMA, fma
-                elif pipe == 1:
-                    work, unit, label = alu * machine[M_ALU], U_ALU, alu
-                elif pipe == 2:
-                    work, unit, label = mufu * machine[M_MUFU_SPACING], U_MUFU, mufu
-                else:
-                    work, unit, label = conv * machine[M_CONVERT], U_ALU, conv
-                if label > 0:
-                    begin = max(start, pipe_free[s, pipe])
-                    pipe_free[s, pipe] = begin + _dilated(work, begin, horizon, rate)
-                    end = max(end, pipe_free[s, pipe])
-                    busy[s, unit] += mufu * machine[M_MUFU] if pipe == 2 else work
-                    if s == 0 and pipe < 3:
-                        count = _span(
-                            spans, count, unit_lane + unit, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 0,
-                            begin, pipe_free[s, pipe],
-                        )  # fmt: skip
-            inner[i] += 1
-            if inner[i] == row[I_F]:
-                inner[i] = 0
-                end += row[I_TARGET] * machine[M_SHUFFLE_LATENCY]
-                end += machine[M_MUFU_LATENCY] if mufu > 0 else machine[M_DEPENDENT]
-            else:
-                advance = False
-            if s == 0:
-                count = _span(spans, count, lane, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 0, now, end)
-            time[i] = end
 
-        elif op == OP_WGMMA:
-            if inner[i] == 0:
-                inner[i] = 1
-                advance = False
-                time[i] = now + machine[M_WGMMA_START]
-                if pipe_free[s].max() > now:  # beside a warp in its softmax
-                    time[i] += machine[M_WGMMA_CONTENDED]
-            elif queue_len[i] >= depth:
-                advance = False
-                state[i] = ON_QUEUE
-            else:
-                steps, m, n, in_registers, k = row[I_A], row[I_B], row[I_C], row[I_D], row[I_E]
-                rate = machine[M_TENSOR_FLOPS_8BIT] if eight_bit else machine[M_TENSOR_FLOPS]
-                cycles = -(-2 * m * n * k // rate)
-                operand_bytes = 32 * (n + (0 if in_registers == 1 else m))
-                cycles = max(cycles, -(-operand_bytes // machine[M_SMEM_BYTES]))
-                busy[s, U_SMEM] += operand_bytes
-                busy[s, U_ISSUE] += 1
-                tail = (queue_head[i] + queue_len[i]) % MAX_QUEUE
-                queue[i, tail, 0] = cycles
-                queue[i, tail, 1] = 1 if inner[i] == steps else 0
-                queue[i, tail, 2] = now
-                queue[i, tail, 3] = row[I_LABEL]
-                queue[i, tail, 4] = row[I_STEP]
-                queue[i, tail, 5] = row[I_TILE]
-                queue_len[i] += 1
-                queued[s] += cycles
-                time[i] = now + machine[M_WGMMA_ISSUE]
-                if inner[i] == steps:
-                    inner[i] = 0
-                    committed[i] += 1
-                else:
-                    inner[i] += 1
-                    advance = False
+@_unit
+def _next_in_turn(state, s, now):
+    """The warp served last, until its `arbitration` k steps are over; then the next one round the SM."""
+    owner, warps = state.sms[s]["tensor_owner"], state.warps.shape[0]
+    if owner >= 0 and state.sms[s]["tensor_run"] < state.machine[0]["arbitration"] and _offers(state, owner, s, now):
+        return owner
+    state.sms[s]["tensor_run"] = 0
+    for k in range(1, warps + 1):
+        i = (owner + k) % warps
+        if _offers(state, i, s, now):
+            return i
+    return -1
 
-        elif op == OP_WGMMA_WAIT:
-            needed = committed[i] - row[I_A]
-            if needed <= 0:
-                pass
-            elif finished[i] >= needed:
-                done = max(now, group_time[group_offset[i] + needed - 1])
-                if s == 0:
-                    count = _span(spans, count, lane, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 1, now, done)
-                time[i] = done
-            else:
-                advance = False
-                state[i] = ON_GROUP
-                since[i] = now
-                target_gen[i] = needed
 
-        elif op == OP_WAIT:
-            b, g = row[I_BARRIER], row[I_TARGET]
-            kind = barrier_kind[b]
-            cost = machine[M_NAMED_WAIT] if kind == KIND_NAMED else machine[M_MBARRIER_WAIT]
-            if kind == KIND_CTA:
-                cost = machine[M_CTA_LAUNCH]
-            if generation[b] >= g:
-                done = max(now, when[when_offset[b] + g - 1] if g > barrier_initial[b] else 0)
-                if s == 0 and done > now:
-                    count = _span(spans, count, lane, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 1, now, done)
-                time[i] = done + cost
-                if kind == KIND_NAMED:
-                    turn_since[i] = done + cost
-            else:
-                advance = False
-                state[i] = ON_BARRIER
-                since[i] = now
-                target_bar[i] = b
-                target_gen[i] = g
+@_unit
+def _offers(state, i, s, now):
+    warp = state.warps[i]
+    return warp["sm"] == s and warp["queue_length"] > 0 and state.queues[i, warp["queue_head"]]["issued"] <= now
 
-        elif op == OP_ARRIVE:
-            b = row[I_BARRIER]
-            kind = barrier_kind[b]
-            if kind == KIND_NAMED:
-                at = now + machine[M_NAMED_ARRIVE]
-                if s == 0:
-                    count = _span(
-                        spans, count, unit_lane + U_BARRIERS, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 0,
-                        turn_since[i], now,
-                    )  # fmt: skip
-            elif kind == KIND_CLUSTER:
-                at = now + machine[M_CLUSTER_ARRIVE]
-            elif kind == KIND_CTA:
-                at = max(now, store_done[i])
-                tile_ends[actor_slot[i], row[I_TILE]] = max(tile_ends[actor_slot[i], row[I_TILE]], at)
-            else:
-                at = now + machine[M_MBARRIER_ARRIVE]
-            time[i] = now + 1
-            busy[s, U_ISSUE] += 1
-            latest[b] = max(latest[b], at)
-            arrivals[b] += 1
-            if arrivals[b] == barrier_expected[b]:
-                arrivals[b] = 0
-                when[when_offset[b] + generation[b]] = latest[b]
-                generation[b] += 1
-                _wake(b, generation[b], state, target_bar, target_gen, time, since)
 
-        elif op == OP_LOAD:
-            b, nbytes, shared = row[I_BARRIER], row[I_A], max(1, row[I_C])
-            t = tensor_offset[i] + row[I_B]
-            if row[I_D] == 1:  # cp.async: 16 bytes per lane, the copy instructions pass the issue port of each warp
-                instructions = max(1, nbytes // (512 * 4))
-                start = max(now, issue_free[s])
-                issue_free[s] = start + instructions
-                busy[s, U_ISSUE] += instructions
-                time[i] = start + instructions
-                latency = machine[M_L2_LATENCY]
-            else:
-                time[i] = now + machine[M_TMA_ISSUE]
-                busy[s, U_ISSUE] += 1
-                latency = machine[M_L2_LATENCY] + machine[M_TMA_LATENCY]
-            start = max(time[i], port_free[s])
-            port_free[s] = start + _service(nbytes, machine[M_PORT_Q20])
-            l2_free = max(l2_free, start) + _service(nbytes // shared, machine[M_L2_Q20])
-            done = max(port_free[s], l2_free)
-            missed = nbytes * read_miss[t] >> 10
-            if missed > 0:
-                hbm_free = max(hbm_free, start) + _service(missed // shared, machine[M_HBM_Q20])
-                done = max(done, hbm_free)
-                latency += (machine[M_HBM_LATENCY] - machine[M_L2_LATENCY]) * read_miss[t] >> 10
-            busy[s, U_TMA] += port_free[s] - start
-            busy[s, U_SMEM] += nbytes
-            if s == 0:
-                count = _span(
-                    spans, count, unit_lane + U_TMA, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 0, start, port_free[s]
-                )
-            latest[b] = max(latest[b], done + latency)
-            arrivals[b] += 1
-            if arrivals[b] == barrier_expected[b]:
-                arrivals[b] = 0
-                when[when_offset[b] + generation[b]] = latest[b]
-                generation[b] += 1
-                _wake(b, generation[b], state, target_bar, target_gen, time, since)
+@_unit
+def _wait_for_group(state, warp, row, now):
+    """Until at most row["a"] groups of the warp are outstanding; with none to wait for it takes no time."""
+    target = warp["committed"] - row["a"]
+    if target <= 0:
+        return True
+    if warp["finished"] < target:
+        warp["state"], warp["since"], warp["target"] = ON_GROUP, now, target
+        return False
+    done = max(now, state.group_ends[warp["first_group"] + target - 1])
+    _draw(state, warp["lane"], warp, row, 1, now, done)
+    warp["time"] = done
+    return True
 
-        elif op == OP_STORE:
-            nbytes = row[I_A]
-            t = tensor_offset[i] + row[I_B]
-            start = max(now, out_free[s])
-            out_free[s] = start + _service(nbytes, machine[M_PORT_Q20])
-            l2_free = max(l2_free, start) + _service(nbytes, machine[M_L2_Q20])
-            done = max(out_free[s], l2_free)
-            missed = nbytes * write_through[t] >> 10
-            if missed > 0:
-                hbm_free = max(hbm_free, start) + _service(missed, machine[M_HBM_Q20])
-                done = max(done, hbm_free)
-            busy[s, U_SMEM] += nbytes
-            busy[s, U_ISSUE] += 1
-            store_done[i] = max(store_done[i], done + machine[M_SMEM_LATENCY])
-            latest_event = max(latest_event, store_done[i])
-            time[i] = now + 1
 
-        elif op == OP_STORE_WAIT:
-            done = max(now, store_done[i])
-            if s == 0:
-                count = _span(spans, count, lane, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 1, now, done)
-            time[i] = done
+@_unit
+def _mma(state, warp, row, now):
+    """mma.sync, one k step: operands from shared memory by ldmatrix, then the tensor cores; the warp waits for the last."""
+    machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
+    m, n, k, operand_bytes = row["b"], row["c"], row["e"], row["f"]
+    cycles = -(-2 * m * n * k * 1024 // machine["mma_flops_q10"])
+    copied = max(now, sm["smem_free"]) + -(-operand_bytes // machine["smem_bytes"])
+    sm["smem_free"] = copied
+    if warp["part"] == 0:  # later k steps load their operands under the one before
+        copied += machine["smem_latency"]
+    begin = max(copied, sm["tensor_free"])
+    sm["tensor_free"] = begin + cycles
+    state.busy[s, U_TENSOR] += cycles
+    state.busy[s, U_SMEM] += operand_bytes
+    state.busy[s, U_ISSUE] += max(1, m // 64) * (n // 8) + operand_bytes // 2048
+    _draw(state, state.unit_lane + U_TENSOR, warp, row, 0, begin, begin + cycles)
 
-        elif op == OP_MMA:
-            steps, m, n, k, nbytes = row[I_A], row[I_B], row[I_C], row[I_E], row[I_F]
-            cycles = -(-2 * m * n * k * 1024 // machine[M_MMA_FLOPS_Q10])
-            copied = max(now, smem_free[s]) + -(-nbytes // machine[M_SMEM_BYTES])
-            smem_free[s] = copied
-            begin = max(copied, tensor_free[s])
-            if inner[i] == 0:
-                begin = max(begin, copied + machine[M_SMEM_LATENCY])
-            tensor_free[s] = begin + cycles
-            busy[s, U_TENSOR] += cycles
-            busy[s, U_SMEM] += nbytes
-            busy[s, U_ISSUE] += max(1, m // 64) * (n // 8) + nbytes // 2048
-            if s == 0:
-                count = _span(
-                    spans, count, unit_lane + U_TENSOR, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 0, begin,
-                    begin + cycles,
-                )  # fmt: skip
-            inner[i] += 1
-            if inner[i] == steps:
-                inner[i] = 0
-                time[i] = begin + cycles + machine[M_MMA_LATENCY]
-            else:
-                advance = False
-                time[i] = begin
-            if s == 0:
-                count = _span(spans, count, lane, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 0, now, time[i])
+    warp["part"] += 1
+    finished = warp["part"] == row["a"]
+    warp["time"] = begin
+    if finished:
+        warp["part"] = 0
+        warp["time"] = begin + cycles + machine["mma_latency"]
+    _draw(state, warp["lane"], warp, row, 0, now, warp["time"])
+    return finished
 
-        else:  # OP_SETUP
-            time[i] = now + machine[M_SETUP]
-            if s == 0:
-                count = _span(spans, count, lane, row[I_LABEL], lane, row[I_STEP], row[I_TILE], 0, now, time[i])
 
-        latest_event = max(latest_event, time[i])
-        if advance:
-            slot, tile = actor_slot[i], row[I_TILE]
-            tile_ends[slot, tile] = max(tile_ends[slot, tile], time[i])
-            pc[i] += 1
-            if pc[i] == last[i]:
-                state[i] = DONE
-                tile_ends[slot, tile] = max(tile_ends[slot, tile], store_done[i])
+# -- barriers -----------------------------------------------------------------------------------------------------------
 
-    status = 0
-    for i in range(actors):
-        if state[i] != DONE:
-            status = 1
-    return status, count, latest_event, state, pc
+
+@_unit
+def _wait(state, warp, row, now):
+    """Until the barrier has completed row["target"] generations, then what the wait itself costs."""
+    machine, barrier, target = state.machine[0], state.barriers[row["barrier"]], row["target"]
+    if barrier["generation"] < target:
+        warp["state"], warp["since"], warp["awaits"], warp["target"] = ON_BARRIER, now, row["barrier"], target
+        return False
+    done = now
+    if target > barrier["initial"]:
+        done = max(now, state.completions[barrier["first_completion"] + target - 1])
+    _draw(state, warp["lane"], warp, row, 1, now, done)
+    if barrier["kind"] == NAMED:
+        warp["time"] = done + machine["named_wait"]
+        warp["turn_since"] = warp["time"]
+    elif barrier["kind"] == CTA:
+        warp["time"] = done + machine["cta_launch"]
+    else:
+        warp["time"] = done + machine["mbarrier_wait"]
+    return True
+
+
+@_unit
+def _arrive(state, warp, row, now):
+    """One arrival, on its way for as long as its kind of barrier takes; the last warp out of a CTA waits for its stores."""
+    machine, kind = state.machine[0], state.barriers[row["barrier"]]["kind"]
+    if kind == NAMED:
+        at = now + machine["named_arrive"]
+        _draw(state, state.unit_lane + U_BARRIERS, warp, row, 0, warp["turn_since"], now)
+    elif kind == CLUSTER:
+        at = now + machine["cluster_arrive"]
+    elif kind == CTA:
+        at = max(now, warp["store_done"])
+        slot, tile = warp["slot"], row["tile"]
+        state.tile_ends[slot, tile] = max(state.tile_ends[slot, tile], at)
+    else:
+        at = now + machine["mbarrier_arrive"]
+    warp["time"] = now + 1
+    state.busy[warp["sm"], U_ISSUE] += 1
+    _arrival(state, row["barrier"], at)
+    return True
+
+
+@_unit
+def _arrival(state, number, at):
+    """Count an arrival at time `at`; the last one expected completes a generation and wakes who waits for it."""
+    barrier = state.barriers[number]
+    barrier["latest"] = max(barrier["latest"], at)
+    barrier["arrivals"] += 1
+    if barrier["arrivals"] < barrier["expected"]:
+        return
+    barrier["arrivals"] = 0
+    state.completions[barrier["first_completion"] + barrier["generation"]] = barrier["latest"]
+    barrier["generation"] += 1
+    for i in range(state.warps.shape[0]):
+        warp = state.warps[i]
+        if warp["state"] == ON_BARRIER and warp["awaits"] == number and barrier["generation"] >= warp["target"]:
+            warp["state"] = READY  # it reads the barrier again, from when it came
+            warp["time"] = warp["since"]
+
+
+# -- copies: the SM's ports, L2, HBM --------------------------------------------------------------------------------------
+
+
+@_unit
+def _service(nbytes, q20):
+    """Cycles a server of 2^20 / q20 bytes per cycle needs, at least one."""
+    return max(1, (nbytes * q20 + (1 << 20) - 1) >> 20)
+
+
+@_unit
+def _load(state, warp, row, now):
+    """A copy into shared memory. By TMA one instruction does it; by cp.async the warp issues 16 bytes per lane itself."""
+    machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
+    nbytes, shared = row["a"], max(1, row["c"])
+    missed_q10 = state.tensors[warp["first_tensor"] + row["b"]]["read_miss_q10"]
+    latency = machine["l2_latency"]
+    if row["d"] == 1:
+        instructions = max(1, nbytes // (512 * 4))  # four warps, 32 lanes each
+        warp["time"] = max(now, sm["issue_free"]) + instructions
+        sm["issue_free"] = warp["time"]
+    else:
+        instructions = 1
+        warp["time"] = now + machine["tma_issue"]
+        latency += machine["tma_latency"]
+
+    start = max(warp["time"], sm["load_free"])
+    sm["load_free"] = start + _service(nbytes, machine["port_q20"])
+    chip["l2_free"] = max(chip["l2_free"], start) + _service(nbytes // shared, machine["l2_q20"])
+    done = max(sm["load_free"], chip["l2_free"])
+    missed = nbytes * missed_q10 >> 10
+    if missed > 0:
+        chip["hbm_free"] = max(chip["hbm_free"], start) + _service(missed // shared, machine["hbm_q20"])
+        done = max(done, chip["hbm_free"])
+        latency += (machine["hbm_latency"] - machine["l2_latency"]) * missed_q10 >> 10
+    state.busy[s, U_ISSUE] += instructions
+    state.busy[s, U_TMA] += sm["load_free"] - start
+    state.busy[s, U_SMEM] += nbytes
+    _draw(state, state.unit_lane + U_TMA, warp, row, 0, start, sm["load_free"])
+    _arrival(state, row["barrier"], done + latency)
+    return True
+
+
+@_unit
+def _store(state, warp, row, now):
+    """A copy out of shared memory, asynchronous: the warp runs on."""
+    machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
+    nbytes = row["a"]
+    start = max(now, sm["store_free"])
+    sm["store_free"] = start + _service(nbytes, machine["port_q20"])
+    chip["l2_free"] = max(chip["l2_free"], start) + _service(nbytes, machine["l2_q20"])
+    done = max(sm["store_free"], chip["l2_free"])
+    written = nbytes * state.tensors[warp["first_tensor"] + row["b"]]["write_through_q10"] >> 10
+    if written > 0:
+        chip["hbm_free"] = max(chip["hbm_free"], start) + _service(written, machine["hbm_q20"])
+        done = max(done, chip["hbm_free"])
+    warp["store_done"] = max(warp["store_done"], done + machine["smem_latency"])
+    state.busy[s, U_SMEM] += nbytes
+    state.busy[s, U_ISSUE] += 1
+    _note(state, warp["store_done"])
+    warp["time"] = now + 1
+    return True
+
+
+@_unit
+def _wait_for_stores(state, warp, row, now):
+    """Until every store of the warp has been read from shared memory."""
+    warp["time"] = max(now, warp["store_done"])
+    _draw(state, warp["lane"], warp, row, 1, now, warp["time"])
+    return True
+
+
+@_unit
+def _setup(state, warp, row, now):
+    """The prologue of a CTA."""
+    warp["time"] = now + state.machine[0]["setup"]
+    _draw(state, warp["lane"], warp, row, 0, now, warp["time"])
+    return True
+
+
+# -- the door -----------------------------------------------------------------------------------------------------------
 
 
 def replay(
@@ -581,80 +571,26 @@ def replay(
     `max_spans` bounds the spans recorded on SM 0 (0: none). `eight_bit` runs WGMMA at the e4m3 rate. Raises Deadlock
     naming every warp that is stuck, its verb and its buffer.
     """
-    placement = [0] * len(programs) if placement is None else list(placement)
-    tables = _Tables(programs, placement, memory)
-    spans = np.zeros(max_spans, SPAN)
-    sms = max(placement) + 1
-    busy = np.zeros((sms, len(UNITS)), np.int64)
-    status, count, cycles, state, pc = _replay(
-        machine_of(device, memory), tables.code, tables.first, tables.last, tables.sm, tables.lane, tables.tensor_offset,
-        tables.read_miss, tables.write_through, tables.kind, tables.expected, tables.initial, tables.when_offset,
-        tables.when, tables.group_offset, tables.group_time, tables.tile_ends, tables.slot, busy, tables.unit_lane,
-        spans, sms, eight_bit,
-    )  # fmt: skip
-    if status:
-        raise Deadlock("; ".join(tables.stuck(state, pc)))
-    return Replay(int(cycles), tables.tile_ends, busy, tables.lanes, tables.labels, spans[:count])
-
-
-class _Tables:
-    """Several programs laid out as the flat arrays of the jitted loop."""
-
-    def __init__(self, programs: Sequence[Program], placement: Sequence[int], memory: Memory):
-        labels: dict[str, int] = {}
-        code, first, last, sm, slot, tensor_offset, names = [], [], [], [], [], [], []
-        barriers, barrier_base, tensors = [], 0, []
-        position = 0
-        for number, program in enumerate(programs):
-            remap = np.array([labels.setdefault(text, len(labels)) for text in program.labels], np.int64)
-            rows = program.code.view(np.int32).reshape(len(program.code), len(INSTRUCTION.names)).astype(np.int64)
-            rows[:, I_LABEL] = remap[rows[:, I_LABEL]]
-            rows[rows[:, I_BARRIER] >= 0, I_BARRIER] += barrier_base
-            code.append(rows)
-            for warp, name in enumerate(program.warps):
-                first.append(position + program.starts[warp])
-                last.append(position + program.starts[warp + 1])
-                sm.append(placement[number])
-                slot.append(number)
-                tensor_offset.append(len(tensors))
-                names.append((number, warp, name))
-            tensors += program.tensors
-            barriers += program.barriers
-            barrier_base += len(program.barriers)
-            position += len(rows)
-        self.programs, self.names = programs, names
-        self.code = np.concatenate(code)
-        self.first, self.last = np.array(first, np.int64), np.array(last, np.int64)
-        self.sm, self.slot = np.array(sm, np.int64), np.array(slot, np.int64)
-        self.tensor_offset = np.array(tensor_offset, np.int64)
-        self.read_miss = np.array([round(1024 * memory.read_miss.get(t, 0.0)) for t in tensors] or [0], np.int64)
-        self.write_through = np.array([round(1024 * memory.write_through.get(t, 1.0)) for t in tensors] or [0], np.int64)
-        self.kind = np.array([int(b.kind) for b in barriers] or [0], np.int64)
-        self.expected = np.array([b.expected for b in barriers] or [1], np.int64)
-        self.initial = np.array([b.initial for b in barriers] or [0], np.int64)
-        uses = np.bincount(self.code[self.code[:, I_BARRIER] >= 0, I_BARRIER], minlength=len(self.kind))
-        room = uses + self.initial + 1
-        self.when_offset = np.concatenate([[0], np.cumsum(room)[:-1]]).astype(np.int64)
-        self.when = np.zeros(int(room.sum()), np.int64)
-        groups = [int((self.code[a:b, I_OP] == OP_WGMMA).sum()) + 1 for a, b in zip(first, last, strict=True)]
-        self.group_offset = np.concatenate([[0], np.cumsum(groups)[:-1]]).astype(np.int64)
-        self.group_time = np.zeros(sum(groups), np.int64)
-        self.tile_ends = np.zeros((len(programs), max(p.tiles for p in programs)), np.int64)
-        on_first = [n for n, where in zip(names, self.sm, strict=True) if where == 0]
-        many = len({number for number, _, _ in on_first}) > 1
-        lane_names = [f"CTA{number} {name}" if many else name for number, _, name in on_first]
-        index = {entry: k for k, entry in enumerate(on_first)}
-        self.lane = np.array([index.get(entry, 0) for entry in names], np.int64)
-        self.unit_lane = len(lane_names)
-        self.lanes = tuple(Lane(n, "warp") for n in lane_names) + tuple(Lane(n, "unit") for n in UNITS[:DRAWN_UNITS])
-        self.labels = tuple(labels)
-
-    def stuck(self, state: np.ndarray, pc: np.ndarray) -> list[str]:
-        """One phrase per warp that could not finish."""
-        phrases = []
-        for i, (number, warp, name) in enumerate(self.names):
-            if state[i] != DONE:
-                program = self.programs[number]
-                at = int(pc[i] - self.first[i])
-                phrases.append(f"{name} is stuck at '{program.describe(program.stream(warp)[at])}'")
-        return phrases
+    tables = Tables(programs, placement or [0] * len(programs), memory)
+    state = State(
+        machine=machine_of(device, memory),
+        code=tables.code,
+        warps=tables.warps,
+        queues=np.zeros((len(tables.warps), MAX_QUEUE), K_STEP),
+        barriers=tables.barriers,
+        completions=tables.completions,
+        group_ends=tables.group_ends,
+        tensors=tables.tensors,
+        sms=tables.sms,
+        pipe_free=tables.pipe_free,
+        busy=tables.busy,
+        chip=tables.chip,
+        tile_ends=tables.tile_ends,
+        spans=np.zeros(max_spans, SPAN),
+        unit_lane=tables.unit_lane,
+    )
+    if not _replay(state, eight_bit):
+        raise Deadlock("; ".join(tables.stuck()))
+    chip = tables.chip[0]
+    spans = state.spans[: chip["spans"]]
+    return Replay(int(chip["last_event"]), tables.tile_ends, tables.busy, tables.lanes, tables.labels, spans)

@@ -1,0 +1,212 @@
+"""Machine: what the engine reads and returns. Device, memory and programs as flat tables; the replay as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .device import Device
+from .program import Program
+from .run import Lane
+from .verbs import Op
+
+UNITS = ("TMA", "tensor cores", "MUFU", "FMA", "ALU", "barriers", "issue", "smem bytes")
+"""Units of an SM, in the order of their lanes and of the busy counters."""
+DRAWN_UNITS = 6
+"""How many of them have a lane in the timeline."""
+
+
+class Deadlock(RuntimeError):
+    """Warps wait for what will never come; the message names warp, verb and buffer."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one SM sees of the chip's memory system while the kernel runs.
+
+    Rates are bytes per cycle: `l2` and `hbm` are shared by all SMs of the replay; `read_miss` and `write_through` give
+    per tensor name the fraction of bytes that HBM has to move.
+    """
+
+    l2: float
+    hbm: float
+    read_miss: dict[str, float]
+    write_through: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the replay of some programs gave, in cycles from the start of the first CTA."""
+
+    cycles: int
+    tile_ends: np.ndarray  # (CTA slot, tile): when the last warp finished the tile
+    busy: np.ndarray  # (SM, unit) busy cycles; SMEM in bytes
+    lanes: tuple[Lane, ...]
+    labels: tuple[str, ...]
+    spans: np.ndarray  # SPAN, of the first SM
+
+
+def _record(text: str) -> np.dtype:
+    return np.dtype([(name, "i8") for name in text.split()])
+
+
+MACHINE = _record(
+    "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency "
+    "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency "
+    "wgmma_start wgmma_contended wgmma_issue wgmma_latency queue arbitration interference_q10 dilation_q10 "
+    "smem_bytes smem_latency port_q20 l2_q20 hbm_q20 l2_latency tma_latency hbm_latency tma_issue "
+    "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
+)
+"""Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte)."""
+
+WARP = _record(
+    "sm slot lane first_tensor pc end time state "
+    "part "  # of its instruction: chunks or k steps done
+    "since awaits target "  # waiting since when, for which barrier, for which generation or group
+    "first_group committed finished "  # WGMMA groups
+    "queue_head queue_length "
+    "store_done turn_since"
+)
+"""One warp role: where its program is, and what it waits for."""
+
+BARRIER = _record("kind expected initial first_completion arrivals latest generation")
+"""One barrier: arrivals of the generation that is open, and how many are complete."""
+
+SM = _record("tensor_free tensor_owner tensor_run wgmma_until queued issue_free smem_free load_free store_free")
+"""One SM: when each unit is free, whose k steps the tensor cores serve, and the cycles of all k steps queued."""
+
+K_STEP = _record("cycles ends_group issued instruction")
+"""One queued k step of a WGMMA."""
+
+CHIP = _record("l2_free hbm_free last_event spans")
+"""What all SMs share, and the count of spans recorded."""
+
+TENSOR = _record("read_miss_q10 write_through_q10")
+
+
+def _q20(bytes_per_cycle: float) -> int:
+    return max(1, round((1 << 20) / bytes_per_cycle))
+
+
+def machine_of(device: Device, memory: Memory) -> np.ndarray:
+    """The device's cycle parameters as one MACHINE record."""
+    values = {
+        "fma": device.fma_cycles,
+        "alu": device.alu_cycles,
+        "mufu": device.mufu_cycles,
+        "mufu_spacing": device.mufu_spacing_cycles,
+        "convert": device.convert_cycles,
+        "dependent": device.dependent_latency_cycles,
+        "shuffle_latency": device.shuffle_latency_cycles,
+        "mufu_latency": device.mufu_latency_cycles,
+        "tensor_flops": device.tensor_flops_per_cycle,
+        "tensor_flops_8bit": int(device.tensor_flops_per_cycle * (device.fp8_ratio or 1)),
+        "mma_flops_q10": round(device.tensor_flops_per_cycle * device.mma_sync_efficiency * 1024),
+        "mma_latency": device.mma_latency_cycles,
+        "wgmma_start": device.wgmma_issue_cycles,
+        "wgmma_contended": device.wgmma_contended_cycles,
+        "wgmma_issue": device.wgmma_step_issue_cycles,
+        "wgmma_latency": device.wgmma_latency_cycles,
+        "queue": device.wgmma_queue_ksteps,
+        "arbitration": device.wgmma_arbitration_ksteps,
+        "interference_q10": round(1024 * device.tensor_interference),
+        "dilation_q10": round(1024 * device.wgmma_dilation),
+        "smem_bytes": device.smem_bytes_per_cycle,
+        "smem_latency": device.smem_latency_cycles,
+        "port_q20": _q20(device.l2_bytes_per_cycle_per_sm),
+        "l2_q20": _q20(memory.l2),
+        "hbm_q20": _q20(memory.hbm),
+        "l2_latency": device.l2_hit_latency_cycles,
+        "tma_latency": device.tma_latency_cycles,
+        "hbm_latency": device.hbm_latency_cycles,
+        "tma_issue": device.tma_issue_cycles,
+        "mbarrier_arrive": device.mbarrier_arrive_cycles,
+        "mbarrier_wait": device.mbarrier_wait_cycles,
+        "named_arrive": device.named_barrier_cycles,
+        "named_wait": device.named_barrier_cycles,
+        "cluster_arrive": device.cluster_arrive_cycles,
+        "cta_launch": device.cta_launch_cycles,
+        "setup": device.setup_cycles,
+    }
+    return np.array([tuple(values[name] for name in MACHINE.names)], MACHINE)
+
+
+class Tables:
+    """Several programs laid out as the flat arrays of the jitted loop: one row per warp, barrier, tensor and SM."""
+
+    def __init__(self, programs: Sequence[Program], placement: Sequence[int], memory: Memory):
+        self.programs = programs
+        labels: dict[str, int] = {}
+        code, warps, barriers, tensors, names = [], [], [], [], []
+        position = groups = 0
+        for slot, program in enumerate(programs):
+            rows = program.code.copy()
+            remap = np.array([labels.setdefault(text, len(labels)) for text in program.labels], np.int32)
+            rows["label"] = remap[rows["label"]]
+            rows["barrier"][rows["barrier"] >= 0] += len(barriers)
+            for number, name in enumerate(program.warps):
+                begin, end = (position + int(program.starts[number + k]) for k in (0, 1))
+                state = {"sm": placement[slot], "slot": slot, "pc": begin, "end": end}
+                warps.append(state | {"first_tensor": len(tensors), "first_group": groups})
+                groups += int((program.stream(number)["op"] == Op.WGMMA).sum())
+                names.append((slot, number, name))
+            code.append(rows)
+            barriers += program.barriers
+            tensors += program.tensors
+            position += len(rows)
+        self.code = np.concatenate(code)
+        self.labels = tuple(labels)
+        self._names = names
+        self.warps = _rows(WARP, warps)
+        self.sms = np.zeros(max(placement) + 1, SM)
+        self.sms["tensor_owner"] = -1
+        self.busy = np.zeros((len(self.sms), len(UNITS)), np.int64)
+        self.pipe_free = np.zeros((len(self.sms), 4), np.int64)
+        self.chip = np.zeros(1, CHIP)
+        self.group_ends = np.zeros(groups + 1, np.int64)
+        self.tile_ends = np.zeros((len(programs), max(p.tiles for p in programs)), np.int64)
+        fractions = [(memory.read_miss.get(t, 0.0), memory.write_through.get(t, 1.0)) for t in tensors] or [(0.0, 1.0)]
+        self.tensors = np.array([(round(1024 * miss), round(1024 * through)) for miss, through in fractions], TENSOR)
+        self._lay_out_barriers(barriers)
+        self._name_lanes()
+
+    def _lay_out_barriers(self, barriers: list) -> None:
+        """A barrier can complete once per arrival at most: so much room in `completions`."""
+        fields = [{"kind": int(b.kind), "expected": b.expected, "initial": b.initial} for b in barriers]
+        self.barriers = _rows(BARRIER, fields or [{"expected": 1}])
+        used = self.code["barrier"][self.code["barrier"] >= 0]
+        room = np.bincount(used, minlength=len(self.barriers)) + self.barriers["initial"] + 1
+        self.barriers["first_completion"] = np.cumsum(room) - room
+        self.barriers["generation"] = self.barriers["initial"]
+        self.completions = np.zeros(int(room.sum()), np.int64)
+
+    def _name_lanes(self) -> None:
+        """A lane per warp of SM 0, then one per unit."""
+        drawn = [n for n, warp in zip(self._names, self.warps, strict=True) if warp["sm"] == 0]
+        several = len({slot for slot, _, _ in drawn}) > 1
+        index = {name: k for k, name in enumerate(drawn)}
+        self.warps["lane"] = [index.get(name, 0) for name in self._names]
+        self.unit_lane = len(drawn)
+        warps = tuple(Lane(f"CTA{slot} {name}" if several else name, "warp") for slot, _, name in drawn)
+        self.lanes = warps + tuple(Lane(name, "unit") for name in UNITS[:DRAWN_UNITS])
+
+    def stuck(self) -> list[str]:
+        """One phrase per warp that did not finish."""
+        phrases = []
+        for (slot, _, name), warp in zip(self._names, self.warps, strict=True):
+            if warp["pc"] < warp["end"]:
+                before = sum(len(program.code) for program in self.programs[:slot])
+                program = self.programs[slot]
+                phrases.append(f"{name} is stuck at '{program.describe(program.code[warp['pc'] - before])}'")
+        return phrases
+
+
+def _rows(dtype: np.dtype, rows: list[dict[str, int]]) -> np.ndarray:
+    """Records of a dtype from dictionaries; fields not given are zero."""
+    table = np.zeros(len(rows), dtype)
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            table[number][name] = value
+    return table
