@@ -72,6 +72,7 @@ class State(NamedTuple):
     chip: np.ndarray  # CHIP, one
     tile_ends: np.ndarray  # (CTA slot, tile)
     spans: np.ndarray  # SPAN, of SM 0
+    last_span: np.ndarray  # the last one of each lane, -1 before the first
     unit_lane: int  # the first unit's lane
 
 
@@ -90,24 +91,24 @@ def _draw(state, lane, warp, row, wait, start, end):
     spans, count = state.spans, state.chip[0]["spans"]
     if warp["sm"] != 0 or end <= start or count >= spans.shape[0]:
         return
-    for k in range(count - 1, max(-1, count - 5), -1):
-        span = spans[k]
-        if span["lane"] == lane:
-            if (
-                span["end"] == start
-                and span["label"] == row["label"]
-                and span["warp"] == warp["lane"]
-                and span["step"] == row["step"]
-                and span["tile"] == row["tile"]
-                and span["wait"] == wait
-            ):
-                span["end"] = end
-                return
-            break
+    last = state.last_span[lane]
+    if last >= 0:
+        span = spans[last]
+        if (
+            span["end"] == start
+            and span["label"] == row["label"]
+            and span["warp"] == warp["lane"]
+            and span["step"] == row["step"]
+            and span["tile"] == row["tile"]
+            and span["wait"] == wait
+        ):
+            span["end"] = end
+            return
     span = spans[count]
     span["lane"], span["label"], span["warp"] = lane, row["label"], warp["lane"]
     span["step"], span["tile"], span["wait"] = row["step"], row["tile"], wait
     span["start"], span["end"] = start, end
+    state.last_span[lane] = count
     state.chip[0]["spans"] = count + 1
 
 
@@ -587,6 +588,7 @@ def replay(
         chip=tables.chip,
         tile_ends=tables.tile_ends,
         spans=np.zeros(max_spans, SPAN),
+        last_span=np.full(len(tables.lanes), -1),
         unit_lane=tables.unit_lane,
     )
     if not _replay(state, eight_bit):
