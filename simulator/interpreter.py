@@ -1,0 +1,415 @@
+"""Interpreter: the instruction set in plain Python, slow and readable; engine.py must give the same spans, bit for bit.
+
+An instruction is a method of Warp that returns the cycle at which it is done. Where time passes within, it is a
+generator: it yields the cycle at which it goes on, or a condition that has to hold first. Whoever is earliest moves
+next; in a tie the first warp, then the first tensor core.
+"""
+
+from __future__ import annotations
+
+from collections import deque, namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+
+from .device import Device
+from .engine import MAX_QUEUE
+from .machine import DRAWN_UNITS, MACHINE, UNITS, Deadlock, Memory, Replay, machine_of
+from .program import INSTRUCTION, Program
+from .run import SPAN, Lane
+from .verbs import BarrierKind, Op
+
+Step = int | Callable[[], bool]
+Instruction = namedtuple("Instruction", INSTRUCTION.names)
+ARITHMETIC = ("FMA", "ALU", "MUFU", "convert")
+
+
+def _ceil(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
+
+
+class Server:
+    """Serves one after the other."""
+
+    def __init__(self) -> None:
+        self.free = 0
+
+    def take(self, start: int, cycles: int) -> int:
+        """Hold it for some cycles from `start`, or from when it is free; when they begin."""
+        begin = max(start, self.free)
+        self.free = begin + cycles
+        return begin
+
+    def pass_bytes(self, start: int, nbytes: int, q20: int) -> int:
+        """Move bytes through it at 2^20 / q20 per cycle, at least a cycle; when the last has passed."""
+        self.take(start, max(1, _ceil(nbytes * q20, 1 << 20)))
+        return self.free
+
+
+class Barrier:
+    """Completes a generation at every `expected` arrivals, at the time of the latest arrival so far."""
+
+    def __init__(self, kind: BarrierKind, expected: int, initial: int):
+        self.kind, self.expected = kind, expected
+        self.completions = [0] * initial
+        self.arrivals = self.latest = 0
+
+    def arrive(self, at: int) -> None:
+        """One arrival."""
+        self.latest = max(self.latest, at)
+        self.arrivals += 1
+        if self.arrivals == self.expected:
+            self.arrivals = 0
+            self.completions.append(self.latest)
+
+
+class Chip:
+    """What all SMs share: parameters, L2, HBM; and the record of what happened."""
+
+    def __init__(self, device: Device, memory: Memory, eight_bit: bool):
+        parameters = machine_of(device, memory)[0].tolist()
+        self.cycles = SimpleNamespace(**dict(zip(MACHINE.names, parameters, strict=True)))
+        self.memory = memory
+        self.tensor_rate = self.cycles.tensor_flops_8bit if eight_bit else self.cycles.tensor_flops
+        self.queue_room = min(max(1, self.cycles.queue), MAX_QUEUE)
+        self.l2, self.hbm = Server(), Server()
+        self.last_event = 0
+        self.labels: dict[str, int] = {}
+        self.lanes: list[Lane] = []
+        self.spans: list[list[int]] = []
+        self.last_span: dict[int, list[int]] = {}
+
+    def note(self, time: int) -> None:
+        """Something ended at `time`."""
+        self.last_event = max(self.last_event, time)
+
+    def draw(self, lane: str, warp: Warp, ins: Instruction, start: int, end: int, wait: int = 0) -> None:
+        """A span of SM 0; it joins the last one of its lane where that goes on without a gap."""
+        if warp.sm.number > 0 or end <= start:
+            return
+        number = len(self.lanes) - DRAWN_UNITS + UNITS.index(lane) if lane in UNITS else warp.lane
+        label = self.labels[warp.program.labels[ins.label]]
+        what = [number, label, warp.lane, ins.step, ins.tile, wait]
+        last = self.last_span.get(number)
+        if last and last[:6] == what and last[7] == start:
+            last[7] = end
+        else:
+            self.last_span[number] = [*what, start, end]
+            self.spans.append(self.last_span[number])
+
+
+class Sm:
+    """The units of one SM, and its tensor cores as an actor that serves k steps out of the warps' queues."""
+
+    def __init__(self, chip: Chip, number: int):
+        self.chip, self.number, self.order = chip, number, (1, number)
+        self.warps: list[Warp] = []
+        self.busy = dict.fromkeys(UNITS, 0)
+        self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
+        self.pipes = {name: Server() for name in ARITHMETIC}
+        self.wgmma_until = self.last_served = 0
+        self.owner: Warp | None = None
+        self.turn = 0  # k steps the owner has had in a row
+
+    def in_softmax(self, now: int) -> bool:
+        """Whether any warp's arithmetic is under way."""
+        return any(pipe.free > now for pipe in self.pipes.values())
+
+    def pace(self, now: int) -> Callable[[int, int], int]:
+        """Cycles that work takes from a start: at a lower rate as long as WGMMA issued by `now` executes."""
+        until = max(now, self.wgmma_until) + sum(step.cycles for warp in self.warps for step in warp.queue)
+        rate = 1024 - self.chip.cycles.interference_q10
+
+        def cycles(work: int, start: int) -> int:
+            slow = _ceil(work * 1024, rate)
+            if start >= until or not work:
+                return work
+            if start + slow <= until:
+                return slow
+            return until - start + work - (until - start) * rate // 1024
+
+        return cycles
+
+    def ready_at(self) -> int | None:
+        """When the tensor cores can serve the next k step; None while all queues are empty."""
+        issued = [warp.queue[0].issued for warp in self.warps if warp.queue]
+        return max(min(issued), self.tensor.free) if issued else None
+
+    def advance(self) -> None:
+        """Serve one k step."""
+        now = self.ready_at()
+        warp = self._arbitrate(now)
+        self.owner = warp
+        step = warp.queue.popleft()
+        longer = step.cycles * self.chip.cycles.dilation_q10 >> 10 if self.in_softmax(now) else 0
+        self.tensor.take(now, step.cycles + longer)
+        self.wgmma_until, self.last_served = self.tensor.free, now
+        self.busy["tensor cores"] += step.cycles
+        self.chip.draw("tensor cores", warp, step.instruction, now, self.tensor.free)
+        if step.ends_group:
+            warp.groups_done.append(self.tensor.free + self.chip.cycles.wgmma_latency)
+            self.chip.note(warp.groups_done[-1])
+
+    def _arbitrate(self, now: int) -> Warp:
+        """In order of issue, or round robin: `arbitration` k steps, then the next warp that has one to offer."""
+        if self.chip.cycles.arbitration == 0:
+            return min((w for w in self.warps if w.queue), key=lambda w: w.queue[0].issued)
+        offering = [w for w in self.warps if w.queue and w.queue[0].issued <= now]
+        self.turn += 1
+        if self.owner in offering and self.turn <= self.chip.cycles.arbitration:
+            return self.owner
+        self.turn = 1
+        behind = self.owner.order if self.owner else (0, -1)
+        return min(offering, key=lambda w: (w.order <= behind, w.order))
+
+
+class Warp:
+    """One warp role, executing its stream: a method per instruction, a `yield` wherever time passes."""
+
+    def __init__(self, sm: Sm, number: int, program: Program, stream: int, barriers: list[Barrier], ends: np.ndarray):
+        self.sm, self.chip, self.order = sm, sm.chip, (0, number)
+        self.program, self.name = program, program.warps[stream]
+        self.code = [Instruction(*row) for row in program.stream(stream).tolist()]
+        self.stream, self.barriers, self.tile_ends = stream, barriers, ends
+        self.lane = 0
+        self.at = self.time = 0
+        self.condition: Callable[[], bool] | None = None
+        self.queue: deque[SimpleNamespace] = deque()
+        self.groups = 0
+        self.groups_done: list[int] = []
+        self.store_done = self.turn_since = 0
+        self.steps = self._run()
+        sm.warps.append(self)
+
+    def ready_at(self) -> int | None:
+        """When the warp goes on; None while it is blocked or has finished."""
+        blocked = self.condition is not None and not self.condition()
+        return None if blocked or self.at == len(self.code) else self.time
+
+    def advance(self) -> None:
+        """On to the next point where time passes."""
+        self.condition = None
+        step = next(self.steps)
+        if callable(step):
+            self.condition = step
+        else:
+            self.time = step
+            self.chip.note(step)
+
+    def describe(self) -> str:
+        """The instruction it is at, as a schedule would say it."""
+        return self.program.describe(self.program.stream(self.stream)[self.at])
+
+    def _run(self) -> Iterator[Step]:
+        now = 0
+        while self.at < len(self.code):
+            ins = self.code[self.at]
+            done = getattr(self, Op(ins.op).name.lower())(ins, now)
+            now = done if isinstance(done, int) else (yield from done)
+            self.at += 1
+            self._tile_goes_on(ins, max(now, self.store_done) if self.at == len(self.code) else now)
+            yield now
+
+    def _tile_goes_on(self, ins: Instruction, until: int) -> None:
+        self.tile_ends[ins.tile] = max(self.tile_ends[ins.tile], until)
+
+    def setup(self, ins: Instruction, now: int) -> int:
+        """The prologue of a CTA."""
+        self.chip.draw("", self, ins, now, now + self.chip.cycles.setup)
+        return now + self.chip.cycles.setup
+
+    def compute(self, ins: Instruction, now: int) -> Iterator[Step]:
+        """Chunk by chunk: all instructions pass the issue port; each pipe works through its own."""
+        cycles, sm = self.chip.cycles, self.sm
+        counts = dict(zip(ARITHMETIC, (ins.a, ins.b, ins.c, ins.d), strict=True))
+        held = {"FMA": cycles.fma, "ALU": cycles.alu, "MUFU": cycles.mufu_spacing, "convert": cycles.convert}
+        instructions = sum(counts.values()) + ins.e
+        for chunk in range(ins.f):
+            pace = sm.pace(now)
+            begin = max(now, sm.issue.free)
+            sm.issue.take(begin, pace(instructions, begin))
+            sm.busy["issue"] += instructions
+            end = sm.issue.free
+            for name, pipe in sm.pipes.items():
+                work = counts[name] * held[name]
+                if not work:
+                    continue
+                start = max(begin, pipe.free)
+                pipe.take(start, pace(work, start))
+                end = max(end, pipe.free)
+                sm.busy["ALU" if name == "convert" else name] += counts[name] * cycles.mufu if name == "MUFU" else work
+                if name != "convert":
+                    self.chip.draw(name, self, ins, start, pipe.free)
+            if chunk + 1 == ins.f:
+                end += ins.target * cycles.shuffle_latency
+                end += cycles.mufu_latency if counts["MUFU"] else cycles.dependent
+            self.chip.draw("", self, ins, now, end)
+            if chunk + 1 < ins.f:
+                yield end
+            now = end
+        return now
+
+    def wgmma(self, ins: Instruction, now: int) -> Iterator[Step]:
+        """Asynchronous: the k steps go into the queue one by one, while it has room; together they are one group."""
+        cycles, sm = self.chip.cycles, self.sm
+        now += cycles.wgmma_start + (cycles.wgmma_contended if sm.in_softmax(now) else 0)
+        yield now
+        k_steps, m, n, a_in_registers, k = ins.a, ins.b, ins.c, ins.d, ins.e
+        operand_bytes = 32 * (n + (0 if a_in_registers else m))
+        work = max(_ceil(2 * m * n * k, self.chip.tensor_rate), _ceil(operand_bytes, cycles.smem_bytes))
+        for step in range(k_steps):
+            if len(self.queue) == self.chip.queue_room:
+                yield lambda: len(self.queue) < self.chip.queue_room
+                now = sm.last_served
+            last = step + 1 == k_steps
+            self.queue.append(SimpleNamespace(cycles=work, issued=now, ends_group=last, instruction=ins))
+            sm.busy["smem bytes"] += operand_bytes
+            sm.busy["issue"] += 1
+            now += cycles.wgmma_issue
+            if not last:
+                yield now
+        self.groups += 1
+        return now
+
+    def wgmma_wait(self, ins: Instruction, now: int) -> Iterator[Step]:
+        """Until at most a groups of this warp are outstanding."""
+        wanted = self.groups - ins.a
+        if wanted <= 0:
+            return now
+        if len(self.groups_done) < wanted:
+            yield lambda: len(self.groups_done) >= wanted
+        return self._waited(ins, now, self.groups_done[wanted - 1])
+
+    def mma(self, ins: Instruction, now: int) -> Iterator[Step]:
+        """Synchronous: each k step's operands are read under the one before, the last one is waited for."""
+        cycles, sm = self.chip.cycles, self.sm
+        k_steps, m, n, k, operand_bytes = ins.a, ins.b, ins.c, ins.e, ins.f
+        work = _ceil(2 * m * n * k * 1024, cycles.mma_flops_q10)
+        for step in range(k_steps):
+            sm.smem.take(now, _ceil(operand_bytes, cycles.smem_bytes))
+            begin = sm.tensor.take(sm.smem.free + (cycles.smem_latency if step == 0 else 0), work)
+            sm.busy["tensor cores"] += work
+            sm.busy["smem bytes"] += operand_bytes
+            sm.busy["issue"] += max(1, m // 64) * (n // 8) + operand_bytes // 2048
+            self.chip.draw("tensor cores", self, ins, begin, begin + work)
+            end = begin if step + 1 < k_steps else begin + work + cycles.mma_latency
+            self.chip.draw("", self, ins, now, end)
+            now = end
+            if step + 1 < k_steps:
+                yield now
+        return now
+
+    def wait(self, ins: Instruction, now: int) -> Iterator[Step]:
+        """Until the barrier has completed `target` generations, then what the wait itself costs."""
+        cycles, barrier, target = self.chip.cycles, self.barriers[ins.barrier], ins.target
+        if len(barrier.completions) < target:
+            yield lambda: len(barrier.completions) >= target
+        now = self._waited(ins, now, barrier.completions[target - 1] if target else 0)
+        if barrier.kind == BarrierKind.NAMED:
+            self.turn_since = now + cycles.named_wait
+            return self.turn_since
+        return now + (cycles.cta_launch if barrier.kind == BarrierKind.CTA else cycles.mbarrier_wait)
+
+    def arrive(self, ins: Instruction, now: int) -> int:
+        """One arrival, on its way for as long as its kind of barrier takes; leaving a CTA waits for its stores."""
+        cycles, barrier = self.chip.cycles, self.barriers[ins.barrier]
+        on_the_way = {
+            BarrierKind.MBARRIER: cycles.mbarrier_arrive,
+            BarrierKind.NAMED: cycles.named_arrive,
+            BarrierKind.CLUSTER: cycles.cluster_arrive,
+            BarrierKind.CTA: max(0, self.store_done - now),
+        }
+        if barrier.kind == BarrierKind.NAMED:
+            self.chip.draw("barriers", self, ins, self.turn_since, now)
+        if barrier.kind == BarrierKind.CTA:
+            self._tile_goes_on(ins, now + on_the_way[barrier.kind])
+        self.sm.busy["issue"] += 1
+        barrier.arrive(now + on_the_way[barrier.kind])
+        return now + 1
+
+    def load(self, ins: Instruction, now: int) -> int:
+        """An asynchronous copy in; it arrives on its barrier when the last byte has."""
+        cycles, chip, sm, nbytes = self.chip.cycles, self.chip, self.sm, ins.a
+        shared, latency = max(1, ins.c), cycles.l2_latency
+        if ins.d:  # cp.async: each of four warps issues 16 bytes per lane, instruction after instruction
+            instructions = max(1, nbytes // (4 * 32 * 16))
+            sm.issue.take(now, instructions)
+            issued = sm.issue.free
+        else:
+            instructions, issued = 1, now + cycles.tma_issue
+            latency += cycles.tma_latency
+        start = max(issued, sm.load_port.free)
+        missed_q10 = round(1024 * chip.memory.read_miss.get(self.program.tensors[ins.b], 0.0))
+        ends = [sm.load_port.pass_bytes(start, nbytes, cycles.port_q20)]
+        ends.append(chip.l2.pass_bytes(start, nbytes // shared, cycles.l2_q20))
+        if missed := nbytes * missed_q10 >> 10:
+            ends.append(chip.hbm.pass_bytes(start, missed // shared, cycles.hbm_q20))
+            latency += (cycles.hbm_latency - cycles.l2_latency) * missed_q10 >> 10
+        sm.busy["issue"] += instructions
+        sm.busy["TMA"] += sm.load_port.free - start
+        sm.busy["smem bytes"] += nbytes
+        chip.draw("TMA", self, ins, start, sm.load_port.free)
+        self.barriers[ins.barrier].arrive(max(ends) + latency)
+        return issued
+
+    def store(self, ins: Instruction, now: int) -> int:
+        """An asynchronous copy out."""
+        cycles, chip, sm, nbytes = self.chip.cycles, self.chip, self.sm, ins.a
+        start = max(now, sm.store_port.free)
+        through_q10 = round(1024 * chip.memory.write_through.get(self.program.tensors[ins.b], 1.0))
+        ends = [sm.store_port.pass_bytes(start, nbytes, cycles.port_q20)]
+        ends.append(chip.l2.pass_bytes(start, nbytes, cycles.l2_q20))
+        if written := nbytes * through_q10 >> 10:
+            ends.append(chip.hbm.pass_bytes(start, written, cycles.hbm_q20))
+        sm.busy["smem bytes"] += nbytes
+        sm.busy["issue"] += 1
+        self.store_done = max(self.store_done, max(ends) + cycles.smem_latency)
+        chip.note(self.store_done)
+        return now + 1
+
+    def store_wait(self, ins: Instruction, now: int) -> int:
+        """Until the warp's stores have left shared memory."""
+        return self._waited(ins, now, self.store_done)
+
+    def _waited(self, ins: Instruction, since: int, until: int) -> int:
+        end = max(since, until)
+        self.chip.draw("", self, ins, since, end, wait=1)
+        return end
+
+
+def interpret(
+    programs: Sequence[Program],
+    device: Device,
+    memory: Memory,
+    placement: Sequence[int] | None = None,
+    eight_bit: bool = False,
+) -> Replay:
+    """What `engine.replay` gives with room for every span; Deadlock names every warp that is stuck, verb and buffer."""
+    placement = placement or [0] * len(programs)
+    chip = Chip(device, memory, eight_bit)
+    sms = [Sm(chip, number) for number in range(max(placement) + 1)]
+    tile_ends = np.zeros((len(programs), max(program.tiles for program in programs)), np.int64)
+    warps: list[Warp] = []
+    several = placement.count(0) > 1
+    for slot, (program, where) in enumerate(zip(programs, placement, strict=True)):
+        barriers = [Barrier(b.kind, b.expected, b.initial) for b in program.barriers]
+        for text in program.labels:
+            chip.labels.setdefault(text, len(chip.labels))
+        for stream in range(len(program.warps)):
+            warps.append(Warp(sms[where], len(warps), program, stream, barriers, tile_ends[slot]))
+            if where == 0:
+                warps[-1].lane = len(chip.lanes)
+                chip.lanes.append(Lane(f"CTA{slot} {warps[-1].name}" if several else warps[-1].name, "warp"))
+    chip.lanes += [Lane(name, "unit") for name in UNITS[:DRAWN_UNITS]]
+
+    actors = [*warps, *sms]
+    while ready := [(at, actor.order, actor) for actor in actors if (at := actor.ready_at()) is not None]:
+        min(ready, key=lambda entry: entry[:2])[2].advance()
+
+    stuck = [warp for warp in warps if warp.at < len(warp.code)]
+    if stuck:
+        raise Deadlock("; ".join(f"{w.name} is stuck at '{w.describe()}'" for w in stuck))
+    busy = np.array([[sm.busy[unit] for unit in UNITS] for sm in sms], np.int64)
+    spans = np.array([tuple(span) for span in chip.spans], SPAN)
+    return Replay(chip.last_event, tile_ends, busy, tuple(chip.lanes), tuple(chip.labels), spans)
