@@ -92,64 +92,76 @@ def measure_durations(
 def compose(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int) -> float:
     """Cycles until the last CTA of the grid is done; `loop_lengths` in dispatch order, clusters side by side."""
     order = np.searchsorted(durations.lengths, loop_lengths[::cluster])
-    return float(deal(order, durations.first, durations.later, max(1, sms // cluster)))
+    sms, room = max(1, sms // cluster), durations.later.shape[1]
+    resident = np.full((sms, room), -1)
+    return float(deal(order, durations.first, durations.later, resident, np.zeros((sms, room)), np.zeros((sms, 2))))
 
 
 @numba.njit(cache=True)
-def deal(order, first, later, sms):
+def deal(order, first, later, resident, left, clock):
     """Hand CTAs out in order, each to the SM (or cluster) that has room first; returns when the last one ends.
 
     CTAs that share an SM progress at the rate of their present company: 1 / later[length, company - 1] per cycle.
+    `resident` has the length of each CTA on an SM (-1: none), `left` its share still to do, `clock` the time up to which
+    an SM has been advanced and the time when its next CTA ends.
     """
-    room = later.shape[1]
-    left = np.zeros((sms, room))  # share of each resident CTA still to do
-    kind = np.full((sms, room), -1, np.int64)
-    company = np.zeros(sms, np.int64)
-    at = np.zeros(sms)  # time up to which the SM's residents have been advanced
-    until = np.full(sms, np.inf)  # when its next CTA ends
-    handed = 0
-    total = order.shape[0]
+    sms, room = resident.shape
+    total, handed, end = len(order), 0, 0.0
     for slot in range(room):
         for s in range(sms):
             if handed < total:
                 k = order[handed]
-                kind[s, slot] = k
-                left[s, slot] = first[k, room - 1] / later[k, room - 1] if slot == 0 and room == 1 else 1.0
-                company[s] += 1
+                resident[s, slot] = k
+                left[s, slot] = first[k, 0] / later[k, 0] if room == 1 else 1.0
                 handed += 1
     for s in range(sms):
-        for slot in range(room):
-            if kind[s, slot] >= 0:
-                until[s] = min(until[s], left[s, slot] * later[kind[s, slot], company[s] - 1])
-    end = 0.0
+        clock[s, 1] = _next_end(resident, left, later, s, 0.0)
     while True:
         s = 0
         for t in range(1, sms):
-            if until[t] < until[s]:
+            if clock[t, 1] < clock[s, 1]:
                 s = t
-        now = until[s]
+        now = clock[s, 1]
         if now == np.inf:
             return end
-        end = max(end, now)
-        elapsed = now - at[s]
-        finished = -1
+        end = now
+        company = _company(resident, s)
+        done = -1
         for slot in range(room):
-            if kind[s, slot] >= 0:
-                left[s, slot] -= elapsed / later[kind[s, slot], company[s] - 1]
-                if finished < 0 or left[s, slot] < left[s, finished]:
-                    finished = slot
-        at[s] = now
+            if resident[s, slot] >= 0:
+                left[s, slot] -= (now - clock[s, 0]) / later[resident[s, slot], company - 1]
+                if done < 0 or left[s, slot] < left[s, done]:
+                    done = slot
+        clock[s, 0] = now
+        resident[s, done] = -1
         if handed < total:
-            kind[s, finished] = order[handed]
-            left[s, finished] = 1.0
+            resident[s, done] = order[handed]
+            left[s, done] = 1.0
             handed += 1
-        else:
-            kind[s, finished] = -1
-            company[s] -= 1
-        until[s] = np.inf
-        for slot in range(room):
-            if kind[s, slot] >= 0:
-                until[s] = min(until[s], now + max(0.0, left[s, slot]) * later[kind[s, slot], company[s] - 1])
+        clock[s, 1] = _next_end(resident, left, later, s, now)
+
+
+@numba.njit(cache=True)
+def _company(resident, s):
+    """CTAs on SM s."""
+    count = 0
+    for slot in range(resident.shape[1]):
+        if resident[s, slot] >= 0:
+            count += 1
+    return count
+
+
+@numba.njit(cache=True)
+def _next_end(resident, left, later, s, now):
+    """When the first of SM s's CTAs ends if their company stays; never if there is none."""
+    company = _company(resident, s)
+    soonest = np.inf
+    for slot in range(resident.shape[1]):
+        if resident[s, slot] >= 0:
+            ends = now + max(0.0, left[s, slot]) * later[resident[s, slot], company - 1]
+            if ends < soonest:
+                soonest = ends
+    return soonest
 
 
 def brute_force(programs: list[Program], placement: list[int], device: Device, memory: Memory) -> int:

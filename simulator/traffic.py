@@ -90,12 +90,14 @@ def replay_traffic(
     counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns per (stripe, home) share: a fraction of a byte each
 
     for launch in launches:
+        slots = min(launch.slots, len(launch.items))
         _replay(
             _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks")),
             _columns(launch.accesses, ACCESS.names),
             layout.first, layout.mode, layout.m_tiles, layout.n_tiles,
             np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64),
-            launch.slots, launch.cluster, launch.descending,
+            np.arange(slots), np.zeros(slots, np.int64), _partitions(slots, launch.cluster, homes),
+            launch.cluster, launch.descending,
             block, links, capacity, used, oldest, counts,
         )  # fmt: skip
     _flush(homes, block, links, counts)
@@ -151,11 +153,21 @@ def _report(counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int) ->
     return Traffic(by_tensor, hit_rate), hits
 
 
+def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
+    """The partition each slot's SM is next to: as many to each, without a period that a tile order could have too."""
+    rest = np.arange(slots) // cluster  # the CTAs of a cluster are neighbours
+    near = np.zeros(slots, np.int64)
+    while homes > 1 and rest.any():
+        near += rest % homes
+        rest //= homes
+    return near % homes
+
+
 # -- jitted: one call graph, all of it in this file (numba's cache does not see changes in other files) ----------------
 
 
 @njit(cache=True)
-def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluster, descending,
+def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, position, near_of, cluster, descending,
             block, links, capacity, used, oldest, counts):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
 
@@ -165,12 +177,9 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluste
     longest = 0
     for i in range(total):
         longest = max(longest, items[i, 4])
-    slots = min(slots, total)
-    item_of = np.arange(slots)
-    position = np.zeros(slots, np.int64)
+    slots = len(item_of)
     waiting = slots
     busy = slots
-    near_of = _partitions(slots, cluster, len(used))
     end = len(accesses)
     while busy > 0:
         for slot in range(slots):
@@ -200,19 +209,6 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, slots, cluste
             else:
                 item_of[slot] = -1
                 busy -= 1
-
-
-@njit(cache=True)
-def _partitions(slots, cluster, homes):
-    """The partition each slot's SM is next to: as many to each, without a period that a tile order could have too."""
-    near = np.zeros(slots, np.int64)
-    for slot in range(slots):
-        rest = slot // cluster  # the CTAs of a cluster are neighbours
-        while homes > 1 and rest > 0:
-            near[slot] += rest % homes
-            rest //= homes
-        near[slot] %= homes
-    return near
 
 
 @njit(cache=True, inline="always")
