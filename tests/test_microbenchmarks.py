@@ -1,0 +1,86 @@
+"""The engine held to the recorded microbenchmarks: softmax and GEMM loops of one to three warpgroups on an H200.
+
+The device's numbers come from these recordings one by one; here they act together, as in an attention kernel.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fasim.traces
+from fasim.simulator.device import load_device
+from fasim.simulator.engine import Memory, replay
+from fasim.simulator.program import trace
+from fasim.simulator.schedules import Kernel
+from fasim.simulator.tile import Tile
+from fasim.simulator.workload import Workload
+
+RECORDED = Path(fasim.traces.__file__).parent / "recorded" / "calibration" / "contention.json"
+CASES = json.loads(RECORDED.read_text())["results"]["cases"]
+ROLES = {"softmax", "qk", "pv"}
+KNOWN = sorted(case for case in CASES if set(case.split("_")[1:]) <= ROLES)
+REPEATS = 30
+
+# The recorded loops also poll a flag, some 50 cycles a turn: a tenth of the shortest. Beside one GEMM stream, what one or
+# two softmaxes lose varies with the warpgroups' order (0.36 to 0.54 of a cycle per tensor cycle); the device has the mean.
+# Three warpgroups vary most: their recordings have two modes.
+TOLERANCE = {1: 0.10, 2: 0.10, 3: 0.20}
+
+
+def modelled(width: int, roles: list[str]) -> list[float]:
+    """Cycles per unit of work of each warpgroup while the first is at work."""
+
+    def body(cta, tile):
+        K, V = cta.ring("K", 1, 1), cta.ring("V", 1, 1)
+        load = cta.producer()
+        load.tma(K[0])
+        load.tma(V[0])
+        for wg, role in zip(cta.consumers(), roles, strict=True):
+            wg.wait(K[0])
+            wg.wait(V[0])
+            for j in range(REPEATS if wg.rank == 0 else 4 * REPEATS):
+                if role == "softmax":
+                    wg.softmax(j)
+                else:
+                    wg.wait(wg.gemm(*(("S=QK^T", K[0]) if role == "qk" else ("O+=PV", V[0]))))
+            wg.free(K[0])
+            wg.free(V[0])
+
+    tile = Tile(64 * len(roles), width, 1, len(roles))
+    program = trace(Kernel(body, "rows"), Workload(1, 1, 8448), tile, [(1, 0)])
+    run = replay([program], load_device("h200"), Memory(40.0, 18.0, {}, {}), max_spans=100_000)
+    lanes = {lane.name: i for i, lane in enumerate(run.lanes)}
+    spans = run.spans
+    until = spans["end"][spans["lane"] == lanes["WG0"]].max()
+    cycles = []
+    for rank, role in enumerate(roles):
+        own = spans[(spans["lane"] == lanes[f"WG{rank}"]) & (spans["end"] <= until)]
+        if role == "softmax":
+            own = own[(own["wait"] == 0) & (own["step"] >= 0)]
+            ends = sorted({int(step): int(end) for step, end in zip(own["step"], own["end"], strict=True)}.values())
+        else:
+            gemm = [i for i, text in enumerate(run.labels) if text.startswith("wait ") and "=" in text]
+            ends = own["end"][[label in gemm for label in own["label"]]].tolist()
+        cycles.append((ends[-1] - ends[2]) / (len(ends) - 3))
+    return cycles
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_warpgroups_that_share_an_sm_take_the_recorded_cycles(case):
+    width, roles = int(case.split("_")[0][1:]), case.split("_")[1:]
+    recorded = [CASES[case]["cycles_per_unit"][f"{rank}:{role}"]["median"] for rank, role in enumerate(roles)]
+    for found, expected in zip(modelled(width, roles), recorded, strict=True):
+        assert found == pytest.approx(expected, rel=TOLERANCE[len(roles)])
+
+
+def test_the_engine_is_right_on_average_beside_wgmma():
+    """Little bias: over all softmaxes that run beside a GEMM, the mean error is within 6 % (two together lose more)."""
+    errors = []
+    for case in KNOWN:
+        width, roles = int(case.split("_")[0][1:]), case.split("_")[1:]
+        if "softmax" in roles and len(set(roles)) > 1:
+            for rank, (role, found) in enumerate(zip(roles, modelled(width, roles), strict=True)):
+                if role == "softmax":
+                    errors.append(found / CASES[case]["cycles_per_unit"][f"{rank}:softmax"]["median"] - 1)
+    assert abs(sum(errors) / len(errors)) < 0.06, errors

@@ -1,0 +1,148 @@
+"""Every schedule: legal at any length, complete in what it loads and multiplies, and true to the idea it is named for."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from fasim.simulator.check import check
+from fasim.simulator.device import load_device
+from fasim.simulator.engine import Memory, replay
+from fasim.simulator.predict import default_tile
+from fasim.simulator.program import disassemble, trace
+from fasim.simulator.schedules import SCHEDULES
+from fasim.simulator.verbs import Op
+from fasim.simulator.workload import Workload
+
+ROWS = [(name, kernel) for name, s in SCHEDULES.items() for kernel in s.kernels if kernel.grid == "rows"]
+ATTENTION = ["fa2", *(name for name, s in SCHEDULES.items() if s.hopper)]
+MEMORY = Memory(40.0, 18.0, {}, {})
+
+
+def program_of(name, head_dim=128, dtype="fp16", loops=((4, 1),), length=8192):
+    workload = Workload(1, 16, length, head_dim, dtype)
+    tile = default_tile(workload, name, "h200")
+    return trace(SCHEDULES[name].kernels[0], workload, tile, loops), workload, tile
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_every_schedule_is_legal_at_every_length_and_across_tiles(name, head_dim):
+    for dtype in SCHEDULES[name].dtypes:
+        workload = Workload(1, 2, 300, head_dim, dtype)
+        tile = default_tile(workload, name, "h200")
+        for kernel in SCHEDULES[name].kernels:
+            for loops in ([(1, 1)], [(2, 0)], [(3, 1), (1, 1)], [(5, 2), (2, 2), (0, 0), (7, 1)], [(0, 0)]):
+                if kernel.grid == "heads" and (0, 0) in loops:
+                    continue  # a CTA of FlashAttention-1 always has a whole head
+                check(trace(kernel, workload, tile, loops))
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("loop", [1, 2, 3, 6])
+def test_each_block_is_loaded_once_and_multiplied_twice(name, loop):
+    program, workload, tile = program_of(name, loops=[(loop, 0)])
+    loads = Counter(
+        (program.rings[i["ring"]].name, int(i["index"])) for i in program.code[program.code["op"] == Op.LOAD]
+    )
+    wanted = {("Q", 0)} | {(ring, j) for ring in "KV" for j in range(loop)}
+    assert set(loads) == wanted
+    assert set(loads.values()) == {1 if SCHEDULES[name].hopper else tile.consumers}
+    gemms = program.code[np.isin(program.code["op"], [Op.WGMMA, Op.MMA])]
+    flops = 2 * (gemms["a"].astype(int) * gemms["b"] * gemms["c"] * gemms["e"]).sum()
+    assert flops == 4 * tile.block_m * tile.block_n * loop * workload.head_dim
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_exp2_is_counted_once_per_score_and_little_more(name):
+    program, _, tile = program_of(name, loops=[(8, 0)])
+    compute = program.code[program.code["op"] == Op.COMPUTE]
+    per_thread = (compute["c"].astype(int) * compute["f"]).sum()
+    scores = 8 * tile.block_m * tile.block_n // 128
+    assert scores <= per_thread <= 1.08 * scores
+
+
+def consumer_ops(program, warp="WG0"):
+    """(verb, step) of one consumer's GEMMs, waits for GEMMs, and softmaxes, in program order."""
+    out = []
+    for i in program.stream(program.warps.index(warp)):
+        label = program.labels[i["label"]]
+        spoken = i["op"] in (Op.WGMMA, Op.WGMMA_WAIT) or label in ("softmax", "take turn", "give turn")
+        if spoken and out[-1:] != [(label, int(i["step"]))]:
+            out.append((label, int(i["step"])))
+    return out
+
+
+def test_warp_specialized_waits_for_each_gemm_at_once():
+    ops = consumer_ops(program_of("warp-specialized")[0])
+    assert [label for label, _ in ops[:5]] == ["S=QK^T", "wait S=QK^T", "softmax", "O+=PV", "wait O+=PV"]
+    assert not any("turn" in label for label, _ in ops)
+
+
+def test_pingpong_adds_only_the_turns_to_warp_specialized():
+    turns = [label for label, _ in consumer_ops(program_of("pingpong")[0])]
+    plain = [label for label, _ in consumer_ops(program_of("warp-specialized")[0])]
+    assert [label for label in turns if "turn" not in label] == plain
+    assert turns[:3] == ["take turn", "S=QK^T", "give turn"]
+
+
+def test_two_stage_overlap_issues_pv_of_the_last_block_before_the_softmax_of_this_one():
+    ops = consumer_ops(program_of("overlap-2stage")[0])
+    for j in (1, 2, 3):
+        qk, pv = ops.index(("S=QK^T", j)), ops.index(("O+=PV", j - 1))
+        softmax = ops.index(("softmax", j))
+        assert qk < pv < softmax < ops.index(("wait O+=PV", -1), softmax)
+
+
+def test_three_stage_overlap_also_has_the_next_scores_in_flight():
+    ops = consumer_ops(program_of("overlap-3stage")[0])
+    for j in (1, 2):
+        assert ops.index(("O+=PV", j - 1)) < ops.index(("S=QK^T", j + 1)) < ops.index(("softmax", j))
+
+
+def test_fa3_is_two_stage_overlap_with_turns():
+    fa3 = [label for label, _ in consumer_ops(program_of("fa3")[0])]
+    plain = [label for label, _ in consumer_ops(program_of("overlap-2stage")[0])]
+    assert [label for label in fa3 if "turn" not in label] == plain
+    assert fa3.count("take turn") == fa3.count("give turn") == 3
+
+
+@pytest.mark.parametrize(("name", "gemms_per_turn"), [("pingpong", 2), ("fa3", 2)])
+def test_warpgroups_alternate_on_the_tensor_cores(name, gemms_per_turn):
+    """In the steady state each warpgroup runs its two GEMMs, then the other its two."""
+    program, _, _ = program_of(name, loops=[(12, 0)])
+    run = replay([program], load_device("h200"), MEMORY, max_spans=20_000)
+    lanes = [lane.name for lane in run.lanes]
+    tensor = run.spans[run.spans["lane"] == lanes.index("tensor cores")]
+    tensor = tensor[(tensor["step"] >= 3) & (tensor["step"] <= 8)]
+    order = [lanes[s["warp"]] for s in np.sort(tensor, order="start")]
+    runs = [1]
+    for before, after in pairwise(order):
+        if after == before:
+            runs[-1] += 1
+        else:
+            runs.append(1)
+    middle = runs[1:-1]
+    assert middle
+    assert max(middle) <= gemms_per_turn
+
+
+def test_fa1_reads_and_writes_o_at_every_step():
+    workload = Workload(1, 1, 1024, 64)
+    tile = default_tile(workload, "fa1", "a100-sxm")
+    program = trace(SCHEDULES["fa1"].kernels[0], workload, tile, [(2, 0)])
+    names = Counter((program.tensors[a[0]], "store" if a[3] else "load") for a in program.accesses)
+    steps = 2 * 1024 // tile.block_m
+    assert names[("O", "load")] == names[("O", "store")] == names[("Q", "load")] == steps
+    assert names[("K", "load")] == 2
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_disassembly_names_every_warp_and_buffer(name):
+    program, _, _ = program_of(name, loops=[(2, 1)], length=512)
+    text = disassemble(program)
+    for warp in program.warps:
+        assert f"\n{warp}:" in text
+    for ring in program.rings:
+        assert f"{ring.name}[0]" in text
