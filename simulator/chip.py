@@ -16,7 +16,7 @@ import numpy as np
 
 from .device import Device
 from .engine import UNITS, Memory, replay
-from .program import Program, trace
+from .program import trace
 from .schedules import Kernel
 from .tile import Tile, TileView
 from .workload import Workload
@@ -162,8 +162,3 @@ def _next_end(resident, left, later, s, now):
             if ends < soonest:
                 soonest = ends
     return soonest
-
-
-def brute_force(programs: list[Program], placement: list[int], device: Device, memory: Memory) -> int:
-    """Cycles of a replay of every SM at once, L2 and HBM shared: slow, the yardstick of `compose` on small problems."""
-    return replay(programs, device, memory, placement).cycles

@@ -1,0 +1,117 @@
+"""The composition of the chip from one SM, held to a brute-force replay of every SM at once on small problems."""
+
+from dataclasses import replace
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasim.simulator.chip import LONGEST_REPLAY, REPLAYS, compose, deal, measure_durations, replayed_lengths
+from fasim.simulator.device import load_device
+from fasim.simulator.engine import Memory, replay
+from fasim.simulator.order import work_items
+from fasim.simulator.predict import default_tile
+from fasim.simulator.program import trace
+from fasim.simulator.schedules import SCHEDULES
+from fasim.simulator.workload import Workload
+
+MISSES = {"Q": 0.2, "K": 0.2, "V": 0.2}
+SHARE = 40.0, 20.0  # L2 and HBM bytes per cycle of one SM
+
+
+def both(name: str, workload: Workload, sms: int) -> tuple[float, int]:
+    """Cycles by composition, and by replaying all SMs together with L2 and HBM shared among them."""
+    device = replace(load_device("h200"), sms=sms)
+    schedule = SCHEDULES[name]
+    kernel, tile = schedule.kernels[0], replace(default_tile(workload, name, device), cluster=1)
+    room = 1 if schedule.hopper else 2
+    order = "grid" if not kernel.persistent else "longest-first" if workload.causal else "persistent"
+    items = work_items(workload, tile.block_m, tile.block_n, order)
+    lengths = items["blocks"].astype(np.int64)
+    masked = np.zeros(lengths.max() + 1, int)
+    np.maximum.at(masked, items["blocks"], items["masked"])
+
+    durations = measure_durations(
+        kernel, workload, tile, device, Memory(*SHARE, MISSES, {}), room, lengths, lambda n: int(masked[n])
+    )
+    composed = compose(durations, lengths, sms, 1)
+
+    ready = [(0.0, slot) for slot in range(sms * room)]
+    heapify(ready)
+    sequences = [[] for _ in ready]
+    for n in lengths.tolist():
+        at, slot = heappop(ready)
+        sequences[slot].append((n, int(masked[n])))
+        heappush(ready, (at + durations.later[np.searchsorted(durations.lengths, n), room - 1], slot))
+    used = [(slot, sequence) for slot, sequence in enumerate(sequences) if sequence]
+    programs = [trace(kernel, workload, tile, sequence) for _, sequence in used]
+    whole = Memory(SHARE[0] * sms, SHARE[1] * sms, MISSES, {})
+    return composed, replay(programs, device, whole, [slot % sms for slot, _ in used]).cycles
+
+
+@pytest.mark.parametrize("name", ["fa3", "pingpong", "warp-specialized", "overlap-2stage", "fa2"])
+@pytest.mark.parametrize("workload", [Workload(1, 4, 1024), Workload(2, 4, 2048, 64)], ids=str)
+def test_composition_agrees_with_all_sms_together(name, workload):
+    composed, brute = both(name, workload, 4)
+    assert composed == pytest.approx(brute, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "rel"), [("fa3", 0.02), ("fa2", 0.04)])
+def test_composition_agrees_on_a_causal_mask(name, rel):
+    composed, brute = both(name, Workload(1, 8, 4096, causal=True), 8)
+    assert composed == pytest.approx(brute, rel=rel)
+
+
+@pytest.mark.parametrize("name", ["fa3", "pingpong", "overlap-2stage", "fa2"])
+def test_composition_errs_on_the_slow_side_for_a_few_very_short_tiles(name):
+    """A tile of one block behind a longer one overlaps better than behind its like, which is how it was replayed."""
+    composed, brute = both(name, Workload(1, 3, 700, causal=True), 4)
+    assert brute <= composed <= 1.10 * brute
+
+
+@given(st.lists(st.integers(0, 2000), min_size=1, max_size=60))
+def test_a_handful_of_lengths_is_replayed_whatever_the_problem(lengths):
+    known = replayed_lengths(np.array(lengths))
+    assert len(known) <= REPLAYS + 1
+    assert known == sorted(set(known))
+    assert min(min(lengths), LONGEST_REPLAY) in known
+    assert min(max(lengths), LONGEST_REPLAY) in known
+    assert len(known) > 1 or max(lengths) <= LONGEST_REPLAY
+
+
+def run_deal(order, later, sms):
+    later = np.array(later, float)
+    room = later.shape[1]
+    resident = np.full((sms, room), -1)
+    return deal(np.array(order), later, later, resident, np.zeros((sms, room)), np.zeros((sms, 2)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 6))
+def test_dealing_one_cta_per_sm_is_list_scheduling(order, sms):
+    cycles = [5.0, 7.0, 11.0]
+    ready = [0.0] * sms
+    for kind in order:
+        soonest = ready.index(min(ready))
+        ready[soonest] += cycles[kind]
+    assert run_deal(order, [[c] for c in cycles], sms) == pytest.approx(max(ready))
+
+
+def test_ctas_that_share_an_sm_speed_up_when_the_other_leaves():
+    """Two together take 10 each, one alone 6: the third runs its first part in company, the rest alone."""
+    assert run_deal([0, 0], [[6.0, 10.0]], 1) == pytest.approx(10.0)
+    assert run_deal([0, 0, 0], [[6.0, 10.0]], 1) == pytest.approx(16.0)
+
+
+def test_a_loop_beyond_the_longest_replay_goes_on_as_it_did():
+    """Twice the length from there on costs twice the difference: the loop is periodic."""
+    workload = Workload(1, 1, 176 * 256)
+    device, kernel = load_device("h200"), SCHEDULES["fa3"].kernels[0]
+    tile = replace(default_tile(workload, "fa3", device), cluster=1)
+    lengths = np.array([96, 256])
+    found = measure_durations(kernel, workload, tile, device, Memory(*SHARE, MISSES, {}), 1, lengths, lambda n: 0)
+    for row, n in enumerate(lengths):
+        program = trace(kernel, workload, tile, [(int(n), 0)])
+        assert found.first[row, 0] == pytest.approx(replay([program], device, Memory(*SHARE, MISSES, {})).cycles, rel=0.01)
