@@ -34,9 +34,7 @@ class Gradients(NamedTuple):
     dv: Tensor
 
 
-def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, causal: bool = False
-) -> Output:
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, causal: bool = False) -> Output:
     """O = softmax(scale * Q K^T) V and its log-sum-exp, computed in fp64 from inputs of any dtype, on their device.
 
     q is (B, S_q, H, D), k and v are (B, S_k, H_kv, D); `softmax_scale` defaults to 1/sqrt(D). NaN and infinities travel

@@ -1,0 +1,32 @@
+"""Arithmetic that every kernel shares: base-2 constants and the GEMM with fp32 accumulation."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+LN_2 = tl.constexpr(0.6931471805599453)
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+"""Whether kernels run in Triton's interpreter, on the CPU; fixed when Triton's kernels are defined."""
+
+
+@triton.jit
+def gemm(a, b, acc):
+    """acc + a b with fp32 accumulation. The interpreter multiplies the bits of bf16, so there both are widened first."""
+    if INTERPRETED:
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(a, b, acc)
+    return acc
+
+
+@triton.jit
+def product(a, b):
+    """a b with fp32 accumulation."""
+    if INTERPRETED:
+        result = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        result = tl.dot(a, b)
+    return result

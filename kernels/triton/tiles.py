@@ -1,0 +1,43 @@
+"""Tile sizes of each Triton kernel, with the reason and what was rejected. A table, never an autotuner at call time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TritonTile:
+    """How one kernel is compiled: rows of Q and of K/V per step, warps per program, pipeline stages.
+
+    `tensor_descriptors` loads through TMA where the tensors allow it (Hopper, contiguous D, 16-byte strides);
+    `warp_specialize` hands the loads to a warp of their own.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    tensor_descriptors: bool = True
+    warp_specialize: bool = False
+    max_registers: int | None = None
+
+
+_T = TritonTile
+
+FORWARD = {
+    # head_dim, causal
+    (64, False): _T(128, 128, 4, 3),
+    (64, True): _T(128, 64, 4, 3),
+    (128, False): _T(128, 128, 8, 3),
+    (128, True): _T(128, 128, 8, 3),
+    (256, False): _T(128, 64, 8, 2),
+    (256, True): _T(128, 64, 8, 2),
+}
+
+SMALL = _T(16, 16, 1, 1, tensor_descriptors=False)
+"""Under the interpreter every element is a numpy call's share: small tiles meet more edges in less time."""
+
+
+def forward_tile(head_dim: int, causal: bool, interpreted: bool) -> TritonTile:
+    """The tile of the FlashAttention-2 forward."""
+    return SMALL if interpreted else FORWARD[head_dim, causal]
