@@ -1,12 +1,14 @@
 """Legality before replay: can every warp reach its end, is every buffer freed and every turn given back?
 
 Barriers only count upwards, so whether a program can finish does not depend on time: executing greedily, without
-costs, reaches the same end in any order. What remains stuck is a deadlock, what remains held is a leak.
+costs, reaches the same end in any order. What remains stuck is a deadlock, what remains held is a leak. Races are
+found in each warp's own order: what it touches it must have waited for, and must not have given away.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,14 @@ class IllegalProgram(UsageError):
     """A schedule that would hang, leak or race on hardware; the message names warp, verb and buffer."""
 
 
+class _Group(NamedTuple):
+    """A WGMMA group not yet waited for."""
+
+    label: str
+    slot: str
+    where: tuple[int, int]  # tile, step
+
+
 class _Checker:
     def __init__(self, program: Program):
         self.program = program
@@ -27,7 +37,10 @@ class _Checker:
         self.pc = [0] * len(program.warps)
         self.freed: dict[tuple[int, int, int], set[int]] = defaultdict(set)  # (tile, ring, index) -> warps
         self.held: dict[tuple[int, int], tuple[int, int]] = {}  # (ring, stage) -> (tile, index) loaded last
-        self.pending: list[list[tuple[str, str]]] = [[] for _ in program.warps]  # WGMMA groups: (label, slot)
+        self.pending: list[list[_Group]] = [[] for _ in program.warps]  # WGMMA groups
+        self.waited: list[set[tuple]] = [set() for _ in program.warps]  # (tile, ring, index) this warp knows is loaded
+        self.known: list[dict[int, int]] = [defaultdict(int) for _ in program.warps]  # generations it has waited for
+        self.turns = [0] * len(program.warps)  # takes less gives
         self.readers: dict[int, set[int]] = defaultdict(set)
         for warp in range(len(program.warps)):
             code = program.stream(warp)
@@ -48,6 +61,8 @@ class _Checker:
         stuck = [w for w in range(len(self.pc)) if self.pc[w] < len(self.program.stream(w))]
         if stuck:
             raise IllegalProgram("deadlock: " + "; ".join(self._why(warp) for warp in stuck))
+        for warp in range(len(self.pc)):
+            self._exit(warp)
         self._leaks()
 
     def _step(self, warp: int) -> bool:
@@ -55,19 +70,50 @@ class _Checker:
         ins = self.program.stream(warp)[self.pc[warp]]
         op, barrier = int(ins["op"]), int(ins["barrier"])
         if op == Op.WAIT:
-            return self.generation[barrier] >= ins["target"]
+            return self._wait(warp, ins)
         if op == Op.LOAD:
             self._load(warp, ins)
-        if op in (Op.LOAD, Op.ARRIVE):
-            if op == Op.ARRIVE and ins["ring"] >= 0:
+            self._arrive(barrier)
+        elif op == Op.ARRIVE:
+            if self.program.barriers[barrier].kind == BarrierKind.NAMED:
+                self._give(warp)
+            elif self.program.barriers[barrier].kind == BarrierKind.CTA:
+                self._exit(warp)
+            elif ins["ring"] >= 0:
                 self._free(warp, ins)
             self._arrive(barrier)
-        elif op == Op.WGMMA:
-            self.pending[warp].append((self.program.labels[ins["label"]], self.program.slot_name(ins)))
+        elif op in (Op.WGMMA, Op.MMA):
+            self._read(warp, ins)
         elif op == Op.WGMMA_WAIT:
             keep = int(ins["a"])
             self.pending[warp] = self.pending[warp][-keep:] if keep else []
+        elif op == Op.COMPUTE:
+            self._compute(warp, ins)
         return True
+
+    def _wait(self, warp: int, ins: np.void) -> bool:
+        barrier, target = int(ins["barrier"]), int(ins["target"])
+        if self.generation[barrier] < target:
+            return False
+        self.known[warp][barrier] = max(self.known[warp][barrier], target)
+        if self.program.barriers[barrier].kind == BarrierKind.NAMED:
+            self.turns[warp] += 1
+        elif ins["ring"] >= 0 and barrier in self.program.rings[ins["ring"]].full:
+            self.waited[warp].add(_slot(ins))
+        return True
+
+    def _give(self, warp: int) -> None:
+        self.turns[warp] -= 1
+        if self.turns[warp] < 0:
+            raise IllegalProgram(
+                f"race: {self.program.warps[warp]} gives the turn, which it does not hold; take it first"
+            )
+
+    def _exit(self, warp: int) -> None:
+        for group in self.pending[warp]:
+            raise IllegalProgram(
+                f"race: {self.program.warps[warp]} exits without waiting for its '{group.label}' on {group.slot}"
+            )
 
     def _arrive(self, barrier: int) -> None:
         self.arrivals[barrier] += 1
@@ -85,14 +131,54 @@ class _Checker:
                 f"over-full ring: {self.program.warps[warp]} loads {self.program.slot_name(ins)} into a stage of ring "
                 f"{ring.name} ({ring.stages} stage(s)) that still holds {ring.name}[{old}]"
             )
+        self._reclaimed(warp, ins)
         self.held[int(ins["ring"]), stage] = (int(ins["tile"]), int(ins["index"]))
+
+    def _reclaimed(self, warp: int, ins: np.void) -> None:
+        """A stage that shares its memory with a staged result may be loaded once that result of earlier tiles has left."""
+        program, number = self.program, int(ins["ring"])
+        for over in program.rings:
+            if over.alias != program.rings[number].name or any(b.kind == BarrierKind.CTA for b in program.barriers):
+                continue
+            freed = program.code[(program.code["op"] == Op.ARRIVE) & np.isin(program.code["barrier"], over.empty)]
+            staged = np.unique(freed["tile"][freed["tile"] < ins["tile"]])
+            if len(staged) > self.known[warp][over.empty[0]]:
+                raise IllegalProgram(
+                    f"race: {program.warps[warp]} loads {program.slot_name(ins)} over {over.name}[0], which may not have "
+                    f"left shared memory; reclaim {over.name}[0] first"
+                )
+
+    def _read(self, warp: int, ins: np.void) -> None:
+        program, label, slot = self.program, self.program.labels[ins["label"]], self.program.slot_name(ins)
+        if warp in self.freed[_slot(ins)]:
+            raise IllegalProgram(f"race: {program.warps[warp]} issues '{label}' on {slot} after it has freed {slot}")
+        if ins["op"] == Op.WGMMA:
+            self.pending[warp].append(_Group(label, slot, (int(ins["tile"]), int(ins["step"]))))
+
+    def _compute(self, warp: int, ins: np.void) -> None:
+        """Registers: scores are there once their GEMM has been waited for; O and P are the PV's until then."""
+        label, name = self.program.labels[ins["label"]], self.program.warps[warp]
+        changes_output = label in ("convert P", "rescale O", "normalize O", "stage O")
+        changes_output |= label == "softmax" and ins["d"] > 0  # it converts P and rescales O as well
+        for group in self.pending[warp]:
+            scores = group.label.startswith("S") and label == "softmax" and group.where == (ins["tile"], ins["step"])
+            if scores or (changes_output and group.label.startswith("O")):
+                raise IllegalProgram(
+                    f"race: {name} does '{label}' while its '{group.label}' on {group.slot} may still run; wait for it first"
+                )
 
     def _free(self, warp: int, ins: np.void) -> None:
         slot, name = self.program.slot_name(ins), self.program.warps[warp]
-        for label, reads in self.pending[warp]:
-            if reads == slot:
-                raise IllegalProgram(f"race: {name} frees {slot} while its '{label}' may still read it; wait for it first")
-        self.freed[int(ins["tile"]), int(ins["ring"]), int(ins["index"])].add(warp)
+        for group in self.pending[warp]:
+            if group.slot == slot:
+                raise IllegalProgram(
+                    f"race: {name} frees {slot} while its '{group.label}' may still read it; wait for it first"
+                )
+        if warp in self.freed[_slot(ins)]:
+            raise IllegalProgram(f"race: {name} frees {slot} twice")
+        if int(ins["ring"]) in self.readers and _slot(ins) not in self.waited[warp]:
+            raise IllegalProgram(f"race: {name} frees {slot} before it has waited for it")
+        self.freed[_slot(ins)].add(warp)
 
     def _why(self, warp: int) -> str:
         program = self.program
@@ -108,9 +194,10 @@ class _Checker:
             stage = ring.empty.index(barrier)
             tile, index = self.held.get((int(ins["ring"]), stage), (0, -1))
             missing = self.readers[int(ins["ring"])] - self.freed[tile, int(ins["ring"]), index]
-            who = ", ".join(program.warps[w] for w in sorted(missing)) or "no one"
+            who = " and ".join(program.warps[w] for w in sorted(missing)) or "no one"
+            have = "have" if len(missing) > 1 else "has"
             return (
-                f"{name} waits to load {slot}, because {who} has not freed {ring.name}[{index}] "
+                f"{name} waits to load {slot}, because {who} {have} not freed {ring.name}[{index}] "
                 f"(ring {ring.name} has {ring.stages} stage(s))"
             )
         loads = [w for w in range(len(program.warps)) if self._loads(w, ins)]
@@ -131,21 +218,25 @@ class _Checker:
             if not self.readers[ring]:
                 raise IllegalProgram(f"leak: {slot} is loaded and no warp waits for it")
             if missing:
-                who = ", ".join(program.warps[w] for w in sorted(missing))
-                raise IllegalProgram(f"leak: {who} never frees {slot}")
+                who = " and ".join(program.warps[w] for w in sorted(missing))
+                raise IllegalProgram(f"leak: {who} never {'free' if len(missing) > 1 else 'frees'} {slot}")
         for number, barrier in enumerate(program.barriers):
             if self.arrivals[number]:
-                raise IllegalProgram(f"leak: {barrier.name} ends with {self.arrivals[number]} of {barrier.expected} arrivals")
+                raise IllegalProgram(
+                    f"leak: {barrier.name} ends with {self.arrivals[number]} of {barrier.expected} arrivals"
+                )
         turns = [n for n, barrier in enumerate(program.barriers) if barrier.kind == BarrierKind.NAMED]
         for warp, name in enumerate(program.warps):
-            if self.pending[warp]:
-                raise IllegalProgram(f"race: {name} exits without waiting for its '{self.pending[warp][-1][0]}'")
             code = program.stream(warp)
             named = np.isin(code["barrier"], turns)
             takes = int((named & (code["op"] == Op.WAIT)).sum())
             gives = int((named & (code["op"] == Op.ARRIVE)).sum())
             if takes != gives:
                 raise IllegalProgram(f"leak: {name} takes the turn {takes} times and gives it {gives} times")
+
+
+def _slot(ins: np.void) -> tuple[int, int, int]:
+    return int(ins["tile"]), int(ins["ring"]), int(ins["index"])
 
 
 def check(program: Program) -> None:

@@ -26,7 +26,7 @@ class RingInfo:
     name: str
     nbytes: int
     stages: int
-    alias: bool  # laid over another ring's memory
+    alias: str  # the ring over whose memory it is laid, if any
     full: tuple[int, ...]
     empty: tuple[int, ...]
 
@@ -84,7 +84,7 @@ def record(cta: Cta, name: str) -> Program:
         warps=tuple(warp.name for warp in cta.warps),
         barriers=tuple(cta.barriers),
         rings=tuple(
-            RingInfo(r.name, r.nbytes, r.stages, r.alias, tuple(r.full), tuple(r.empty)) for r in cta.rings.values()
+            RingInfo(r.name, r.nbytes, r.stages, r.over, tuple(r.full), tuple(r.empty)) for r in cta.rings.values()
         ),
         labels=tuple(cta.labels),
         tensors=tuple(cta.tensors),

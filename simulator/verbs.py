@@ -82,7 +82,7 @@ class Ring:
     number: int
     full: list[int]
     empty: list[int]
-    alias: bool = False
+    over: str = ""  # the ring whose memory it shares
     base: int = 0
     used: int = 0
     readers: set[int] = field(default_factory=set)
@@ -280,7 +280,7 @@ class Cta:
             full = [self._barrier(f"full {name}.{s}", BarrierKind.MBARRIER, 1) for s in range(stages)]
             kind = BarrierKind.CLUSTER if self.tile.sharing(name) > 1 else BarrierKind.MBARRIER
             empty = [self._barrier(f"empty {name}.{s}", kind, 1) for s in range(stages)]
-            self.rings[name] = Ring(self, name, nbytes, stages, len(self.rings), full, empty, alias=over is not None)
+            self.rings[name] = Ring(self, name, nbytes, stages, len(self.rings), full, empty, over=over.name if over else "")
         return self.rings[name]
 
     def baton(self, first: int = 0) -> Baton:

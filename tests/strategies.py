@@ -183,8 +183,14 @@ class Consumer:
                 self.warps.free(self.rings[name][j])
 
     def _arithmetic(self) -> None:
-        j = max(0, self.begun["K"] - 1)
-        verb = self.turns.choice(("softmax", "softmax_apart", "convert", "rescale", "compute"))
+        """Softmax of a block whose scores are there; what touches P or O only while no PV is in flight."""
+        j = self.turns.randrange(max(1, self.begun["K"]))
+        verbs = ["compute"]
+        if not self.says() or not any(entry[:2] == ("K", j) for entry in self.pending):
+            verbs.append("softmax_apart")
+            if not self.says() or not any(entry[0] == "V" for entry in self.pending):
+                verbs += ["softmax", "convert", "rescale"]
+        verb = self.turns.choice(verbs)
         if verb != "compute":
             getattr(self.warps, verb)(j)
             return
