@@ -305,10 +305,13 @@ class Cta:
 
     def begin_tile(self, tile: TileView, persistent: bool) -> None:
         """Start recording the next tile: rings go on behind what the last tile used; a new CTA joins all warps first."""
-        if self.tile_number >= 0 and not persistent:
-            self._new_cta()
+        new_cta = self.tile_number >= 0 and not persistent
+        if new_cta:
+            self._exit()
         self.tile = tile
         self.tile_number += 1
+        if new_cta:
+            self._launch()
         for ring in self.rings.values():
             ring.base += ring.used
             ring.used = 0
@@ -346,10 +349,15 @@ class Cta:
         warp._emit(Op.SETUP, "setup", None)
         return warp
 
-    def _new_cta(self) -> None:
+    def _exit(self) -> None:
+        """The CTA's warps leave; it ends with the last of them."""
         if not any(b.kind == BarrierKind.CTA for b in self.barriers):
             self._cta_barrier = self._barrier("CTA exit", BarrierKind.CTA, len(self.warps))
         for warp in self.warps:
             warp._emit(Op.ARRIVE, "exit", None, barrier=self._cta_barrier)
-            warp._emit(Op.WAIT, "launch", None, barrier=self._cta_barrier, target=self.tile_number + 1)
+
+    def _launch(self) -> None:
+        """The next CTA takes the place of the one before: its launch and prologue belong to its own tile."""
+        for warp in self.warps:
+            warp._emit(Op.WAIT, "launch", None, barrier=self._cta_barrier, target=self.tile_number)
             warp._emit(Op.SETUP, "setup", None)
