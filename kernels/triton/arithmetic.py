@@ -13,20 +13,12 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
-def gemm(a, b, acc):
-    """acc + a b with fp32 accumulation. The interpreter multiplies the bits of bf16, so there both are widened first."""
-    if INTERPRETED:
-        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    else:
-        acc = tl.dot(a, b, acc)
-    return acc
+def product(a, b):
+    """a b with fp32 accumulation. The interpreter would multiply the bits of bf16, so there both are widened first."""
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee") if INTERPRETED else tl.dot(a, b)
 
 
 @triton.jit
-def product(a, b):
-    """a b with fp32 accumulation."""
-    if INTERPRETED:
-        result = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    else:
-        result = tl.dot(a, b)
-    return result
+def gemm(a, b, acc):
+    """acc + a b, as `product`."""
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee") if INTERPRETED else tl.dot(a, b, acc)

@@ -137,13 +137,12 @@ def forward(
     by_tma = tile.tensor_descriptors and can_describe(q, k, v)
     sources = (describe(q, tile.block_m), describe(k, tile.block_n), describe(v, tile.block_n)) if by_tma else (q, k, v)
     programs = triton.cdiv(seqlen_q, tile.block_m) * batch * heads
-    options = {} if tile.max_registers is None else {"maxnreg": tile.max_registers}
     _forward[(programs,)](
         *sources, o, lse, softmax_scale * LOG2_E, batch * heads, heads, sharing, seqlen_q, seqlen_k,
         *q.stride(), *k.stride(), *v.stride(), *o.stride(), *lse.stride(),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, CAUSAL=causal,
         WHOLE=not causal and seqlen_k % tile.block_n == 0, TMA=by_tma, WARP_SPECIALIZE=tile.warp_specialize,
         TOGETHER=heads_together(seqlen_k, head_dim, q.element_size(), batch * heads, sharing, causal),
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
+        **tile.options(),
     )  # fmt: skip
     return o, lse

@@ -41,10 +41,8 @@ def load_tile(
         tile = source.load([batch, head, row, 0]).reshape(ROWS, COLUMNS)
     else:
         pointers = tile_pointers(source, batch, head, row, stride_b, stride_s, stride_h, stride_d, ROWS, COLUMNS)
-        if RAGGED:
-            tile = tl.load(pointers, mask=(row + tl.arange(0, ROWS) < end)[:, None], other=0.0)
-        else:
-            tile = tl.load(pointers)
+        inside = (row + tl.arange(0, ROWS) < end)[:, None]
+        tile = tl.load(pointers, mask=inside, other=0.0) if RAGGED else tl.load(pointers)
     return tile
 
 

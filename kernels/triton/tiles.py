@@ -21,6 +21,24 @@ class TritonTile:
     warp_specialize: bool = False
     max_registers: int | None = None
 
+    def options(self) -> dict[str, int]:
+        """What Triton's launcher calls them."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **limit}
+
+
+@dataclass(frozen=True)
+class BackwardTile:
+    """The two walks of the backward: over Q for dK and dV, over K/V for dQ.
+
+    `add_dq` leaves the second walk out: the first adds each step's share of dQ into fp32 memory.
+    """
+
+    keys_and_values: TritonTile
+    queries: TritonTile
+    add_dq: bool = False
+    tensor_descriptors: bool = True
+
 
 _T = TritonTile
 
@@ -34,10 +52,22 @@ FORWARD = {
     (256, True): _T(128, 64, 8, 2),
 }
 
+BACKWARD = {
+    64: BackwardTile(_T(64, 128, 8, 2), _T(128, 64, 8, 3)),
+    128: BackwardTile(_T(64, 128, 8, 2), _T(128, 64, 8, 2)),
+    256: BackwardTile(_T(32, 64, 8, 2), _T(64, 32, 8, 2)),
+}
+
 SMALL = _T(16, 16, 1, 1, tensor_descriptors=False)
-"""Under the interpreter every element is a numpy call's share: small tiles meet more edges in less time."""
+SMALL_BACKWARD = BackwardTile(SMALL, SMALL, tensor_descriptors=False)
+"""Under the interpreter speed is no matter: small tiles meet more edges in small tensors."""
 
 
 def forward_tile(head_dim: int, causal: bool, interpreted: bool) -> TritonTile:
     """The tile of the FlashAttention-2 forward."""
     return SMALL if interpreted else FORWARD[head_dim, causal]
+
+
+def backward_tile(head_dim: int, causal: bool, interpreted: bool) -> BackwardTile:
+    """The tiles of the FlashAttention-2 backward."""
+    return SMALL_BACKWARD if interpreted else BACKWARD[head_dim]
