@@ -41,6 +41,7 @@ class _Checker:
         self.waited: list[set[tuple]] = [set() for _ in program.warps]  # (tile, ring, index) this warp knows is loaded
         self.known: list[dict[int, int]] = [defaultdict(int) for _ in program.warps]  # generations it has waited for
         self.turns = [0] * len(program.warps)  # takes less gives
+        self.met = [-1] * len(program.warps)  # the tile in which a warp has last met the other consumers
         self.readers: dict[int, set[int]] = defaultdict(set)
         for warp in range(len(program.warps)):
             code = program.stream(warp)
@@ -98,6 +99,8 @@ class _Checker:
         self.known[warp][barrier] = max(self.known[warp][barrier], target)
         if self.program.barriers[barrier].kind == BarrierKind.NAMED:
             self.turns[warp] += 1
+        elif self.program.barriers[barrier].kind == BarrierKind.MEETING:
+            self.met[warp] = int(ins["tile"])
         elif ins["ring"] >= 0 and barrier in self.program.rings[ins["ring"]].full:
             self.waited[warp].add(_slot(ins))
         return True
@@ -159,12 +162,26 @@ class _Checker:
         """Registers: scores are there once their GEMM has been waited for; O and P are the PV's until then."""
         label, name = self.program.labels[ins["label"]], self.program.warps[warp]
         changes_output = label in ("convert P", "rescale O", "normalize O", "stage O")
+        if label.startswith("stage "):
+            self._stage(warp, ins, label.removeprefix("stage "))
         changes_output |= label == "softmax" and ins["d"] > 0  # it converts P and rescales O as well
         for group in self.pending[warp]:
             scores = group.label.startswith("S") and label == "softmax" and group.where == (ins["tile"], ins["step"])
             if scores or (changes_output and group.label.startswith("O")):
                 raise IllegalProgram(
                     f"race: {name} does '{label}' while its '{group.label}' on {group.slot} may still run; wait for it first"
+                )
+
+    def _stage(self, warp: int, ins: np.void, result: str) -> None:
+        """A result staged over another ring's memory: first all consumers must have met, so that none reads it any more."""
+        program, tile = self.program, int(ins["tile"])
+        under = next((ring.alias for ring in program.rings if ring.name == result and ring.alias), None)
+        for (ring, _), (loaded, index) in self.held.items():
+            read_by_others = self.readers[ring] - {warp}
+            if program.rings[ring].name == under and loaded == tile and read_by_others and self.met[warp] != tile:
+                raise IllegalProgram(
+                    f"race: {program.warps[warp]} stages {result} over {under}[{index}], which "
+                    f"{program.warps[min(read_by_others)]} may still read; let the consumers meet first"
                 )
 
     def _free(self, warp: int, ins: np.void) -> None:
@@ -189,6 +206,8 @@ class _Checker:
             return f"{name} waits to take the turn, which no one gives"
         if kind == BarrierKind.CTA:
             return f"{name} waits for the CTA's other warps to exit"
+        if kind == BarrierKind.MEETING:
+            return f"{name} waits to meet the other consumers, of whom one never comes"
         ring = program.rings[ins["ring"]]
         if barrier in ring.empty:
             stage = ring.empty.index(barrier)

@@ -23,8 +23,18 @@ from .workload import Workload
 
 LONGEST_REPLAY = 64
 """Loops longer than this many blocks are extrapolated from half of it and all of it."""
+STEADY_BLOCKS = 48
+"""Free-running warpgroups meet differently at each short tile: as many tiles are replayed as make this many blocks, 3 to 8."""
 REPLAYS = 9
 """At most this many lengths are replayed, the short ones densely; the rest is interpolated."""
+
+
+def burst_rate(whole: float, sms: int, utilisation: float) -> float:
+    """Bytes per cycle that one SM's burst gets from a server of `whole` bytes per cycle that `sms` SMs share.
+
+    The others leave it idle 1 - utilisation of the time; when it is saturated each SM has its fair share.
+    """
+    return whole * max(1.0 / sms, 1.0 - utilisation)
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,11 @@ def measure_durations(
     lengths = np.unique(lengths)
     whole_head = kernel.grid == "heads"  # each K/V block is a long loop over Q of its own
     known = replayed_lengths(lengths, 2 if whole_head else LONGEST_REPLAY)
-    tiles = 2 if whole_head else 3
     first = np.zeros((len(known), ctas_per_sm))
     later = np.zeros((len(known), ctas_per_sm))
     busy = np.zeros((len(known), len(UNITS)))
     for row, n in enumerate(known):
+        tiles = 2 if whole_head else min(8, max(3, STEADY_BLOCKS // max(1, n)))
         program = trace(kernel, workload, tile, [(n, masked(n))] * tiles)
         for company in range(1, ctas_per_sm + 1):
             run = replay([program] * company, device, memory, eight_bit=workload.element_bytes == 1)

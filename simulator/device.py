@@ -61,6 +61,7 @@ class Device:
     fp8_ratio: float = _quantity("ratio", least=0.0)  # fp8 rate over fp16 rate, 0 where there is none
     mma_sync_efficiency: float = _quantity("ratio", most=1.0)  # share of the peak that mma.sync m16n8k16 reaches
     mma_latency_cycles: int = _quantity("cycles")  # one dependent mma.sync m16n8k16
+    ldmatrix_issue_cycles: float = _quantity("cycles", least=0.0)  # of the issue port, per ldmatrix.x4 beside mma.sync
     wgmma: int = _quantity("flag", least=0, most=1)
     tma: int = _quantity("flag", least=0, most=1)
     wgmma_issue_cycles: int = _quantity("cycles", least=0)  # a warpgroup's issue of one group, before it runs on

@@ -38,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 SETUP, LOAD, STORE, STORE_WAIT, WAIT, ARRIVE, WGMMA, WGMMA_WAIT, MMA, COMPUTE = range(10)
-MBARRIER, NAMED, CTA, CLUSTER = range(4)
+MBARRIER, NAMED, CTA, CLUSTER, MEETING = range(5)
 FMA, ALU, MUFU, CONVERT = range(4)
 PIPES = 4
 U_TMA, U_TENSOR, U_MUFU, U_FMA, U_ALU, U_BARRIERS, U_ISSUE, U_SMEM = range(8)
@@ -389,7 +389,10 @@ def _wait_for_group(state, warp, row, now):
 
 @_unit
 def _mma(state, warp, row, now):
-    """mma.sync, one k step: operands from shared memory by ldmatrix, then the tensor cores; the warp waits for the last."""
+    """mma.sync, one k step: operands from shared memory by ldmatrix, then the tensor cores; the warp waits for the last.
+
+    The sub-partition's issue port serves nothing else meanwhile: mma.sync and arithmetic exclude each other.
+    """
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
     m, n, k, operand_bytes = row["b"], row["c"], row["e"], row["f"]
     cycles = -(-2 * m * n * k * 1024 // machine["mma_flops_q10"])
@@ -397,8 +400,9 @@ def _mma(state, warp, row, now):
     sm["smem_free"] = copied
     if warp["part"] == 0:  # later k steps load their operands under the one before
         copied += machine["smem_latency"]
-    begin = max(copied, sm["tensor_free"])
+    begin = max(copied, sm["tensor_free"], sm["issue_free"])
     sm["tensor_free"] = begin + cycles
+    sm["issue_free"] = begin + cycles + (operand_bytes // 2048 * machine["ldmatrix_q10"] >> 10)
     state.busy[s, U_TENSOR] += cycles
     state.busy[s, U_SMEM] += operand_bytes
     state.busy[s, U_ISSUE] += max(1, m // 64) * (n // 8) + operand_bytes // 2048
@@ -431,6 +435,8 @@ def _wait(state, warp, row, now):
     if barrier["kind"] == NAMED:
         warp["time"] = done + machine["named_wait"]
         warp["turn_since"] = warp["time"]
+    elif barrier["kind"] == MEETING:
+        warp["time"] = done + machine["named_wait"]
     elif barrier["kind"] == CTA:
         warp["time"] = done + machine["cta_launch"]
     else:
@@ -445,6 +451,8 @@ def _arrive(state, warp, row, now):
     if kind == NAMED:
         at = now + machine["named_arrive"]
         _draw(state, state.unit_lane + U_BARRIERS, warp, row, 0, warp["turn_since"], now)
+    elif kind == MEETING:
+        at = now + machine["named_arrive"]
     elif kind == CLUSTER:
         at = now + machine["cluster_arrive"]
     elif kind == CTA:

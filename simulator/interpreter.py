@@ -288,7 +288,9 @@ class Warp:
         work = _ceil(2 * m * n * k * 1024, cycles.mma_flops_q10)
         for step in range(k_steps):
             sm.smem.take(now, _ceil(operand_bytes, cycles.smem_bytes))
-            begin = sm.tensor.take(sm.smem.free + (cycles.smem_latency if step == 0 else 0), work)
+            ready = sm.smem.free + (cycles.smem_latency if step == 0 else 0)
+            begin = sm.tensor.take(max(ready, sm.issue.free), work)
+            sm.issue.take(begin, work + (operand_bytes // 2048 * cycles.ldmatrix_q10 >> 10))  # nothing else is issued
             sm.busy["tensor cores"] += work
             sm.busy["smem bytes"] += operand_bytes
             sm.busy["issue"] += max(1, m // 64) * (n // 8) + operand_bytes // 2048
@@ -309,6 +311,8 @@ class Warp:
         if barrier.kind == BarrierKind.NAMED:
             self.turn_since = now + cycles.named_wait
             return self.turn_since
+        if barrier.kind == BarrierKind.MEETING:
+            return now + cycles.named_wait
         return now + (cycles.cta_launch if barrier.kind == BarrierKind.CTA else cycles.mbarrier_wait)
 
     def arrive(self, ins: Instruction, now: int) -> int:
@@ -317,6 +321,7 @@ class Warp:
         on_the_way = {
             BarrierKind.MBARRIER: cycles.mbarrier_arrive,
             BarrierKind.NAMED: cycles.named_arrive,
+            BarrierKind.MEETING: cycles.named_arrive,
             BarrierKind.CLUSTER: cycles.cluster_arrive,
             BarrierKind.CTA: max(0, self.store_done - now),
         }

@@ -54,7 +54,7 @@ def _record(text: str) -> np.dtype:
 
 MACHINE = _record(
     "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency "
-    "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency "
+    "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_contended wgmma_issue wgmma_latency queue arbitration interference_q10 dilation_q10 "
     "smem_bytes smem_latency port_q20 l2_q20 hbm_q20 l2_latency tma_latency hbm_latency tma_issue "
     "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
@@ -105,6 +105,7 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "tensor_flops_8bit": int(device.tensor_flops_per_cycle * (device.fp8_ratio or 1)),
         "mma_flops_q10": round(device.tensor_flops_per_cycle * device.mma_sync_efficiency * 1024),
         "mma_latency": device.mma_latency_cycles,
+        "ldmatrix_q10": round(1024 * device.ldmatrix_issue_cycles),
         "wgmma_start": device.wgmma_issue_cycles,
         "wgmma_contended": device.wgmma_contended_cycles,
         "wgmma_issue": device.wgmma_step_issue_cycles,

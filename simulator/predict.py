@@ -10,10 +10,10 @@ import numpy as np
 
 from . import bottleneck
 from .check import check
-from .chip import compose, measure_durations
+from .chip import burst_rate, compose, measure_durations
 from .clock import Rates, sustained
 from .device import Device, load_device
-from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory, replay
+from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory, Replay, replay
 from .errors import UsageError
 from .fit import Occupancy, occupancy
 from .order import work_items
@@ -64,9 +64,10 @@ def predict(
     grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
     traffic, hits = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
 
-    clock = clock_hz or gpu.max_clock_hz
-    for _ in range(2 if clock_hz is None else 1):  # HBM's bytes per cycle depend on the clock that power then decides
-        cycles, busy = _replay_all(grids, workload, tile, gpu, traffic, hits, clock)
+    clock, load = clock_hz or gpu.max_clock_hz, _Load(1.0, 1.0)
+    for _ in range(2):  # what SMs see of L2 and HBM depends on the load and the clock, which follow from the replay
+        cycles, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, clock, load))
+        load = _load(traffic, cycles, clock, gpu)
         activity = Activity(
             sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
         )
@@ -74,7 +75,7 @@ def predict(
         clock = state.clock_hz
 
     whole = replace(traffic, smem_bytes=int(busy[U_SMEM]))
-    sample = _sample(grids, workload, tile, gpu, traffic, hits, clock)
+    sample = _sample(grids, workload, tile, gpu, _View(traffic, hits, clock, load))
     run = Run(
         origin="predicted",
         workload=workload,
@@ -229,29 +230,52 @@ def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) ->
 # -- replaying it -------------------------------------------------------------------------------------------------------
 
 
-def _memory(grid: _Grid, device: Device, traffic: Traffic, hits: dict[str, float], clock_hz: float, tile: Tile) -> Memory:
-    """One SM's share of L2 and HBM while all SMs that have work run."""
+@dataclass(frozen=True)
+class _Load:
+    """Utilisation of the two servers that all SMs share."""
+
+    l2: float
+    hbm: float
+
+
+@dataclass(frozen=True)
+class _View:
+    """The memory system while the kernels run: what hits, at which clock, under which load."""
+
+    traffic: Traffic
+    hits: dict[str, float]
+    clock_hz: float
+    load: _Load
+
+
+def _load(traffic: Traffic, cycles: int, clock_hz: float, device: Device) -> _Load:
+    l2 = (traffic.total("l2_read") + traffic.total("l2_write")) / cycles / device.l2_bytes_per_cycle
+    hbm = traffic.total("hbm_read") + traffic.total("hbm_write")
+    return _Load(min(1.0, l2), min(1.0, hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s))
+
+
+def _memory(grid: _Grid, device: Device, view: _View) -> Memory:
+    """What one SM sees of L2 and HBM while all SMs that have work run."""
     active = min(device.sms, len(grid.items))
     through = {
-        name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in traffic.by_tensor.items()
+        name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in view.traffic.by_tensor.items()
     }
     return Memory(
-        l2=device.l2_bytes_per_cycle / active,
-        hbm=device.hbm_achieved_bytes_per_s / clock_hz / active,
-        read_miss={name: 1.0 - hit for name, hit in hits.items()},
+        l2=burst_rate(device.l2_bytes_per_cycle, active, view.load.l2),
+        hbm=burst_rate(device.hbm_achieved_bytes_per_s / view.clock_hz, active, view.load.hbm),
+        read_miss={name: 1.0 - hit for name, hit in view.hits.items()},
         write_through=through,
     )
 
 
 def _replay_all(
-    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, traffic: Traffic, hits: dict[str, float],
-    clock_hz: float,
-) -> tuple[int, np.ndarray]:  # fmt: skip
+    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, view: _View
+) -> tuple[int, np.ndarray]:
     """Cycles of all kernels one after another, and the busy cycles of every unit summed over SMs."""
     cycles, busy = 0.0, np.zeros(len(UNITS))
-    launch = device.kernel_launch_cycles * clock_hz / device.max_clock_hz
+    launch = device.kernel_launch_cycles * view.clock_hz / device.max_clock_hz
     for grid in grids:
-        memory = _memory(grid, device, traffic, hits, clock_hz, tile)
+        memory = _memory(grid, device, view)
         lengths = grid.items["blocks"].astype(np.int64)
         durations = measure_durations(
             grid.kernel, workload, tile, device, memory, grid.occupancy.ctas_per_sm, lengths,
@@ -275,16 +299,13 @@ def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device) -> R
     )
 
 
-def _sample(
-    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, traffic: Traffic, hits: dict[str, float],
-    clock_hz: float,
-):  # fmt: skip
+def _sample(grids: list[_Grid], workload: Workload, tile: Tile, device: Device, view: _View) -> Replay:
     """The spans of one SM's first two tiles (loops cut short) of the kernel that does the softmax."""
     grid = grids[len(grids) // 2]
     longest = max(1, min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, int(grid.items["blocks"].max())))
     masked = int(grid.masked[min(longest, len(grid.masked) - 1)])
     program = trace(grid.kernel, workload, tile, [(longest, masked)] * 2)
-    memory = _memory(grid, device, traffic, hits, clock_hz, tile)
+    memory = _memory(grid, device, view)
     return replay(
         [program] * grid.occupancy.ctas_per_sm, device, memory, max_spans=MAX_SPANS,
         eight_bit=workload.element_bytes == 1,

@@ -38,6 +38,7 @@ class BarrierKind(IntEnum):
     NAMED = 1
     CTA = 2  # all warps of a CTA have left; the next CTA starts
     CLUSTER = 3  # an mbarrier of every CTA in the cluster: arrivals travel between SMs
+    MEETING = 4  # bar.sync: all consumers arrive and wait
 
 
 @dataclass
@@ -106,6 +107,14 @@ class Baton:
 
     barriers: list[int]
     takes: list[int]
+
+
+@dataclass
+class Meeting:
+    """A point at which all consumers wait for each other: one named barrier for all of them."""
+
+    barrier: int
+    times: list[int]
 
 
 class Warp:
@@ -190,6 +199,12 @@ class Warp:
         after = (self.rank + 1) % len(baton.barriers)
         self._emit(Op.ARRIVE, "give turn", None, barrier=baton.barriers[after])
 
+    def meet(self, meeting: Meeting) -> None:
+        """Wait until every consumer has come here (bar.sync among the consumer warpgroups)."""
+        meeting.times[self.rank] += 1
+        self._emit(Op.ARRIVE, "meet", None, barrier=meeting.barrier)
+        self._emit(Op.WAIT, "meet", None, barrier=meeting.barrier, target=meeting.times[self.rank])
+
     # -- arithmetic ------------------------------------------------------------------------------------------------
 
     def gemm(self, label: str, slot: Slot) -> Result:
@@ -266,6 +281,7 @@ class Cta:
         self.barriers: list[Barrier] = []
         self.rings: dict[str, Ring] = {}
         self.batons: list[Baton] = []
+        self.meetings: list[Meeting] = []
         self.warps: list[Warp] = []
         self.labels: dict[str, int] = {}
         self.tensors: dict[str, int] = {}
@@ -292,6 +308,13 @@ class Cta:
             ]
             self.batons.append(Baton(barriers, [0] * count))
         return self.batons[0]
+
+    def meeting(self) -> Meeting:
+        """A place for all consumers to meet, as before an epilogue that overwrites what others may still read."""
+        if not self.meetings:
+            count = self.tile.consumers
+            self.meetings.append(Meeting(self._barrier("meeting", BarrierKind.MEETING, count), [0] * count))
+        return self.meetings[0]
 
     def producer(self) -> Warp:
         """The warp that issues TMA loads."""

@@ -53,12 +53,13 @@ class RandomSchedule:
         rings["Q"] = cta.ring("Q", tile.q_bytes, stages=1)
         staged = cta.ring("O", tile.o_bytes, 1, over=rings["V"]) if shape.producer and shape.staged_output else None
         turn = cta.baton() if shape.baton else None
+        meeting = cta.meeting() if staged is not None else None
         order = self._order(tile)
         turns = [self.turns.randint(0, tile.stages) for _ in range(self.turns.randint(0, 4))] if turn else []
         if shape.producer:
             self._produce(cta.producer(), rings, staged, order)
         for warps in cta.consumers():
-            self._consume(warps, rings, staged, turn, turns, order, tile)
+            self._consume(warps, rings, staged, turn, turns, order, tile, meeting)
 
     def _order(self, tile) -> list[tuple[str, int]]:
         """The order in which K and V blocks are loaded and read: each ring's own, one at most its stages ahead."""
@@ -79,7 +80,7 @@ class RandomSchedule:
         for name, j in order:
             load.tma(rings[name][j])
 
-    def _consume(self, warps, rings, staged, turn, turns, order, tile) -> None:
+    def _consume(self, warps, rings, staged, turn, turns, order, tile, meeting) -> None:
         consumer = Consumer(self, warps, rings, order, tile)
         for gemms in turns:
             consumer.work(self.turns.randint(0, 3), reads=False)
@@ -92,6 +93,8 @@ class RandomSchedule:
             if self._says():
                 warps.give(turn)
         consumer.finish()
+        if meeting is not None and self._says():
+            warps.meet(meeting)
         for name in ("S", "LSE", "O")[self.turns.randint(0, 2) :]:
             warps.store(name, slot=staged[0] if name == "O" and staged is not None and self._says() else None)
 

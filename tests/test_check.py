@@ -37,7 +37,7 @@ class Pingpong:
         V = cta.ring("V", tile.v_bytes, self.stages or tile.stages)
         Q = cta.ring("Q", tile.q_bytes, 1)
         O = cta.ring("O", tile.o_bytes, 1, over=V)
-        turn = cta.baton()
+        turn, done = cta.baton(), cta.meeting()
 
         load = cta.producer()
         load.tma(Q[0])
@@ -56,6 +56,8 @@ class Pingpong:
                 self._block(wg, turn, K, V, j)
             wg.free(Q[0])
             wg.normalize()
+            if self.mistake != "no meeting":
+                wg.meet(done)
             wg.store("O", slot=O[0])
 
     def _makes(self, mistake: str, j: int, wg=None) -> bool:
@@ -218,6 +220,20 @@ def test_loading_over_a_staged_output_is_a_race_in_a_persistent_kernel():
     assert sentence.startswith("race: producer loads V[0] over O[0], which may not have left shared memory")
     check(program(Pingpong("V over O"), loops=[(4, 0)]))
     check(program(Pingpong("V over O"), persistent=False))
+
+
+def test_staging_the_output_over_what_others_may_still_read_is_a_race():
+    sentence = refusal(Pingpong("no meeting"))
+    assert sentence == "race: WG0 stages O over V[2], which WG1 may still read; let the consumers meet first"
+
+
+def test_a_meeting_that_one_consumer_misses_is_a_deadlock():
+    def late(cta, tile):
+        done = cta.meeting()
+        for wg in cta.consumers()[:-1]:
+            wg.meet(done)
+
+    assert refusal(late, loops=[(1, 0)]) == "deadlock: WG0 waits to meet the other consumers, of whom one never comes"
 
 
 def test_a_load_that_no_one_waits_for_is_a_leak():

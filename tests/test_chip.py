@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasim.simulator.chip import LONGEST_REPLAY, REPLAYS, compose, deal, measure_durations, replayed_lengths
+from fasim.simulator.chip import LONGEST_REPLAY, REPLAYS, burst_rate, compose, deal, measure_durations, replayed_lengths
 from fasim.simulator.device import load_device
 from fasim.simulator.engine import Memory, replay
 from fasim.simulator.order import work_items
@@ -18,7 +18,7 @@ from fasim.simulator.schedules import SCHEDULES
 from fasim.simulator.workload import Workload
 
 MISSES = {"Q": 0.2, "K": 0.2, "V": 0.2}
-SHARE = 40.0, 20.0  # L2 and HBM bytes per cycle of one SM
+SHARE = 80.0, 20.0  # L2 and HBM bytes per cycle, over the number of SMs: an H200's
 
 
 def both(name: str, workload: Workload, sms: int) -> tuple[float, int]:
@@ -33,10 +33,16 @@ def both(name: str, workload: Workload, sms: int) -> tuple[float, int]:
     masked = np.zeros(lengths.max() + 1, int)
     np.maximum.at(masked, items["blocks"], items["masked"])
 
-    durations = measure_durations(
-        kernel, workload, tile, device, Memory(*SHARE, MISSES, {}), room, lengths, lambda n: int(masked[n])
-    )
-    composed = compose(durations, lengths, sms, 1)
+    kv_bytes = 2 * tile.block_n * workload.head_dim * 2 * int(lengths.sum())
+    memory = Memory(*SHARE, MISSES, {})
+    for _ in range(2):
+        durations = measure_durations(kernel, workload, tile, device, memory, room, lengths, lambda n: int(masked[n]))
+        composed = compose(durations, lengths, sms, 1)
+        l2, hbm = (
+            burst_rate(share * sms, sms, min(1.0, moved / composed / (share * sms)))
+            for moved, share in zip((kv_bytes, MISSES["K"] * kv_bytes), SHARE, strict=True)
+        )
+        memory = Memory(l2, hbm, MISSES, {})
 
     ready = [(0.0, slot) for slot in range(sms * room)]
     heapify(ready)
@@ -51,24 +57,21 @@ def both(name: str, workload: Workload, sms: int) -> tuple[float, int]:
     return composed, replay(programs, device, whole, [slot % sms for slot, _ in used]).cycles
 
 
-@pytest.mark.parametrize("name", ["fa3", "pingpong", "warp-specialized", "overlap-2stage", "fa2"])
-@pytest.mark.parametrize("workload", [Workload(1, 4, 1024), Workload(2, 4, 2048, 64)], ids=str)
-def test_composition_agrees_with_all_sms_together(name, workload):
-    composed, brute = both(name, workload, 4)
-    assert composed == pytest.approx(brute, rel=0.05)
+PROBLEMS = [
+    (Workload(1, 4, 1024), 4),
+    (Workload(2, 4, 2048, 64), 4),
+    (Workload(1, 3, 700, causal=True), 4),
+    (Workload(1, 4, 1000, causal=True), 4),
+    (Workload(1, 8, 4096, causal=True), 8),
+]
 
 
-@pytest.mark.parametrize(("name", "rel"), [("fa3", 0.02), ("fa2", 0.04)])
-def test_composition_agrees_on_a_causal_mask(name, rel):
-    composed, brute = both(name, Workload(1, 8, 4096, causal=True), 8)
-    assert composed == pytest.approx(brute, rel=rel)
-
-
-@pytest.mark.parametrize("name", ["fa3", "pingpong", "overlap-2stage", "fa2"])
-def test_composition_errs_on_the_slow_side_for_a_few_very_short_tiles(name):
-    """A tile of one block behind a longer one overlaps better than behind its like, which is how it was replayed."""
-    composed, brute = both(name, Workload(1, 3, 700, causal=True), 4)
-    assert brute <= composed <= 1.10 * brute
+@pytest.mark.parametrize("name", ["fa2", *(name for name, schedule in SCHEDULES.items() if schedule.hopper)])
+@pytest.mark.parametrize(("workload", "sms"), PROBLEMS, ids=str)
+def test_composition_agrees_with_all_sms_together(name, workload, sms):
+    """Within 6 %. It errs on the fast side: loads of other SMs sometimes stand in the way, here they do so on average."""
+    composed, brute = both(name, workload, sms)
+    assert composed == pytest.approx(brute, rel=0.06)
 
 
 @given(st.lists(st.integers(0, 2000), min_size=1, max_size=60))

@@ -107,7 +107,7 @@ def test_a_pinned_clock_is_kept_and_an_impossible_power_is_said():
 
 @pytest.mark.parametrize("pinned", [0, -1e9, 2.5e9, float("nan")])
 def test_a_clock_the_device_has_not_is_refused(pinned):
-    with pytest.raises(UsageError, match="MHz is not possible on H200; give one above 0 and at most 1980 MHz"):
+    with pytest.raises(UsageError, match="MHz is not possible on h200; give one above 0 and at most 1980 MHz"):
         sustained(H200, Rates(), pinned)
 
 

@@ -52,7 +52,7 @@ def test_h100_sxm_is_an_h200_but_for_memory_and_l2():
 
 def test_fp8_on_ampere_is_refused():
     assert load_device("h200").tensor_rate(1) == 2 * load_device("h200").tensor_rate(2)
-    with pytest.raises(UsageError, match="A100 SXM has no fp8"):
+    with pytest.raises(UsageError, match="a100-sxm has no fp8"):
         load_device("a100-sxm").tensor_rate(1)
 
 

@@ -11,6 +11,7 @@ def fa3(cta, tile):
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
     O = cta.ring("O", tile.o_bytes, stages=1, over=V)
+    done = cta.meeting()
     turn = cta.baton(first=0)
     last = tile.kv_blocks[-1]
 
@@ -47,4 +48,5 @@ def fa3(cta, tile):
         wg.free(V[last])
         wg.normalize()
         wg.store("LSE")
+        wg.meet(done)  # no one reads V any more
         wg.store("O", slot=O[0])

@@ -11,6 +11,7 @@ def overlap_3stage(cta, tile):
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
     O = cta.ring("O", tile.o_bytes, stages=1, over=V)
+    done = cta.meeting()
     first, last = tile.kv_blocks[0], tile.kv_blocks[-1]
 
     load = cta.producer()
@@ -55,4 +56,5 @@ def overlap_3stage(cta, tile):
         wg.free(V[last])
         wg.normalize()
         wg.store("LSE")
+        wg.meet(done)  # no one reads V any more
         wg.store("O", slot=O[0])

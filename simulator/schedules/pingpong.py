@@ -11,6 +11,7 @@ def pingpong(cta, tile):
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
     O = cta.ring("O", tile.o_bytes, stages=1, over=V)
+    done = cta.meeting()
     turn = cta.baton(first=0)
 
     load = cta.producer()
@@ -39,4 +40,5 @@ def pingpong(cta, tile):
         wg.free(Q[0])
         wg.normalize()
         wg.store("LSE")
+        wg.meet(done)  # no one reads V any more
         wg.store("O", slot=O[0])

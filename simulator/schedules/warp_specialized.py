@@ -10,6 +10,7 @@ def warp_specialized(cta, tile):
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
     O = cta.ring("O", tile.o_bytes, stages=1, over=V)
+    done = cta.meeting()
 
     load = cta.producer()
     load.tma(Q[0])
@@ -33,4 +34,5 @@ def warp_specialized(cta, tile):
         wg.free(Q[0])
         wg.normalize()
         wg.store("LSE")
+        wg.meet(done)  # no one reads V any more
         wg.store("O", slot=O[0])
