@@ -32,6 +32,7 @@ for _place, _command in enumerate(
         commands.schedules,
         commands.devices,
         commands.disasm,
+        commands.validate,
     )
 ):
     app.command(_command, sort_key=_place, help_format="markdown")
@@ -46,7 +47,7 @@ def _fail(message: str) -> int:
 def run(tokens: list[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit status."""
     try:
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        status = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except (CycloptsError, UsageError) as error:
         return _fail(str(error))
@@ -55,7 +56,7 @@ def run(tokens: list[str] | None = None) -> int:
         return INTERRUPTED
     except KeyboardInterrupt:
         return INTERRUPTED
-    return OK
+    return status if isinstance(status, int) else OK
 
 
 def main() -> None:

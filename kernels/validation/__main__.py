@@ -1,0 +1,114 @@
+"""`python -m fasim.kernels.validation --out DIR`: the suite where only torch is installed; writes one JSON per subject.
+
+`--exercise NAME` runs a few small calls and checks nothing: what compute-sanitizer is put around.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ...simulator.errors import UsageError
+from .check import MissingTool
+
+
+def main() -> int:
+    """Exit status: 0 pass, 1 a check failed, 2 usage, 3 no GPU or tool."""
+    parser = argparse.ArgumentParser(prog="python -m fasim.kernels.validation", description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", action="append", default=[], help="a subject's name or package.module:function; repeat it")
+    parser.add_argument("--dtype", action="append", default=[], help="fp16, bf16, fp32 or fp64; repeat it [default: fp16]")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--self-test", action="store_true", help="hold the suite to its planted faults")
+    parser.add_argument("--out", type=Path, help="folder for the JSON reports")
+    parser.add_argument("--exercise", metavar="NAME", help="call this subject a few times, without checks")
+    options = parser.parse_args()
+    try:
+        if options.exercise:
+            return _exercise(options.exercise, (options.dtype or ["fp16"])[0], options.seed)
+        return _self_test(options) if options.self_test else _validate(options)
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except MissingTool as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from .subjects import OURS, resolve
+    from .suite import validate
+
+    status = 0
+    for name in options.kernel or OURS:
+        for dtype in options.dtype or ["fp16"]:
+            report = validate(
+                resolve(name, options.device),
+                device=options.device,
+                dtype=dtype,
+                seed=options.seed,
+                quick=options.quick,
+                only=options.only,
+                with_sanitizer=options.sanitize,
+            )
+            sys.stdout.write(f"{report.conclusion} ({report.seconds:.1f} s)\n")
+            for check in report.failures:
+                sys.stdout.write(f"  {check.group}, {check.case}: {check.message}\n")
+            sys.stdout.flush()
+            status = status if report.passed else 1
+            if options.out:
+                _write(options.out / f"{_file_name(name)}-{dtype}.json", report.to_dict())
+    return status
+
+
+def _self_test(options: argparse.Namespace) -> int:
+    from .suite import self_test
+
+    table = self_test(device=options.device, dtype=(options.dtype or ["fp16"])[0], seed=options.seed, only=options.only)
+    sys.stdout.write(f"{table.conclusion}\n")
+    if options.out:
+        _write(options.out / "self-test.json", table.to_dict())
+    return 0 if table.passed else 1
+
+
+def _write(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _exercise(name: str, dtype: str, seed: int) -> int:
+    """Forward and backward, full and causal, ragged lengths and GQA, on the GPU."""
+    import torch
+
+    from .bench import Bench
+    from .check import Case, Skipped
+    from .criteria import DTYPES
+    from .gradients import backward
+    from .subjects import resolve
+
+    bench = Bench(resolve(name), torch.device("cuda"), DTYPES[dtype], seed, quick=True, group="sanitize")
+    for rows, keys, causal, kv_heads in ((129, 129, True, 2), (64, 200, False, 1)):
+        case = Case(
+            name=f"{rows} x {keys}", seqlen_q=rows, seqlen_k=keys, head_dim=bench.head_dims[0], causal=causal, kv_heads=kv_heads
+        )
+        try:
+            q, k, v = bench.tensors(case)
+            bench.call(q, k, v, case)
+            backward(bench, case, q, k, v, bench.like(q, "dO"))
+        except Skipped:
+            continue
+    torch.cuda.synchronize()
+    return 0
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The bench a subject stands on: makes inputs from the seed, calls it, and holds the answer to the yardstick."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import torch
+
+from . import criteria, diagnose, inputs, shapes, yardstick
+from .check import Case, Fault, Skipped
+from .subjects import Subject
+
+
+@dataclass
+class Bench:
+    """One subject, one device, one dtype, one seed.
+
+    `known` keeps what the yardstick said of a case, for several subjects under the same seed.
+    """
+
+    subject: Subject
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+    quick: bool = False
+    group: str = ""
+    known: dict = field(default_factory=dict)
+
+    @property
+    def tile(self) -> int:
+        """The length whose neighbours are worth a look."""
+        return self.subject.tile
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """The head dims to check; the first alone where time is short."""
+        return self.subject.head_dims[:1] if self.quick else self.subject.head_dims
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether streams, a busy device and much memory are at hand."""
+        return self.device.type == "cuda"
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers that depend on the seed, the group and `name` only."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.group}/{name}".encode()))
+
+    def tensors(self, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k, v of `case` on the device, in its layout."""
+        made = inputs.make(case, self.generator(case.name), self.dtype)
+        return shapes.lay_out(case.layout, *(x.to(self.device) for x in made))
+
+    def like(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """N(0, 1) in the shape of `tensor`, such as dO."""
+        return inputs.normal(tuple(tensor.shape), self.generator(name)).to(self.dtype).to(self.device)
+
+    def call(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, case: Case, wait: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """O and LSE (None where the subject returns none), with their form checked; `wait` for the GPU to be done.
+
+        Raises Skipped where the subject does not promise `case`, Fault where the form is wrong or the call raises.
+        """
+        reason = self.subject.refuses(case)
+        if reason:
+            raise Skipped(reason)
+        try:
+            answer = self.subject.forward(q, k, v, causal=case.causal, softmax_scale=case.softmax_scale)
+            if self.on_gpu and wait:
+                torch.cuda.current_stream().synchronize()
+        except NotImplementedError as error:
+            raise Skipped(f"not supported: {error}" if str(error) else "not supported") from error
+        except Exception as error:  # whatever a kernel raises is a failed check, in one line
+            raise Fault(f"raised {type(error).__name__}: {_first_line(error)}") from error
+        out, lse = answer if isinstance(answer, (tuple, list)) and len(answer) == 2 else (answer, None)
+        criteria.hold_form("O", out, case.q_shape, self.dtype, self.device)
+        if lse is not None:
+            wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+            criteria.hold_form("LSE", lse, (case.batch, case.heads, case.seqlen_q), wide, self.device)
+        elif self.subject.returns_lse:
+            raise Fault("LSE is missing: only O came back")
+        return out, lse
+
+    def yardstick(self, case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple:
+        """(O, LSE, Bound) for `case`, from memory where it was asked before under this seed."""
+        key = (self.group, self.seed, case, self.dtype, self.device.type)
+        if key not in self.known:
+            answer = yardstick.bound(q, k, v, case.causal, case.softmax_scale)
+            if answer[0].numel() > 1 << 22:
+                return answer
+            self.known[key] = answer
+        return self.known[key]
+
+    def hold(self, case: Case, promise: str = "") -> dict:
+        """Call the subject on `case` and hold O and LSE; a Fault names inputs, element, and what it looks like."""
+        q, k, v = self.tensors(case)
+        wanted = self.yardstick(case, q, k, v)
+        with explained(case, promise):
+            return self.compare(case, (q, k, v), self.call(q, k, v, case), wanted)
+
+    def compare(self, case: Case, qkv: tuple, got: tuple, wanted: tuple) -> dict:
+        """Hold an answer (O, LSE) to `wanted` (O, LSE, Bound); a Fault says which known mistake it equals, if any."""
+        (out, lse), (exact, exact_lse, bound) = got, wanted
+        try:
+            figures = criteria.hold("O", "bmhd", out, exact, bound)
+        except Fault as fault:
+            guess = diagnose.output(case, *qkv, out, bound)
+            raise Fault(f"{fault}; {guess}" if guess else str(fault)) from None
+        if lse is None:
+            return figures
+        try:
+            return figures | criteria.hold_lse(lse, exact_lse)
+        except Fault as fault:
+            guess = diagnose.lse(case, *qkv, lse, exact_lse)
+            raise Fault(f"{fault}; {guess}" if guess else str(fault)) from None
+
+
+class explained:
+    """Adds to a Fault the inputs it came from and the promise that it breaks."""
+
+    def __init__(self, case: Case, promise: str = "") -> None:
+        self.case, self.promise = case, promise
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: type | None, fault: BaseException | None, _: object) -> None:
+        if isinstance(fault, Fault):
+            promise = f"{self.promise}: " if self.promise else ""
+            raise Fault(f"{promise}{fault}; inputs: {self.case}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "(no message)"

@@ -1,0 +1,97 @@
+"""The vocabulary of the suite: a Case is a problem, a Trial a question about it, a Check the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+PASS, FAIL, SKIP = "pass", "fail", "skip"
+
+
+class Fault(AssertionError):
+    """The kernel is wrong; the message is the sentence a user reads."""
+
+
+class Skipped(Exception):
+    """The question does not apply here; the message says why."""
+
+
+class MissingTool(RuntimeError):
+    """What was asked needs a GPU, a library or a program that is not here; the message is one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attention problem: shapes in the convention q (B, Sq, H, D), k and v (B, Sk, Hkv, D), and kind of inputs.
+
+    `name` says what the case is about and, with the group and the seed, fixes its random numbers.
+    `layout` is how q, k and v lie in memory: "contiguous" or a name from `shapes.LAYOUTS`.
+    """
+
+    name: str
+    seqlen_q: int
+    seqlen_k: int
+    head_dim: int
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int | None = None
+    causal: bool = False
+    softmax_scale: float | None = None
+    inputs: str = "random"
+    layout: str = "contiguous"
+
+    @property
+    def heads_kv(self) -> int:
+        """Key and value heads; as many as query heads unless the case says otherwise."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def q_shape(self) -> tuple[int, int, int, int]:
+        """(B, Sq, H, D)."""
+        return self.batch, self.seqlen_q, self.heads, self.head_dim
+
+    @property
+    def k_shape(self) -> tuple[int, int, int, int]:
+        """(B, Sk, Hkv, D)."""
+        return self.batch, self.seqlen_k, self.heads_kv, self.head_dim
+
+    def __str__(self) -> str:
+        parts = [self.inputs, f"q {self.q_shape}", f"k, v {self.k_shape}", "causal" if self.causal else "full"]
+        parts += [self.layout] if self.layout != "contiguous" else []
+        parts += [f"softmax_scale {self.softmax_scale:g}"] if self.softmax_scale is not None else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A question: `run` returns figures where the kernel passes and raises Fault or Skipped where it does not."""
+
+    name: str
+    run: Callable[[], dict]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The answer to one trial.
+
+    `figures` holds what was measured, such as max_error and max_error_allowed; `message` says what is wrong, or why
+    nothing could be said. With the same `seed` the group repeats the same inputs.
+    """
+
+    group: str
+    case: str
+    verdict: str
+    seed: int
+    message: str = ""
+    figures: dict = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """Plain data, as in the report."""
+        return {
+            "group": self.group,
+            "case": self.case,
+            "verdict": self.verdict,
+            "seed": self.seed,
+            "message": self.message,
+            "figures": dict(self.figures),
+        }

@@ -1,0 +1,84 @@
+"""compute-sanitizer around a few small calls of the subject: out-of-bounds accesses and shared-memory races.
+
+NVIDIA compute-sanitizer, tools memcheck and racecheck. It runs the subject in a process of its own,
+`python -m fasim.kernels.validation --exercise NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .check import Fault, MissingTool, Trial
+
+if TYPE_CHECKING:
+    from .bench import Bench
+
+TOOLS = {"memcheck": "accesses out of bounds", "racecheck": "races in shared memory"}
+_SEARCHED = ("/usr/local/cuda/bin",)
+_TIMEOUT_S = 540
+
+
+def find() -> str | None:
+    """Path of compute-sanitizer, or None."""
+    return shutil.which("compute-sanitizer") or next(
+        (path for folder in _SEARCHED if (path := shutil.which("compute-sanitizer", path=folder))), None
+    )
+
+
+def require() -> str:
+    """Path of compute-sanitizer; raises MissingTool where it is not installed."""
+    found = find()
+    if not found:
+        raise MissingTool("--sanitize needs compute-sanitizer, which is not on the PATH: it comes with the CUDA toolkit")
+    return found
+
+
+def trials(bench: Bench) -> list[Trial]:
+    """One trial per tool."""
+    return [Trial(f"{tool}: {what}", lambda tool=tool: _run(bench, tool)) for tool, what in TOOLS.items()]
+
+
+def command(tool: str, subject: str, dtype: str, seed: int) -> list[str]:
+    """The command line that exercises `subject` under `tool`."""
+    exercise = [sys.executable, "-m", "fasim.kernels.validation", "--exercise", subject]
+    return [require(), "--tool", tool, "--error-exitcode", "86", *exercise, "--dtype", dtype, "--seed", str(seed)]
+
+
+def _run(bench: Bench, tool: str) -> dict:
+    dtype = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}[str(bench.dtype).split(".")[1]]
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(
+            command(tool, bench.subject.name, dtype, bench.seed),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Fault(f"{tool} did not end within {_TIMEOUT_S} s") from error
+    return read(tool, done.stdout + done.stderr, done.returncode)
+
+
+def read(tool: str, text: str, status: int) -> dict:
+    """What the tool said: figures where it found nothing, a Fault with its first complaint otherwise.
+
+    Raises MissingTool where the tool itself could not work on this device.
+    """
+    summary = re.search(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", text)
+    if "Device not supported" in text or summary is None:
+        last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), "no output")
+        raise MissingTool(f"compute-sanitizer {tool} could not run here: {last.strip('= ')}")
+    count = int(summary[1] or summary[2])
+    if count or status:
+        complaint = re.search(r"========= ((?:Invalid|Error|Warning|Race|Program hit)[^\n]*)", text)
+        said = complaint[1] if complaint else f"exit status {status}"
+        raise Fault(f"{tool} reports {count} errors; the first: {said}")
+    return {"errors": 0}

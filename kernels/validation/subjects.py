@@ -1,0 +1,199 @@
+"""Who is held to the suite: our kernels by schedule, PyTorch's attention backends, and the user's own callable."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...simulator.errors import UsageError
+from .check import Case, MissingTool
+
+OURS = ("standard", "fa1", "fa2")
+"""Schedules with a kernel of their own behind `kernels.ops.flash_attn_func`."""
+
+HALF = ("fp16", "bf16")
+CALLABLE = "f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A kernel and what it promises.
+
+    `forward(q, k, v, causal=, softmax_scale=)` takes (B, S, H, D) tensors and returns O or (O, LSE), LSE (B, H, Sq) fp32,
+    natural logarithm. `tile` is the length whose neighbours the shapes probe. `differentiable` is None where gradients
+    are checked only if O carries one. `dq_is_deterministic` False documents atomics in dQ. `refuses(case)` gives the
+    reason why a case lies outside the promise, or None; raising NotImplementedError in the call says the same.
+    """
+
+    name: str
+    forward: Callable
+    head_dims: tuple[int, ...] = (64, 128)
+    tile: int = 128
+    dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32", "fp64")
+    needs_cuda: bool = False
+    returns_lse: bool | None = None
+    differentiable: bool | None = None
+    dq_is_deterministic: bool = True
+    refuses: Callable[[Case], str | None] = lambda case: None
+
+
+def names() -> tuple[str, ...]:
+    """Every subject that has a name."""
+    return (*OURS, *_TORCH)
+
+
+def resolve(name: str, device: str = "cuda") -> Subject:
+    """The subject called `name`, or the user's `package.module:function`.
+
+    Our kernels for "cpu" are those of Triton's interpreter, with the small tiles they have there. Raises UsageError for
+    a name that is none, MissingTool where a library is missing, one sentence each.
+    """
+    if name in OURS:
+        return _ours(name, device)
+    if name in _TORCH:
+        return _TORCH[name]()
+    if ":" in name:
+        return Subject(name=name, forward=_load(name))
+    raise UsageError(
+        f"no kernel is called {name!r}: give one of {', '.join(names())}, or your own as package.module:function"
+    )
+
+
+def _load(name: str) -> Callable:
+    """Import `package.module:function`, the working directory included, and see that it takes the arguments."""
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a module does on import, the user wants to read it in one sentence
+        raise UsageError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+    found = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise UsageError(f"{module_name!r} has no callable {attribute!r}: write package.module:function")
+    try:
+        inspect.signature(found).bind(None, None, None, causal=False, softmax_scale=None)
+    except TypeError as error:
+        raise UsageError(f"{name} does not take the arguments ({error}): it must be {CALLABLE}") from error
+    except ValueError:  # built-ins may have no signature
+        pass
+    return found
+
+
+# -- ours -------------------------------------------------------------------------------------------------------------
+
+
+def _ours(schedule: str, device: str) -> Subject:
+    """`flash_attn_func` of one schedule."""
+    if importlib.util.find_spec("triton") is None:
+        raise MissingTool(f"the kernel {schedule!r} needs triton, which is not installed: pip install 'fasim[kernels]' on Linux")
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    try:
+        from ..ops import flash_attn_func
+    except ImportError as error:
+        raise MissingTool(f"the kernel {schedule!r} cannot be loaded: {error}") from error
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        return flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal, schedule=schedule, return_lse=True)
+
+    return Subject(
+        name=schedule,
+        forward=forward,
+        head_dims=(64, 128, 256),
+        tile=128 if device == "cuda" else 16,
+        dtypes=HALF,
+        needs_cuda=device == "cuda",
+        returns_lse=True,
+        differentiable=True,
+    )
+
+
+# -- PyTorch's backends -----------------------------------------------------------------------------------------------
+
+
+def _math() -> Subject:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        mask = None
+        if causal:
+            seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
+            mask = seen.tril(k.shape[1] - q.shape[1])
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        with sdpa_kernel(SDPBackend.MATH):
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *heads_first, attn_mask=mask, scale=softmax_scale, enable_gqa=q.shape[2] != k.shape[2]
+            )
+        return out.transpose(1, 2)
+
+    return Subject(name="torch-math", forward=forward, returns_lse=False, differentiable=True)
+
+
+def _fa2() -> Subject:
+    import torch
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            *heads_first, 0.0, causal, scale=softmax_scale
+        )
+        return out.transpose(1, 2), lse.masked_fill(lse == float("inf"), float("-inf"))  # FA2 marks an empty row with +inf
+
+    return Subject(
+        name="torch-fa2",
+        forward=forward,
+        head_dims=(64, 128, 256),
+        dtypes=HALF,
+        needs_cuda=True,
+        returns_lse=True,
+        differentiable=True,
+        dq_is_deterministic=False,
+        refuses=_pytorch_refuses_empty,
+    )
+
+
+def _cudnn() -> Subject:
+    import torch
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            *heads_first, None, True, 0.0, causal, scale=softmax_scale
+        )
+        return out.transpose(1, 2), lse.reshape(q.shape[0], q.shape[2], q.shape[1])
+
+    def refuses(case: Case) -> str | None:
+        if case.causal and case.seqlen_q != case.seqlen_k:
+            return "PyTorch aligns cuDNN's causal mask top left and dispatches to it only where Sq = Sk"
+        return _pytorch_refuses_empty(case)
+
+    return Subject(
+        name="torch-cudnn",
+        forward=forward,
+        head_dims=(64, 128),
+        dtypes=HALF,
+        needs_cuda=True,
+        returns_lse=True,
+        differentiable=True,
+        dq_is_deterministic=False,
+        refuses=refuses,
+    )
+
+
+def _pytorch_refuses_empty(case: Case) -> str | None:
+    if 0 in (case.batch, case.seqlen_q, case.seqlen_k):
+        return "PyTorch dispatches empty tensors to math attention"
+    return None
+
+
+_TORCH = {"torch-cudnn": _cudnn, "torch-fa2": _fa2, "torch-math": _math}

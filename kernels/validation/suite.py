@@ -1,0 +1,249 @@
+"""Runs the groups over a subject, and over the planted faults."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+
+import torch
+
+from ...simulator.errors import UsageError
+from . import accuracy, determinism, gradients, inputs, memory, sanitize, shapes
+from .bench import Bench
+from .check import FAIL, PASS, SKIP, Check, Fault, MissingTool, Skipped, Trial
+from .criteria import DTYPES
+from .mutants import MUTANTS, Mutant, TiledAttention
+from .mutants import subject as tiled_subject
+from .report import Report
+from .subjects import Subject
+
+GROUPS: dict[str, tuple[str, Callable]] = {
+    "accuracy": ("O and LSE against fp64, at most twice the error of PyTorch in the same precision", accuracy.trials),
+    "inputs": ("inputs that break a softmax", inputs.trials),
+    "memory": ("what is written, kept and on which stream", memory.trials),
+    "determinism": ("the same bits every time", determinism.trials),
+    "gradients": ("dQ, dK, dV against fp64", gradients.trials),
+    "shapes": ("lengths, masks, heads, batches, layouts", shapes.trials),
+}
+"""Group -> what it asks, and the function that yields its trials. No group relies on another; shapes come last, because
+a misaligned address may cost the GPU context."""
+
+Advance = Callable[[int, int, str], None]
+
+
+def validate(
+    subject: Subject,
+    *,
+    device: str = "cuda",
+    dtype: str = "fp16",
+    seed: int = 0,
+    quick: bool = False,
+    only: Sequence[str] = (),
+    with_sanitizer: bool = False,
+    advance: Advance = lambda done, total, what: None,
+    known: dict | None = None,
+) -> Report:
+    """Hold `subject` to the groups in `only` (all where empty) and return what was found.
+
+    Raises UsageError for a device, dtype or group that does not exist or that the subject does not take, and MissingTool
+    where a GPU, or the sanitizer, is asked for and missing.
+    """
+    bench = _bench(subject, device, dtype, seed, quick)
+    chosen = _chosen(only)
+    if with_sanitizer:
+        sanitize.require()
+    report = Report(
+        subject=subject.name,
+        device=_device_name(bench.device),
+        dtype=dtype,
+        seed=seed,
+        quick=quick,
+        environment=_environment(bench.device),
+        options=(f"--device {device}", f"--dtype {dtype}", *(["--quick"] if quick else [])),
+    )
+    if known is not None:
+        bench.known = known
+    started = time.perf_counter()
+    plan = [("sanitize", trial) for trial in sanitize.trials(bench)] if with_sanitizer else []
+    plan += [(group, trial) for group in chosen for trial in _trials(bench, group)]
+    for done, (group, trial) in enumerate(plan):
+        advance(done, len(plan), f"{subject.name}, {group}: {trial.name}")
+        bench.group = group
+        report.checks.append(_ask(bench, trial))
+        if bench.on_gpu and not _gpu_answers():
+            lost = "the GPU no longer answers after this call (an illegal address, or an assertion on the device)"
+            report.checks[-1] = Check(group, trial.name, FAIL, seed, f"{lost}; {report.checks[-1].message}".rstrip("; "))
+            break
+        if trial.name == accuracy.table_case(bench).name and group == "accuracy":
+            report.rmse = _rmse(bench)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _bench(subject: Subject, device: str, dtype: str, seed: int, quick: bool) -> Bench:
+    if device not in ("cuda", "cpu"):
+        raise UsageError(f"--device {device!r} is not possible: give cuda or cpu")
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype!r} is not possible: give one of {', '.join(DTYPES)}")
+    if dtype not in subject.dtypes:
+        raise UsageError(f"{subject.name} takes {', '.join(subject.dtypes)}, not {dtype}")
+    if device == "cpu" and subject.needs_cuda:
+        raise MissingTool(f"{subject.name} runs on a GPU only; --device cpu is for your own callables and torch-math")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingTool("no CUDA GPU here, so nothing was validated; --device cpu takes callables that run on the CPU")
+    return Bench(subject, torch.device(device), DTYPES[dtype], seed, quick)
+
+
+def _chosen(only: Sequence[str]) -> list[str]:
+    for name in only:
+        if name not in GROUPS:
+            raise UsageError(f"--only {name!r} is no group of checks: give one of {', '.join(GROUPS)}")
+    return [name for name in GROUPS if not only or name in only]
+
+
+def _trials(bench: Bench, group: str) -> list[Trial]:
+    bench.group = group
+    return list(GROUPS[group][1](bench))
+
+
+def _ask(bench: Bench, trial: Trial) -> Check:
+    """One trial's check. What the subject raises becomes a failed check; only our own errors travel on."""
+    try:
+        return Check(bench.group, trial.name, PASS, bench.seed, figures=trial.run())
+    except Skipped as reason:
+        return Check(bench.group, trial.name, SKIP, bench.seed, str(reason))
+    except Fault as fault:
+        return Check(bench.group, trial.name, FAIL, bench.seed, str(fault))
+    except torch.OutOfMemoryError as error:
+        message = f"out of GPU memory: {str(error).splitlines()[0]}"
+        torch.cuda.empty_cache()
+        return Check(bench.group, trial.name, FAIL, bench.seed, message)
+
+
+def _gpu_answers() -> bool:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _rmse(bench: Bench) -> list[dict]:
+    try:
+        return accuracy.table(bench)
+    except (Fault, Skipped):
+        return []  # the check of the same name says why
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _environment(device: torch.device) -> dict:
+    """Versions that a result depends on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    with suppress(metadata.PackageNotFoundError):
+        found["triton"] = metadata.version("triton")
+    if device.type == "cuda":
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": _driver()}
+    return found
+
+
+def _driver() -> str:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # a report without the driver's version is still a report
+        return "unknown"
+
+
+# -- self-test --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class KillTable:
+    """Which group rejects which planted fault, and how."""
+
+    groups: list[str]
+    correct: Report
+    reports: dict[str, Report] = field(default_factory=dict)
+    mutants: dict[str, Mutant] = field(default_factory=dict)
+
+    def kills(self, mutant: str) -> dict[str, list[Check]]:
+        """Group -> the checks of it that failed."""
+        return {group: [c for c in self.reports[mutant].of(group) if c.verdict == FAIL] for group in self.groups}
+
+    @property
+    def alive(self) -> list[str]:
+        """Mutants that no group rejects."""
+        return [name for name in self.reports if not any(self.kills(name).values())]
+
+    @property
+    def passed(self) -> bool:
+        """Every mutant is rejected, and the correct kernel is not."""
+        return not self.alive and self.correct.passed
+
+    def only_by(self, group: str) -> list[str]:
+        """Mutants that would live without this group."""
+        return [n for n in self.reports if [g for g, checks in self.kills(n).items() if checks] == [group]]
+
+    @property
+    def conclusion(self) -> str:
+        """One line."""
+        if not self.correct.passed:
+            return f"self-test failed: the correct kernel is rejected: {self.correct.conclusion}"
+        if self.alive:
+            return f"self-test failed: {len(self.alive)} of {len(self.reports)} planted faults live: {', '.join(self.alive)}"
+        return f"self-test passed: all {len(self.reports)} planted faults rejected, the correct kernel accepted"
+
+    def to_dict(self) -> dict:
+        """Plain data; `message` is the first rejection."""
+        rows = []
+        for name in self.reports:
+            kills = {group: len(checks) for group, checks in self.kills(name).items()}
+            first = next((c for checks in self.kills(name).values() for c in checks), None)
+            mutant = self.mutants[name]
+            rows.append(
+                {"mutant": name, "fault": mutant.fault, "killed": first is not None, "failed_checks": kills}
+                | {"message": first.message if first else ""}
+            )
+        return {
+            "schema": "fasim.validation.self-test/1",
+            "verdict": PASS if self.passed else FAIL,
+            "conclusion": self.conclusion,
+            "device": self.correct.device,
+            "dtype": self.correct.dtype,
+            "seed": self.correct.seed,
+            "groups": self.groups,
+            "needed_for": {group: self.only_by(group) for group in self.groups},
+            "mutants": rows,
+        }
+
+
+def self_test(
+    *,
+    device: str = "cpu",
+    dtype: str = "fp16",
+    seed: int = 0,
+    only: Sequence[str] = (),
+    mutants: Sequence[Mutant] = MUTANTS,
+    advance: Advance = lambda done, total, what: None,
+) -> KillTable:
+    """Hold every planted fault, and the correct kernel they are made from, to the suite."""
+    known: dict = {}
+    options = {"device": device, "dtype": dtype, "seed": seed, "quick": True, "only": only, "known": known}
+    table = KillTable(_chosen(only), validate(tiled_subject("tiled attention", TiledAttention()), **options))
+    for done, mutant in enumerate(mutants):
+        advance(done, len(mutants), mutant.name)
+        table.reports[mutant.name] = validate(mutant.subject(), **options)
+        table.mutants[mutant.name] = mutant
+    return table
+
+
+__all__ = ["GROUPS", "KillTable", "self_test", "validate"]
