@@ -279,6 +279,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     sm, s = state.sms[warp["sm"]], warp["sm"]
     if warp["part"] == 0:
         warp["part"] = 1
+        warp["since"] = now
         warp["time"] = now + machine["wgmma_start"]
         if _pipes_free(state, s) > now:  # beside a warp in its softmax
             warp["time"] += machine["wgmma_contended"]
@@ -305,6 +306,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
         return False
     warp["part"] = 0
     warp["committed"] += 1
+    _draw(state, warp["lane"], warp, row, 0, warp["since"], warp["time"])
     return True
 
 

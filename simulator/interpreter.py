@@ -252,7 +252,7 @@ class Warp:
 
     def wgmma(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Asynchronous: the k steps go into the queue one by one, while it has room; together they are one group."""
-        cycles, sm = self.chip.cycles, self.sm
+        cycles, sm, began = self.chip.cycles, self.sm, now
         now += cycles.wgmma_start + (cycles.wgmma_contended if sm.in_softmax(now) else 0)
         yield now
         k_steps, m, n, a_in_registers, k = ins.a, ins.b, ins.c, ins.d, ins.e
@@ -270,6 +270,7 @@ class Warp:
             if not last:
                 yield now
         self.groups += 1
+        self.chip.draw("", self, ins, began, now)
         return now
 
     def wgmma_wait(self, ins: Instruction, now: int) -> Iterator[Step]:

@@ -29,6 +29,8 @@ _STATISTICS = ("LSE", "l", "m")
 TIMELINE_BLOCKS = 10
 """Loop length of the two tiles whose spans a Run keeps for the timeline."""
 MAX_SPANS = 40_000
+ROUNDS, SETTLED = 8, 0.02
+"""Load and clock are found by repeating the replay until neither moves by more than 2 %, at most 8 times."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,17 @@ def predict(
     traffic, hits = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
 
     clock, load = clock_hz or gpu.max_clock_hz, _Load(1.0, 1.0)
-    for _ in range(2):  # what SMs see of L2 and HBM depends on the load and the clock, which follow from the replay
+    for _ in range(ROUNDS):  # what SMs see of L2 and HBM depends on load and clock, which follow from the replay
         cycles, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, clock, load))
-        load = _load(traffic, cycles, clock, gpu)
+        previous, load = load, load.towards(_load(traffic, cycles, clock, gpu))
         activity = Activity(
             sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
         )
         state = sustained(gpu, _rates(traffic, busy, cycles, gpu), clock_hz)
+        settled = load.near(previous) and abs(state.clock_hz / clock - 1) < SETTLED
         clock = state.clock_hz
+        if settled:
+            break
 
     whole = replace(traffic, smem_bytes=int(busy[U_SMEM]))
     sample = _sample(grids, workload, tile, gpu, _View(traffic, hits, clock, load))
@@ -237,6 +242,14 @@ class _Load:
     l2: float
     hbm: float
 
+    def towards(self, found: _Load) -> _Load:
+        """What the replay under this load found; half way to it where a server nears saturation and it would swing."""
+        return _Load(*(f if f < 0.5 else (s + min(1.0, f)) / 2 for s, f in ((self.l2, found.l2), (self.hbm, found.hbm))))
+
+    def near(self, other: _Load) -> bool:
+        """Whether the two differ by less than matters."""
+        return abs(self.l2 - other.l2) < SETTLED and abs(self.hbm - other.hbm) < SETTLED
+
 
 @dataclass(frozen=True)
 class _View:
@@ -251,7 +264,7 @@ class _View:
 def _load(traffic: Traffic, cycles: int, clock_hz: float, device: Device) -> _Load:
     l2 = (traffic.total("l2_read") + traffic.total("l2_write")) / cycles / device.l2_bytes_per_cycle
     hbm = traffic.total("hbm_read") + traffic.total("hbm_write")
-    return _Load(min(1.0, l2), min(1.0, hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s))
+    return _Load(l2, hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s)
 
 
 def _memory(grid: _Grid, device: Device, view: _View) -> Memory:
@@ -284,7 +297,9 @@ def _replay_all(
         cycles += launch + compose(durations, lengths, device.sms, tile.cluster)
         counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
         busy += counts @ durations.busy
-    return int(np.ceil(cycles)), busy
+    moved = view.traffic.total("hbm_read") + view.traffic.total("hbm_write")
+    at_bandwidth = moved / device.hbm_achieved_bytes_per_s * view.clock_hz
+    return int(np.ceil(max(cycles, len(grids) * launch + at_bandwidth))), busy
 
 
 def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device) -> Rates:
