@@ -97,7 +97,7 @@ def _forward(
         acc, total, top = _walk(
             acc, total, top, queries, k, v, batch, kv_head, first_row, unmasked, past_last, seqlen_k, offset, scale_log2,
             k_stride_b, k_stride_s, k_stride_h, k_stride_d, v_stride_b, v_stride_s, v_stride_h, v_stride_d,
-            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA, WARP_SPECIALIZE,
+            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA, False,
         )  # fmt: skip
 
     divisor = tl.where(total == 0.0, 1.0, total)
@@ -132,7 +132,8 @@ def forward(
     lse = torch.empty(batch, heads, seqlen_q, dtype=torch.float32, device=q.device) if lse is None else lse
     if o.numel() == 0:
         return o, lse
-    tile = tile or forward_tile(head_dim, causal, bool(INTERPRETED))
+    tile = tile or forward_tile(head_dim, causal, seqlen_k, bool(INTERPRETED))
+    whole = not causal and seqlen_k % tile.block_n == 0
     sharing = heads // max(1, kv_heads)
     by_tma = tile.tensor_descriptors and can_describe(q, k, v)
     sources = (describe(q, tile.block_m), describe(k, tile.block_n), describe(v, tile.block_n)) if by_tma else (q, k, v)

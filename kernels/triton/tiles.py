@@ -43,19 +43,19 @@ class BackwardTile:
 _T = TritonTile
 
 FORWARD = {
-    # head_dim, causal
-    (64, False): _T(128, 128, 4, 3),
-    (64, True): _T(128, 64, 4, 3),
-    (128, False): _T(128, 128, 8, 3),
-    (128, True): _T(128, 128, 8, 3),
-    (256, False): _T(128, 64, 8, 2),
-    (256, True): _T(128, 64, 8, 2),
+    # head_dim, mask
+    (64, "full"): _T(128, 128, 4, 3),
+    (64, "causal"): _T(64, 128, 4, 3),
+    (128, "full"): _T(128, 64, 4, 2),
+    (128, "causal"): _T(128, 64, 4, 2),
+    (256, "full"): _T(128, 64, 8, 2),
+    (256, "causal"): _T(128, 64, 8, 2),
 }
 
 BACKWARD = {
-    64: BackwardTile(_T(64, 128, 8, 2), _T(128, 64, 8, 3)),
-    128: BackwardTile(_T(64, 128, 8, 2), _T(128, 64, 8, 2)),
-    256: BackwardTile(_T(32, 64, 8, 2), _T(64, 32, 8, 2)),
+    64: BackwardTile(_T(64, 64, 4, 2), _T(128, 64, 4, 3)),
+    128: BackwardTile(_T(64, 64, 4, 2), _T(128, 64, 8, 3)),
+    256: BackwardTile(_T(64, 64, 8, 1), _T(64, 64, 4, 2)),
 }
 
 SMALL = _T(16, 16, 1, 1, tensor_descriptors=False)
@@ -63,11 +63,27 @@ SMALL_BACKWARD = BackwardTile(SMALL, SMALL, tensor_descriptors=False)
 """Under the interpreter speed is no matter: small tiles meet more edges in small tensors."""
 
 
-def forward_tile(head_dim: int, causal: bool, interpreted: bool) -> TritonTile:
+def forward_tile(head_dim: int, causal: bool, seqlen_k: int, interpreted: bool) -> TritonTile:
     """The tile of the FlashAttention-2 forward."""
-    return SMALL if interpreted else FORWARD[head_dim, causal]
+    if interpreted:
+        return SMALL
+    return FORWARD[head_dim, "causal" if causal else "full"]
 
 
 def backward_tile(head_dim: int, causal: bool, interpreted: bool) -> BackwardTile:
     """The tiles of the FlashAttention-2 backward."""
     return SMALL_BACKWARD if interpreted else BACKWARD[head_dim]
+
+
+def standard_tile(head_dim: int, interpreted: bool) -> TritonTile:
+    """A common GEMM tile, for S = Q K^T and for O = P V: S and P go through memory whatever the tile."""
+    if interpreted:
+        return SMALL
+    return _T(128, 64, 8, 2, tensor_descriptors=False) if head_dim == 256 else _T(128, 128, 8, 2, tensor_descriptors=False)
+
+
+def fa1_tile(head_dim: int, interpreted: bool) -> TritonTile:
+    """O (fp32), Q, S and one K/V block are live at once: half the rows of fa2, and narrower keys at head_dim 256."""
+    if interpreted:
+        return SMALL
+    return _T(64, 32 if head_dim == 256 else 64, 8, 1, tensor_descriptors=False)
