@@ -37,7 +37,7 @@ def trials(bench: Bench) -> Iterator[Trial]:
 def _lengths(bench: Bench) -> list[tuple[int, int, bool]]:
     if not bench.on_gpu:
         near, far = 4 * bench.tile, min(128 * bench.tile, 4096)
-        return [(near, near, False), (near, near, True), (bench.tile, far, False)]
+        return [(near, near, False), (near, near, True), (near, far, False)]
     lengths = [1024, 4096] if bench.quick else [512, 1024, 2048, 4096, 8192, 16384]
     return [(length, length, causal) for length in lengths for causal in (False, True)]
 

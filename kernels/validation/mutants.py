@@ -319,6 +319,13 @@ class HalfAccumulator(TiledAttention):
         return top, total, acc.to(dtype).to(acc.dtype)
 
 
+class CoarseWeights(TiledAttention):
+    """P is rounded to the 8 bits of bf16 where the inputs have more."""
+
+    def step(self, top, total, acc, s, v_tile, dtype):
+        return super().step(top, total, acc, s, v_tile, torch.bfloat16)
+
+
 class WritesPastEnd(TiledAttention):
     """The last tile of O is written whole: rows past the end land in whatever follows."""
 
@@ -449,6 +456,7 @@ MUTANTS = (
     Mutant(EmptyRowsDivide, "inputs", "a row that sees no key"),
     Mutant(NanSwallowed, "inputs", "swallows NaN"),
     Mutant(HalfAccumulator, "accuracy", "V around 1"),
+    Mutant(CoarseWeights, "accuracy", "O drifts"),
     Mutant(WritesPastEnd, "memory", "writes out of bounds"),
     Mutant(UnwrittenRows, "memory", "every element of O and LSE is written"),
     Mutant(ModifiesInput, "memory", "modifies its input q"),

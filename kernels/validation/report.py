@@ -92,7 +92,7 @@ class Report:
                 for group in self.groups
             ],
             "checks": [_finite(check.to_dict() | self._how(check)) for check in self.checks],
-            "rmse": [dict(row) for row in self.rmse],
+            "rmse": [_finite(row) for row in self.rmse],
         }
 
     def _how(self, check: Check) -> dict:
@@ -126,9 +126,9 @@ def junit(reports: list[Report]) -> str:
 
 
 def _finite(value: object) -> object:
-    """JSON has no NaN or Inf: they become strings."""
+    """Floats to four digits; JSON has no NaN or Inf, so they become strings."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, float) and value - value != 0.0:
         return str(value)
-    return value
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -158,7 +158,7 @@ def _fa2() -> Subject:
         returns_lse=True,
         differentiable=True,
         dq_is_deterministic=False,
-        refuses=_pytorch_refuses_empty,
+        refuses=_pytorch_refuses,
     )
 
 
@@ -175,7 +175,7 @@ def _cudnn() -> Subject:
     def refuses(case: Case) -> str | None:
         if case.causal and case.seqlen_q != case.seqlen_k:
             return "PyTorch aligns cuDNN's causal mask top left and dispatches to it only where Sq = Sk"
-        return _pytorch_refuses_empty(case)
+        return _pytorch_refuses(case)
 
     return Subject(
         name="torch-cudnn",
@@ -190,7 +190,9 @@ def _cudnn() -> Subject:
     )
 
 
-def _pytorch_refuses_empty(case: Case) -> str | None:
+def _pytorch_refuses(case: Case) -> str | None:
+    if case.layout == "head dim strided":
+        return "PyTorch dispatches to it only where the head dim is contiguous"
     if 0 in (case.batch, case.seqlen_q, case.seqlen_k):
         return "PyTorch dispatches empty tensors to math attention"
     return None
