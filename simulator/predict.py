@@ -29,6 +29,8 @@ _STATISTICS = ("LSE", "l", "m")
 TIMELINE_BLOCKS = 10
 """Loop length of the two tiles whose spans a Run keeps for the timeline."""
 MAX_SPANS = 40_000
+MAX_ACCESSES = 400_000_000
+"""Tile loads and stores that the traffic replay takes on: about a minute of work."""
 ROUNDS, SETTLED = 8, 0.02
 """Load and clock are found by repeating the replay until neither moves by more than 2 %, at most 8 times."""
 
@@ -149,6 +151,16 @@ def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
         )
 
 
+def _replayable(workload: Workload, tile: Tile) -> None:
+    heads = workload.batch * workload.heads
+    accesses = 2 * heads * -(-workload.seqlen_q // tile.block_m) * -(-workload.seqlen_k // tile.block_n)
+    if accesses > MAX_ACCESSES:
+        raise UsageError(
+            f"{workload} takes {accesses:.2g} tile loads, more than the {MAX_ACCESSES:.0e} that are replayed; "
+            "predict a smaller batch or fewer heads, time grows in proportion"
+        )
+
+
 # -- laying the grid ----------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +177,7 @@ def _lay_out(
     if kernel.persistent:
         order = "longest-first" if workload.causal else "persistent"
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
+    _replayable(workload, tile)
     items = work_items(seen, tile.block_m, tile.block_n, order)
     longest = int(items["blocks"].max())
     masked = np.zeros(longest + 1, np.int64)

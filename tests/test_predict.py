@@ -108,6 +108,7 @@ def test_a_pinned_clock_changes_seconds_and_not_the_work():
         (Workload(1, 1, 128), "fa3", "h200", Tile(128, 224, 1), "registers: S 112 \\+ P 56 \\+ O 64"),
         (Workload(1, 1, 128), "fa3", "h200", Tile(64, 64), "64 query rows"),
         (Workload(1, 1, 384), "fa3", "h200", Tile(128, 128, cluster=2), "does not divide the 3"),
+        (Workload(4, 16, 10**8), "fa3", "h200", None, "tile loads"),
         (Workload(1, 1, 512, causal=True), "fa3", "h200", Tile(128, 128, cluster=2), "causal"),
     ],
 )
