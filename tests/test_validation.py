@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -334,6 +335,13 @@ def test_self_test_shows_the_kill_table(fasim, table, monkeypatch):
 def test_help_of_validate_imports_no_torch(tmp_path):
     code = "from fasim.cli.main import run; run(['validate', '--help'])\nimport sys\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_the_training_example_says_that_it_needs_a_gpu():
+    example = Path(suite.__file__).parents[2] / "examples" / "train_tiny.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "") and "needs a CUDA GPU" in done.stderr
 
 
 # -- compute-sanitizer ------------------------------------------------------------------------------------------------

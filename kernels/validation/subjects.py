@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -29,6 +30,7 @@ class Subject:
     natural logarithm. `tile` is the length whose neighbours the shapes probe. `differentiable` is None where gradients
     are checked only if O carries one. `dq_is_deterministic` False documents atomics in dQ. `refuses(case)` gives the
     reason why a case lies outside the promise, or None; raising NotImplementedError in the call says the same.
+    `sources` are the files that hold the kernel.
     """
 
     name: str
@@ -41,6 +43,14 @@ class Subject:
     differentiable: bool | None = None
     dq_is_deterministic: bool = True
     refuses: Callable[[Case], str | None] = lambda case: None
+    sources: tuple[Path, ...] = ()
+
+    @property
+    def source_sha256(self) -> str | None:
+        """Hash of the files that hold the kernel; None where they are not known."""
+        if not self.sources:
+            return None
+        return hashlib.sha256(b"".join(path.read_bytes() for path in self.sources)).hexdigest()
 
 
 def names() -> tuple[str, ...]:
@@ -59,7 +69,9 @@ def resolve(name: str, device: str = "cuda") -> Subject:
     if name in _TORCH:
         return _TORCH[name]()
     if ":" in name:
-        return Subject(name=name, forward=_load(name))
+        found = _load(name)
+        file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+        return Subject(name=name, forward=found, sources=(Path(file),) if file else ())
     raise UsageError(
         f"no kernel is called {name!r}: give one of {', '.join(names())}, or your own as package.module:function"
     )
@@ -105,6 +117,7 @@ def _ours(schedule: str, device: str) -> Subject:
     def forward(q, k, v, *, causal=False, softmax_scale=None):
         return flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal, schedule=schedule, return_lse=True)
 
+    rooms = Path(__file__).parents[1]
     return Subject(
         name=schedule,
         forward=forward,
@@ -114,6 +127,7 @@ def _ours(schedule: str, device: str) -> Subject:
         needs_cuda=device == "cuda",
         returns_lse=True,
         differentiable=True,
+        sources=(rooms / "ops.py", *sorted((rooms / "triton").glob("*.py"))),
     )
 
 

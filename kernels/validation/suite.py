@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from importlib import metadata
 
 import torch
@@ -62,7 +63,7 @@ def validate(
         dtype=dtype,
         seed=seed,
         quick=quick,
-        environment=_environment(bench.device),
+        environment=_environment(bench.device) | {"kernel_sha256": subject.source_sha256, "date": date.today().isoformat()},
         options=(f"--device {device}", f"--dtype {dtype}", *(["--quick"] if quick else [])),
     )
     if known is not None:
