@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .run import Run
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .run import Run
 
 
 def time_s(run: Run) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import metrics
 from .tile import Tile
 from .workload import Workload
 
@@ -100,8 +101,6 @@ class Run:
 
     def to_dict(self) -> dict:
         """The run as plain JSON values, schema `fasim.run/1`."""
-        from . import metrics
-
         traffic = self.traffic
         return {
             "schema": SCHEMA,
