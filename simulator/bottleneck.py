@@ -9,6 +9,8 @@ from .run import Bottleneck, Run
 UNKNOWN = Bottleneck("unknown", "not examined")
 SATURATED = 0.75
 """A unit this busy over the whole run is what limits it."""
+IDLE = 0.9
+"""Fewer CTAs than this share of the SMs, and the idle SMs are what to mend."""
 
 
 def explain(run: Run, device: Device, grids: list[tuple[int, int]]) -> Bottleneck:
@@ -29,7 +31,7 @@ def explain(run: Run, device: Device, grids: list[tuple[int, int]]) -> Bottlenec
     share = busy[name]
     ctas, per_sm = max(grids)
     waves = ctas / (device.sms * per_sm)
-    if ctas < device.sms and share < SATURATED:
+    if ctas < IDLE * device.sms and share < SATURATED:
         return Bottleneck(
             "parallelism", f"{ctas} CTAs leave {device.sms - ctas} of {device.sms} SMs idle; split the work finer"
         )
@@ -41,8 +43,8 @@ def explain(run: Run, device: Device, grids: list[tuple[int, int]]) -> Bottlenec
         )
     return Bottleneck(
         "latency and dependencies",
-        f"no unit is saturated ({name} comes closest, busy {share:.0%}): warps wait for each other's results, "
-        "so more overlap between GEMMs and softmax would pay",
+        f"no unit is saturated ({name} comes closest, busy {share:.0%}): warps wait for loads and for each other's results, "
+        "so more overlap would pay",
     )
 
 
