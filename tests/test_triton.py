@@ -176,7 +176,7 @@ def test_heads_walked_together_keep_keys_and_values_in_half_of_l2():
 def test_the_tile_tables_cover_every_head_dim():
     for head_dim in (64, 128, 256):
         for causal in (False, True):
-            tile = tiles.forward_tile(head_dim, causal, 4096, interpreted=False)
+            tile = tiles.forward_tile(head_dim, causal, interpreted=False)
             assert tile.block_m % 16 == 0 and tile.block_n % 16 == 0
             backward = tiles.backward_tile(head_dim, causal, interpreted=False)
             for walk in (backward.keys_and_values, backward.queries):

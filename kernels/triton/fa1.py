@@ -126,7 +126,7 @@ def forward(
     total = torch.zeros(batch, heads, seqlen_q, dtype=torch.float32, device=q.device)
     top = torch.full_like(total, -math.inf)
     _forward[(batch * heads,)](
-        q, k, v, work, total, top, softmax_scale * LOG2_E, heads, heads // max(1, kv_heads), seqlen_q, seqlen_k,
+        q, k, v, work, total, top, softmax_scale * LOG2_E.value, heads, heads // max(1, kv_heads), seqlen_q, seqlen_k,
         *q.stride(), *k.stride(), *v.stride(), *work.stride(),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, CAUSAL=causal, **tile.options(),
     )  # fmt: skip

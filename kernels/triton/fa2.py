@@ -21,10 +21,10 @@ def _walk(
     acc, total, top, q, k, v, batch, kv_head, first_row, begin, end, seqlen_k, offset, scale_log2,
     k_stride_b, k_stride_s, k_stride_h, k_stride_d, v_stride_b, v_stride_s, v_stride_h, v_stride_d,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
-    MASKED: tl.constexpr, TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Take the K/V blocks of [begin, end) into O, the row sums and the row maxima (base 2, scaled)."""
-    for key in tl.range(begin, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
+    for key in tl.range(begin, end, BLOCK_N):
         keys = load_tile(
             k, batch, kv_head, key, seqlen_k, k_stride_b, k_stride_s, k_stride_h, k_stride_d,
             BLOCK_N, HEAD_DIM, TMA, MASKED,
@@ -64,7 +64,7 @@ def _forward(
     v_stride_b, v_stride_s, v_stride_h, v_stride_d, o_stride_b, o_stride_s, o_stride_h, o_stride_d,
     lse_stride_b, lse_stride_h, lse_stride_s,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
-    WHOLE: tl.constexpr, TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, TOGETHER: tl.constexpr,
+    WHOLE: tl.constexpr, TMA: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of Q rows of one head, all its K/V blocks, O and LSE written once."""
     tile, head_index = place(tl.program_id(0), tl.cdiv(seqlen_q, BLOCK_M), heads_total, TOGETHER, CAUSAL)
@@ -91,13 +91,13 @@ def _forward(
     acc, total, top = _walk(
         acc, total, top, queries, k, v, batch, kv_head, first_row, 0, unmasked, seqlen_k, offset, scale_log2,
         k_stride_b, k_stride_s, k_stride_h, k_stride_d, v_stride_b, v_stride_s, v_stride_h, v_stride_d,
-        BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, False, TMA, WARP_SPECIALIZE,
+        BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, False, TMA,
     )  # fmt: skip
     if not WHOLE:
         acc, total, top = _walk(
             acc, total, top, queries, k, v, batch, kv_head, first_row, unmasked, past_last, seqlen_k, offset, scale_log2,
             k_stride_b, k_stride_s, k_stride_h, k_stride_d, v_stride_b, v_stride_s, v_stride_h, v_stride_d,
-            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA, False,
+            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA,
         )  # fmt: skip
 
     divisor = tl.where(total == 0.0, 1.0, total)
@@ -132,17 +132,17 @@ def forward(
     lse = torch.empty(batch, heads, seqlen_q, dtype=torch.float32, device=q.device) if lse is None else lse
     if o.numel() == 0:
         return o, lse
-    tile = tile or forward_tile(head_dim, causal, seqlen_k, bool(INTERPRETED))
+    tile = tile or forward_tile(head_dim, causal, bool(INTERPRETED))
     whole = not causal and seqlen_k % tile.block_n == 0
     sharing = heads // max(1, kv_heads)
     by_tma = tile.tensor_descriptors and can_describe(q, k, v)
     sources = (describe(q, tile.block_m), describe(k, tile.block_n), describe(v, tile.block_n)) if by_tma else (q, k, v)
     programs = triton.cdiv(seqlen_q, tile.block_m) * batch * heads
     _forward[(programs,)](
-        *sources, o, lse, softmax_scale * LOG2_E, batch * heads, heads, sharing, seqlen_q, seqlen_k,
+        *sources, o, lse, softmax_scale * LOG2_E.value, batch * heads, heads, sharing, seqlen_q, seqlen_k,
         *q.stride(), *k.stride(), *v.stride(), *o.stride(), *lse.stride(),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, CAUSAL=causal,
-        WHOLE=not causal and seqlen_k % tile.block_n == 0, TMA=by_tma, WARP_SPECIALIZE=tile.warp_specialize,
+        WHOLE=whole, TMA=by_tma,
         TOGETHER=heads_together(seqlen_k, head_dim, q.element_size(), batch * heads, sharing, causal),
         **tile.options(),
     )  # fmt: skip

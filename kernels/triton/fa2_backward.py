@@ -50,7 +50,7 @@ def _prepare(
     natural = tl.load(pointers, mask=inside, other=float("inf"))
     natural = tl.where(natural == float("-inf"), float("inf"), natural)
     target = tl.cast(tl.program_id(1), tl.int64) * padded + row
-    tl.store(lse2 + target, natural * 1.4426950408889634)
+    tl.store(lse2 + target, natural * LOG2_E)
     tl.store(delta + target, share)
 
 
@@ -60,10 +60,10 @@ def _walk_queries(
     padded, offset, scale_log2,
     q_stride_b, q_stride_s, q_stride_h, q_stride_d, do_stride_b, do_stride_s, do_stride_h, do_stride_d,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
-    TMA: tl.constexpr, ADD_DQ: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    TMA: tl.constexpr, ADD_DQ: tl.constexpr,
 ):  # fmt: skip
     """Take the Q blocks of [begin, end) into dK and dV (dK lacks the scale); everything is held transposed."""
-    for row in tl.range(begin, end, BLOCK_M, warp_specialize=WARP_SPECIALIZE):
+    for row in tl.range(begin, end, BLOCK_M):
         queries = load_tile(
             q, batch, head, row, seqlen_q, q_stride_b, q_stride_s, q_stride_h, q_stride_d,
             BLOCK_M, HEAD_DIM, TMA, True,
@@ -105,7 +105,7 @@ def _keys_and_values(
     v_stride_b, v_stride_s, v_stride_h, v_stride_d, do_stride_b, do_stride_s, do_stride_h, do_stride_d,
     dk_stride_b, dk_stride_s, dk_stride_h, dk_stride_d, dv_stride_b, dv_stride_s, dv_stride_h, dv_stride_d,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
-    TMA: tl.constexpr, ADD_DQ: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, TOGETHER: tl.constexpr,
+    TMA: tl.constexpr, ADD_DQ: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """One program: one K/V tile of one K/V head, all the Q blocks of the heads that share it; dK and dV written once."""
     tile, kv_index = place(tl.program_id(0), tl.cdiv(seqlen_k, BLOCK_N), heads_total, TOGETHER, False)
@@ -141,13 +141,13 @@ def _keys_and_values(
                 dkeys, dvalues, keys, values, q, do, dq, lse2, delta, batch, head, head_index, first_key,
                 begin, unmasked, seqlen_q, seqlen_k, padded, offset, scale_log2,
                 q_stride_b, q_stride_s, q_stride_h, q_stride_d, do_stride_b, do_stride_s, do_stride_h, do_stride_d,
-                BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA, ADD_DQ, False,
+                BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA, ADD_DQ,
             )  # fmt: skip
         dkeys, dvalues = _walk_queries(
             dkeys, dvalues, keys, values, q, do, dq, lse2, delta, batch, head, head_index, first_key,
             unmasked, seqlen_q, seqlen_q, seqlen_k, padded, offset, scale_log2,
             q_stride_b, q_stride_s, q_stride_h, q_stride_d, do_stride_b, do_stride_s, do_stride_h, do_stride_d,
-            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, False, TMA, ADD_DQ, WARP_SPECIALIZE,
+            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, False, TMA, ADD_DQ,
         )  # fmt: skip
     store_tile(
         dk, dkeys * scale, batch, kv_head, first_key, seqlen_k, dk_stride_b, dk_stride_s, dk_stride_h, dk_stride_d,
@@ -164,10 +164,10 @@ def _walk_keys(
     dq, queries, gradient, k, v, lse_rows, delta_rows, batch, kv_head, first_row, begin, end, seqlen_k, offset,
     scale_log2, k_stride_b, k_stride_s, k_stride_h, k_stride_d, v_stride_b, v_stride_s, v_stride_h, v_stride_d,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
-    TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """Take the K/V blocks of [begin, end) into dQ, which lacks the scale."""
-    for key in tl.range(begin, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
+    for key in tl.range(begin, end, BLOCK_N):
         keys = load_tile(
             k, batch, kv_head, key, seqlen_k, k_stride_b, k_stride_s, k_stride_h, k_stride_d,
             BLOCK_N, HEAD_DIM, TMA, MASKED,
@@ -197,7 +197,7 @@ def _queries(
     v_stride_b, v_stride_s, v_stride_h, v_stride_d, do_stride_b, do_stride_s, do_stride_h, do_stride_d,
     dq_stride_b, dq_stride_s, dq_stride_h, dq_stride_d,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
-    TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, TOGETHER: tl.constexpr,
+    TMA: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """One program: one Q tile of one head, all its K/V blocks; dQ written once."""
     tile, head_index = place(tl.program_id(0), tl.cdiv(seqlen_q, BLOCK_M), heads_total, TOGETHER, CAUSAL)
@@ -227,14 +227,14 @@ def _queries(
     acc = _walk_keys(
         acc, queries, gradient, k, v, lse_rows, delta_rows, batch, kv_head, first_row, 0, unmasked, seqlen_k, offset,
         scale_log2, k_stride_b, k_stride_s, k_stride_h, k_stride_d, v_stride_b, v_stride_s, v_stride_h, v_stride_d,
-        BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, False, TMA, WARP_SPECIALIZE,
+        BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, False, TMA,
     )  # fmt: skip
     if not WHOLE:
         acc = _walk_keys(
             acc, queries, gradient, k, v, lse_rows, delta_rows, batch, kv_head, first_row, unmasked, past_last,
             seqlen_k, offset, scale_log2, k_stride_b, k_stride_s, k_stride_h, k_stride_d,
             v_stride_b, v_stride_s, v_stride_h, v_stride_d,
-            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA, False,
+            BLOCK_M, BLOCK_N, HEAD_DIM, CAUSAL, True, TMA,
         )  # fmt: skip
     store_tile(
         dq, acc * scale, batch, head, first_row, seqlen_q, dq_stride_b, dq_stride_s, dq_stride_h, dq_stride_d,
@@ -301,7 +301,7 @@ def backward(
     )  # fmt: skip
 
     by_tma = tile.tensor_descriptors and can_describe(q, k, v, do)
-    scales = (softmax_scale, softmax_scale * LOG2_E)
+    scales = (softmax_scale, softmax_scale * LOG2_E.value)
     strides = (*q.stride(), *k.stride(), *v.stride(), *do.stride())
 
     def sources(rows: int, keys: int):
@@ -319,7 +319,7 @@ def backward(
         batch * kv_heads, kv_heads, sharing, seqlen_q, seqlen_k, padded, *strides, *dk.stride(), *dv.stride(),
         BLOCK_M=step.block_m, BLOCK_N=step.block_n, HEAD_DIM=head_dim, CAUSAL=causal,
         WHOLE=not causal and seqlen_k % step.block_n == 0, TMA=by_tma, ADD_DQ=add_dq,
-        WARP_SPECIALIZE=step.warp_specialize,
+
         TOGETHER=heads_together(2 * seqlen_q, head_dim, q.element_size(), batch * kv_heads, 1, causal),
         **step.options(),
     )  # fmt: skip
@@ -331,7 +331,7 @@ def backward(
         *(sources(step.block_m, step.block_n) if by_tma else (q, k, v, do)), dq, lse2, delta, *scales,
         batch * heads, heads, sharing, seqlen_q, seqlen_k, padded, *strides, *dq.stride(),
         BLOCK_M=step.block_m, BLOCK_N=step.block_n, HEAD_DIM=head_dim, CAUSAL=causal,
-        WHOLE=not causal and seqlen_k % step.block_n == 0, TMA=by_tma, WARP_SPECIALIZE=step.warp_specialize,
+        WHOLE=not causal and seqlen_k % step.block_n == 0, TMA=by_tma,
         TOGETHER=heads_together(seqlen_k, head_dim, q.element_size(), batch * heads, sharing, causal),
         **step.options(),
     )  # fmt: skip

@@ -128,7 +128,7 @@ def forward(
     row_tiles = triton.cdiv(seqlen_q, tile.block_m)
     if seqlen_k:
         _scores[(row_tiles, triton.cdiv(seqlen_k, tile.block_n), batch * heads)](
-            q, k, s, softmax_scale * LOG2_E, heads, sharing, seqlen_q, seqlen_k, *q.stride(), *k.stride(),
+            q, k, s, softmax_scale * LOG2_E.value, heads, sharing, seqlen_q, seqlen_k, *q.stride(), *k.stride(),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, CAUSAL=causal, **tile.options(),
         )  # fmt: skip
     _softmax[(seqlen_q, batch * heads)](

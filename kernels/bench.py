@@ -1,0 +1,284 @@
+"""Our Triton kernels beside PyTorch's attention on one GPU, interleaved: `python -m fasim.kernels.bench --out DIR`.
+
+Every kernel of a case runs in short bursts, in turn, on random normal data that rotates through buffers larger than L2;
+time is the median over all calls by CUDA events, the SM clock and power are read by NVML in mid-burst. Each output is
+first held to the fp64 oracle. Peers: cuDNN and FlashAttention-2 as PyTorch ships them, and FlexAttention, autotuned.
+Writes triton.json; the table goes to stdout, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..simulator.workload import Workload
+from . import ops, reference
+
+SCHEMA = "fasim.kernel-times/1"
+HERE = Path(__file__).parent
+TOKENS = 16384
+HIDDEN = 2048
+"""Batch times length, and heads times head_dim, of every case: the papers' setting."""
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2-pytorch": SDPBackend.FLASH_ATTENTION}
+ROUNDS = 6
+BURST_S = 0.06
+BUFFERS = 3
+FLOPS_BACKWARD = 2.5
+"""The backward counts five GEMMs to the forward's two (FlashAttention-2 section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: a pass of attention over a workload."""
+
+    backward: bool
+    workload: Workload
+
+    @property
+    def flops(self) -> float:
+        """As the papers count them."""
+        return self.workload.paper_flops * (FLOPS_BACKWARD if self.backward else 1)
+
+
+Tensors = tuple[torch.Tensor, ...]
+Call = Callable[[int], object]
+"""Runs one kernel on buffer set number i."""
+
+
+def cases(quick: bool) -> list[Case]:
+    """Forward in fp16, backward in bf16; head_dim 128 at every length, the others at 4k and 16k."""
+    chosen = []
+    for backward, dtype in ((False, "fp16"), (True, "bf16")):
+        for head_dim, lengths in ((128, (4096, 16384) if quick else (1024, 4096, 16384)), (64, (16384,)), (256, (16384,))):
+            for seqlen in lengths:
+                for causal in (False, True):
+                    shape = Workload(TOKENS // seqlen, HIDDEN // head_dim, seqlen, head_dim, dtype, causal)
+                    chosen.append(Case(backward, shape))
+    return chosen
+
+
+def buffers(case: Case) -> list[Tensors]:
+    """q, k, v and dO, BUFFERS times over: several times L2 together."""
+    w = case.workload
+    generator = torch.Generator(device="cuda").manual_seed(w.seqlen + w.head_dim)
+    shape = (w.batch, w.seqlen, w.heads, w.head_dim)
+    return [
+        tuple(torch.randn(shape, dtype=DTYPES[w.dtype], device="cuda", generator=generator) for _ in range(4))
+        for _ in range(BUFFERS)
+    ]
+
+
+def attention_of(kernel: str, w: Workload) -> Callable[..., torch.Tensor]:
+    """A function of (q, k, v) in our layout that returns O in our layout."""
+    if kernel.startswith("fasim-"):
+        schedule = kernel.removeprefix("fasim-")
+        return lambda q, k, v: ops.flash_attn_func(q, k, v, causal=w.causal, schedule=schedule)
+    if kernel == "flex":
+        return _flex(w)
+
+    def by_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(BACKENDS[kernel]):
+            by_head = (x.transpose(1, 2) for x in (q, k, v))
+            return functional.scaled_dot_product_attention(*by_head, is_causal=w.causal).transpose(1, 2)
+
+    return by_sdpa
+
+
+def _flex(w: Workload) -> Callable[..., torch.Tensor]:
+    """FlexAttention compiled with its autotuner, for one shape."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch._dynamo.reset()
+    mask = None
+    if w.causal:
+        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, w.seqlen, w.seqlen, device="cuda")
+    compiled = torch.compile(flex_attention, dynamic=False, mode="max-autotune-no-cudagraphs")
+
+    def by_flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+
+    return by_flex
+
+
+def calls_of(kernel: str, case: Case, sets: list[Tensors]) -> Call:
+    """The timed call; for the backward, forward graphs are kept and only the gradients are taken again."""
+    attend = attention_of(kernel, case.workload)
+    if not case.backward:
+        return lambda i: attend(*sets[i][:3])
+    graphs = []
+    for *inputs, do in sets:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        graphs.append((attend(*leaves), leaves, do))
+
+    def differentiate(i: int) -> Tensors:
+        o, leaves, do = graphs[i]
+        return torch.autograd.grad(o, leaves, do, retain_graph=True)
+
+    return differentiate
+
+
+def error_of(call: Call, case: Case, tensors: Tensors) -> float:
+    """Largest relative error of any output against the oracle, over the first and the last head of the first entry."""
+    outputs = call(0)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    worst = 0.0
+    for head in (0, case.workload.heads - 1):
+        q, k, v, do = (x[:1, :, head : head + 1] for x in tensors)
+        if case.backward:
+            expected = reference.attention_backward(q, k, v, do, causal=case.workload.causal)
+        else:
+            expected = reference.attention_forward(q, k, v, causal=case.workload.causal)[:1]
+        for ours, theirs in zip(outputs, expected, strict=True):
+            difference = ours[:1, :, head : head + 1].double() - theirs
+            error = float(difference.norm() / theirs.norm())
+            worst = max(worst, error) if math.isfinite(error) else math.inf
+    return worst
+
+
+class Meter:
+    """Times bursts of calls and reads clock and power while the GPU is in the middle of one."""
+
+    def __init__(self) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        self.nvml = pynvml
+        self.handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+
+    def burst(self, call: Call, count: int) -> tuple[list[float], float, float]:
+        """(milliseconds of each call, SM clock in MHz, board power in W)."""
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        marks[0].record()
+        for i in range(count):
+            call(i % BUFFERS)
+            marks[i + 1].record()
+        marks[count // 2].synchronize()
+        clock = self.nvml.nvmlDeviceGetClockInfo(self.handle, self.nvml.NVML_CLOCK_SM)
+        power = self.nvml.nvmlDeviceGetPowerUsage(self.handle) / 1000
+        marks[-1].synchronize()
+        return [a.elapsed_time(b) for a, b in pairwise(marks)], clock, power
+
+    def driver(self) -> str:
+        """The driver's version."""
+        return self.nvml.nvmlSystemGetDriverVersion()
+
+
+def run_case(case: Case, meter: Meter) -> list[dict]:
+    """Every kernel of one case, in turns; a kernel that cannot run says why."""
+    w = case.workload
+    sets = buffers(case)
+    by_head = [tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors) for tensors in sets]
+    names = ["fasim-fa2", *BACKENDS]
+    if not case.backward and w.head_dim == 128 and w.seqlen >= 4096:
+        names.append("flex")
+    rows, calls = {}, {}
+    for name in names:
+        rows[name] = {"pass": "backward" if case.backward else "forward", **w.to_dict(), "kernel": name}
+        try:
+            call = calls_of(name, case, by_head if name == "flex" else sets)  # each in its own layout
+            rows[name]["relative_error"] = error_of(call, case, sets[0])
+            calls[name] = call
+        except Exception as error:  # a peer that refuses a shape is a finding
+            rows[name]["refused"] = f"{type(error).__name__}: {error}"[:300]
+    readings = {name: ([], [], []) for name in calls}
+    counts = {}
+    for name, call in calls.items():
+        times, _, _ = meter.burst(call, 2 * BUFFERS)
+        counts[name] = max(5, math.ceil(BURST_S * 1000 / statistics.median(times)))
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            times, clock, power = meter.burst(call, counts[name])
+            readings[name][0].extend(times[1:])
+            readings[name][1].append(clock)
+            readings[name][2].append(power)
+    for name, (times, clocks, powers) in readings.items():
+        times.sort()
+        median = statistics.median(times)
+        rows[name] |= {
+            "median_ms": round(median, 5),
+            "p10_ms": round(times[len(times) // 10], 5),
+            "p90_ms": round(times[len(times) * 9 // 10], 5),
+            "calls": len(times),
+            "tflops": round(case.flops / median / 1e9, 1),
+            "sm_clock_mhz": statistics.median(clocks),
+            "power_w": round(statistics.median(powers), 1),
+        }
+    return list(rows.values())
+
+
+def report(quick: bool) -> dict:
+    """All cases with their provenance."""
+    meter = Meter()
+    rows = []
+    for case in cases(quick):
+        done = run_case(case, meter)
+        rows += done
+        sys.stderr.write(line_of(done) + "\n")
+    sources = [HERE / "ops.py", *sorted((HERE / "triton").glob("*.py"))]
+    return {
+        "schema": SCHEMA,
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name(),
+        "driver": meter.driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "packages": {name: importlib.metadata.version(name) for name in ("torch", "triton")},
+        "protocol": {"rounds": ROUNDS, "burst_s": BURST_S, "buffers": BUFFERS, "data": "normal", "statistic": "median"},
+        "source": "kernels/bench.py",
+        "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "kernel_sha256": {str(path.relative_to(HERE.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
+        "rows": rows,
+    }
+
+
+def line_of(rows: list[dict]) -> str:
+    """One case as a line: TFLOP/s of each kernel, and ours over each peer."""
+    first = rows[0]
+    mask = "causal" if first["causal"] else "full"
+    head = f"{first['pass']:8} {first['dtype']:4} d{first['head_dim']:<3} {first['seqlen_q']:>6} {mask:6}"
+    ours = first.get("tflops")
+    cells = []
+    for row in rows:
+        rate = row.get("tflops")
+        ratio = f" ({ours / rate:.2f}x)" if ours and rate and row is not first else ""
+        cells.append(f"{row['kernel']} {rate if rate else 'refused'}{ratio}")
+    return f"{head}  " + "  ".join(cells)
+
+
+def table_of(result: dict) -> str:
+    """The whole report as text, one line per case."""
+    by_case: dict[tuple, list[dict]] = {}
+    for row in result["rows"]:
+        by_case.setdefault(tuple(row[k] for k in ("pass", "dtype", "head_dim", "seqlen_q", "causal")), []).append(row)
+    return "\n".join(line_of(rows) for rows in by_case.values()) + "\n"
+
+
+def main() -> None:
+    """Measure, write DIR/triton.json, show the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for triton.json")
+    parser.add_argument("--quick", action="store_true", help="leave out the short lengths")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    result = report(given.quick)
+    (given.out / "triton.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(table_of(result))
+
+
+if __name__ == "__main__":
+    main()
