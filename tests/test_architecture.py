@@ -83,3 +83,23 @@ def test_schedules_know_verbs_not_cycles():
 def test_the_walls_stand_on_something():
     assert all(sources(room) for room in ROOMS)
     assert "numba" in imports(ROOT / "simulator" / "engine.py")
+
+
+def test_units_know_cycles_not_attention():
+    """No name in the engine or its tables speaks of attention: the same units would replay any other kernel."""
+    words = {"attention", "softmax", "causal", "heads", "query", "keys", "seqlen", "lse", "mask"}
+    for room in ("engine", "machine"):
+        tree = ast.parse((ROOT / "simulator" / f"{room}.py").read_text())
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        spoken = {part for name in names for part in name.lower().split("_")}
+        assert not spoken & words
+
+
+def test_every_metric_derives_from_a_run_alone():
+    tree = ast.parse((ROOT / "simulator" / "metrics.py").read_text())
+    public = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    assert public
+    for function in public:
+        assert [(a.arg, ast.unparse(a.annotation)) for a in function.args.args] == [("run", "Run")], function.name
