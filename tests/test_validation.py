@@ -378,3 +378,29 @@ def test_only_names_that_exist_resolve():
     assert set(subjects.names()) == {"standard", "fa1", "fa2", "torch-cudnn", "torch-fa2", "torch-math"}
     with pytest.raises(UsageError, match="torch-math"):
         subjects.resolve("flash")
+
+
+# -- recorded on an H200 ----------------------------------------------------------------------------------------------
+
+RECORDED = sorted((Path(suite.__file__).parents[2] / "traces" / "recorded" / "validation").glob("*-[fb][pf]16.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_a_recorded_report_agrees_with_itself_and_says_where_it_comes_from(path):
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["schema"] == "fasim.validation/1" and "H200" in report["device"] and not report["quick"]
+    failed = [check for check in report["checks"] if check["verdict"] == "fail"]
+    assert (report["verdict"] == "pass") == (not failed)
+    assert sum(group["fail"] for group in report["groups"]) == len(failed)
+    assert {"torch", "cuda", "driver", "date", "kernel_sha256"} <= report["environment"].keys()
+    assert report["subject"] not in subjects.OURS or report["environment"]["kernel_sha256"]
+    for check in report["checks"]:
+        figures = check["figures"]
+        if "max_error" in figures:
+            assert figures["max_error"] <= figures["max_error_allowed"] and figures["mean_error"] <= figures["mean_error_allowed"]
+
+
+def test_a_recorded_run_of_fa2_passes_in_both_dtypes():
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDED if path.stem.startswith("fa2-")]
+    assert sorted(report["dtype"] for report in reports) == ["bf16", "fp16"]
+    assert all(report["verdict"] == "pass" for report in reports)
