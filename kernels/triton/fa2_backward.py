@@ -319,7 +319,6 @@ def backward(
         batch * kv_heads, kv_heads, sharing, seqlen_q, seqlen_k, padded, *strides, *dk.stride(), *dv.stride(),
         BLOCK_M=step.block_m, BLOCK_N=step.block_n, HEAD_DIM=head_dim, CAUSAL=causal,
         WHOLE=not causal and seqlen_k % step.block_n == 0, TMA=by_tma, ADD_DQ=add_dq,
-
         TOGETHER=heads_together(2 * seqlen_q, head_dim, q.element_size(), batch * kv_heads, 1, causal),
         **step.options(),
     )  # fmt: skip
