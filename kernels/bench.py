@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import random
 import statistics
 import sys
 from collections.abc import Callable
@@ -200,9 +201,11 @@ def run_case(case: Case, meter: Meter) -> list[dict]:
     for name, call in calls.items():
         times, _, _ = meter.burst(call, 2 * BUFFERS)
         counts[name] = max(5, math.ceil(BURST_S * 1000 / statistics.median(times)))
+    turns = random.Random(case.workload.seqlen)
     for _ in range(ROUNDS):
-        for name, call in calls.items():
-            times, clock, power = meter.burst(call, counts[name])
+        # Shuffled: the clock a burst finds depends on the power that the one before it drew.
+        for name in turns.sample(list(calls), len(calls)):
+            times, clock, power = meter.burst(calls[name], counts[name])
             readings[name][0].extend(times[1:])
             readings[name][1].append(clock)
             readings[name][2].append(power)
