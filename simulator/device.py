@@ -165,6 +165,8 @@ def _read(path: Path, shown: str) -> dict[str, dict]:
             raise UsageError(f"device file {shown}: base={base!r} is the file itself")
         entries.update(_read(_FILES / f"{base}.toml", base))
     own = _flatten(tree, shown)
+    if base is not None and "name" not in own:  # a variant is not the device that it starts from
+        own["name"] = {"value": path.stem, "unit": "name", "source": "the file's name"}
     entries.update(own)
     return entries
 
