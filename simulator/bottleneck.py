@@ -36,7 +36,8 @@ def explain(run: Run, device: Device, grids: list[tuple[int, int]]) -> Bottlenec
             "parallelism", f"{ctas} CTAs leave {device.sms - ctas} of {device.sms} SMs idle; split the work finer"
         )
     if share >= SATURATED:
-        return Bottleneck(name, _SATURATED[name].format(share=share))
+        why = _SATURATED["S and P"] if name == "HBM" and "S" in traffic.by_tensor else _SATURATED[name]
+        return Bottleneck(name, why.format(share=share))
     if waves < 4 and waves % 1 and (waves / -(-waves // 1)) < 0.8:
         return Bottleneck(
             "wave quantisation", f"{waves:.2f} waves of CTAs take the time of {-(-waves // 1):.0f}: the last one is mostly idle"
@@ -54,5 +55,6 @@ _SATURATED = {
     "instruction issue": "the warp schedulers issue in {share:.0%} of all slots: softmax arithmetic is the limit",
     "shared memory": "operands are read at {share:.0%} of shared memory's bandwidth",
     "L2": "K and V tiles are read from L2 at {share:.0%} of its bandwidth; a larger block_m or multicast would save reads",
-    "HBM": "bytes move at {share:.0%} of the bandwidth a copy reaches; keeping S and P on chip is the cure (IO-awareness)",
+    "HBM": "bytes move at {share:.0%} of the bandwidth a copy reaches; only fewer bytes help, as by GQA or a narrower dtype",
+    "S and P": "bytes move at {share:.0%} of the bandwidth a copy reaches; keeping S and P on chip is the cure (IO-awareness)",
 }

@@ -11,7 +11,7 @@ import numpy as np
 from . import bottleneck
 from .check import check
 from .chip import burst_rate, compose, measure_durations
-from .clock import Rates, sustained
+from .clock import Clock, Rates, sustained
 from .device import Device, load_device
 from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory, Replay, replay
 from .errors import UsageError
@@ -95,7 +95,7 @@ def predict(
         activity=activity,
         traffic=whole,
         bottleneck=bottleneck.UNKNOWN,
-        warnings=tuple(_warnings(workload, tile, gpu, state, grids, whole)),
+        warnings=tuple(_warnings(workload, gpu, state, grids, whole)),
         lanes=sample.lanes,
         labels=sample.labels,
         spans=sample.spans,
@@ -340,7 +340,7 @@ def _sample(grids: list[_Grid], workload: Workload, tile: Tile, device: Device, 
     )  # fmt: skip
 
 
-def _warnings(workload: Workload, tile: Tile, device: Device, state, grids: list[_Grid], traffic: Traffic) -> list[str]:
+def _warnings(workload: Workload, device: Device, state: Clock, grids: list[_Grid], traffic: Traffic) -> list[str]:
     notes = []
     if state.over_limit:
         notes.append(
@@ -358,6 +358,6 @@ def _warnings(workload: Workload, tile: Tile, device: Device, state, grids: list
     items = len(grids[-1].items)
     if items < device.sms:
         notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")
-    if tile.cluster == 1 and workload.dtype == "e4m3":
+    if workload.dtype == "e4m3":
         notes.append("e4m3: the transposition of V inside the kernel (FlashAttention-3 section 3.3) is not modelled")
     return notes

@@ -12,7 +12,7 @@ recency list, so an access costs O(1).
 
 Writes go to the home without a fetch and reach HBM when evicted, or at the end. CTAs in flight advance one loop step a
 turn. Left out: the drift of CTAs that the SMs run at slightly different speeds, and L2 policies other than recency (of
-data that each SM reads alone, an H200 loses little at 44 MiB and nearly all at 64; the model loses it all from 44 on).
+data that each SM reads alone, an H200 loses little at 44 MiB and nearly all at 64; the model most of it at 44, all from 48 on).
 """
 
 from __future__ import annotations

@@ -69,9 +69,12 @@ PROBLEMS = [
 @pytest.mark.parametrize("name", ["fa2", *(name for name, schedule in SCHEDULES.items() if schedule.hopper)])
 @pytest.mark.parametrize(("workload", "sms"), PROBLEMS, ids=str)
 def test_composition_agrees_with_all_sms_together(name, workload, sms):
-    """Within 6 %. It errs on the fast side: loads of other SMs sometimes stand in the way, here they do so on average."""
+    """Within 4 % where something orders the warpgroups: turns, or mma.sync that waits. It errs on the fast side: loads of
+    other SMs sometimes stand in the way, here they do so on average. Free-running warpgroups can settle in one of
+    several alignments, and which one depends on the tiles before; there the composition holds to 9 % only.
+    """
     composed, brute = both(name, workload, sms)
-    assert composed == pytest.approx(brute, rel=0.06)
+    assert composed == pytest.approx(brute, rel=0.04 if name in ("fa2", "pingpong", "fa3") else 0.09)
 
 
 @given(st.lists(st.integers(0, 2000), min_size=1, max_size=60))

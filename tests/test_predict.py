@@ -126,3 +126,9 @@ def test_every_default_tile_fits_its_device(schedule, head_dim, causal):
         device = "h200" if SCHEDULES[schedule].hopper else "a100-sxm"
         run = predict(workload, schedule, device)
         assert run.tile == default_tile(workload, schedule, device)
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_what_e4m3_leaves_out_is_said_whatever_the_tile(cluster):
+    run = predict(Workload(1, 2, 512, dtype="e4m3"), "fa3", "h200", Tile(128, 128, cluster=cluster))
+    assert any("transposition of V" in warning for warning in run.warnings)
