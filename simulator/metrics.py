@@ -1,4 +1,7 @@
-"""Metrics: pure functions of a Run. Utilisations are fractions of a unit's peak while the kernel runs."""
+"""Metrics: pure functions of a Run. Utilisations are fractions of a unit's peak while the kernel runs.
+
+None stands for what a measured run lacks; a predicted run lacks nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def time_s(run: Run) -> float:
-    """Seconds of one call: cycles over the sustained SM clock."""
-    return run.cycles / run.sm_clock_hz
+    """Seconds of one call: by CUDA events where measured, else cycles over the sustained SM clock."""
+    return run.measurement.time_s if run.measurement else run.cycles / run.sm_clock_hz
 
 
 def tflops(run: Run) -> float:
@@ -23,25 +26,27 @@ def paper_tflops(run: Run) -> float:
     return run.workload.paper_flops / time_s(run) / 1e12
 
 
-def energy_j(run: Run) -> float:
-    """Joules of one call."""
-    return run.power_w * time_s(run)
+def energy_j(run: Run) -> float | None:
+    """Joules of one call: by the board's energy counter where it was read, else power times time."""
+    if run.measurement and run.measurement.energy_j is not None:
+        return run.measurement.energy_j
+    return None if run.power_w is None else run.power_w * time_s(run)
 
 
-def _fraction(run: Run, busy: float) -> float:
-    return busy / (run.cycles * run.activity.sms)
+def _fraction(run: Run, busy: float | None) -> float | None:
+    return None if busy is None else busy / (run.cycles * run.activity.sms)
 
 
-def tensor_utilization(run: Run) -> float:
+def tensor_utilization(run: Run) -> float | None:
     """Share of the run in which the tensor cores execute a k step, over all SMs of the device."""
     return _fraction(run, run.activity.tensor)
 
 
-def mufu_utilization(run: Run) -> float:
+def mufu_utilization(run: Run) -> float | None:
     """Share of the special-function units' peak (16 lanes per cycle per SM on Hopper)."""
     return _fraction(run, run.activity.mufu)
 
 
-def issue_utilization(run: Run) -> float:
+def issue_utilization(run: Run) -> float | None:
     """Warp instructions issued over issue slots (one per cycle per sub-partition)."""
     return _fraction(run, run.activity.issue)

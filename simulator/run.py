@@ -36,39 +36,46 @@ class Lane:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of one tensor, read and written, at the three levels that are reported apart."""
+    """Bytes of one tensor, read and written, at the three levels that are reported apart; None was not measured."""
 
-    algorithmic_read: int = 0  # what the paper's IO theorem counts: every tile load, no cache between HBM and SMEM
-    algorithmic_write: int = 0
-    l2_read: int = 0  # requested from L2 (a multicast load counts once per cluster)
-    l2_write: int = 0
-    hbm_read: int = 0  # missed in L2
-    hbm_write: int = 0  # written back
+    algorithmic_read: int | None = 0  # what the paper's IO theorem counts: every tile load, no cache between HBM and SMEM
+    algorithmic_write: int | None = 0
+    l2_read: int | None = 0  # requested from L2 (a multicast load counts once per cluster)
+    l2_write: int | None = 0
+    hbm_read: int | None = 0  # missed in L2
+    hbm_write: int | None = 0  # written back
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes per tensor (Q, K, V, O, S, P, LSE, and FlashAttention-1's l and m), L2 hits, and SMEM bytes of the whole call."""
+    """Bytes per tensor (Q, K, V, O, S, P, LSE, and FlashAttention-1's l and m), L2 hits, and SMEM bytes of the whole call.
+
+    Counters of the hardware do not tell tensors apart: a measured run has all its bytes under "all". None was not measured.
+    """
 
     by_tensor: dict[str, Bytes]
-    l2_hit_rate: float  # fraction of read bytes requested from L2 that HBM did not have to deliver
-    smem_bytes: int = 0
+    l2_hit_rate: float | None  # fraction of read bytes requested from L2 that HBM did not have to deliver
+    smem_bytes: int | None = 0
 
-    def total(self, name: str) -> int:
-        """Sum over tensors of one field of Bytes, e.g. total("hbm_read")."""
-        return sum(getattr(b, name) for b in self.by_tensor.values())
+    def total(self, name: str) -> int | None:
+        """Sum over tensors of one field of Bytes, e.g. total("hbm_read"); None where one of them was not measured."""
+        parts = [getattr(b, name) for b in self.by_tensor.values()]
+        return None if None in parts else sum(parts)
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Busy cycles of each unit, summed over SMs (for units that exist per sub-partition: averaged over the four)."""
+    """Busy cycles of each unit, summed over SMs (for units that exist per sub-partition: averaged over the four).
+
+    None was not measured.
+    """
 
     sms: int
-    tensor: float
-    mufu: float
-    issue: float
-    fma: float = 0.0
-    alu: float = 0.0
+    tensor: float | None
+    mufu: float | None
+    issue: float | None
+    fma: float | None = 0.0
+    alu: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,17 +87,55 @@ class Bottleneck:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """How a measured run was taken, and what only hardware can say. None is a quantity that was not measured.
+
+    Time, clock and power are of the same repeated calls; counters come from another process, Nsight Compute's, which
+    empties L2 before each kernel and leaves the clock alone.
+    """
+
+    kernel: str  # what ran: a kernel of ours by schedule, torch-cudnn, .., or package.module:function
+    implementation: str  # "cuda" or "triton" (ours), "pytorch", "callable"
+    gpu: str
+    driver: str
+    cuda: str
+    date: str  # ISO 8601
+    regime: str  # "sustained": after seconds of back-to-back calls; "burst": the first 30 ms after idling
+    l2: str  # "cold": inputs rotate through more than L2; "warm": the same inputs every time
+    buffers: int  # sets of inputs that the calls rotate through
+    launch: str  # "stream": one launch after another; "graph": a CUDA graph, where launching takes longer than the kernel
+    calls: int  # behind the median
+    time_s: float  # of one call, the median by CUDA events
+    time_p10_s: float
+    time_p90_s: float
+    burst_time_s: float | None = None  # median of the calls in the first 30 ms
+    clock_p10_hz: float | None = None  # spread of the sampled SM clock
+    clock_p90_hz: float | None = None
+    energy_j: float | None = None  # of one call, from the board's energy counter
+    relative_error: float | None = None  # of O against the fp64 reference, norm of the difference over norm
+    cycles_from: str = "time x sampled clock"  # or the name of the counter
+    counters: dict[str, float] = field(default_factory=dict)  # by Nsight Compute's names, whole call: sums, rates by cycles
+    kernels: tuple[tuple[str, float | None], ...] = ()  # every kernel of the call with its cycles under Nsight Compute
+    packages: dict[str, str] = field(default_factory=dict)  # name -> version
+    sources: dict[str, str] = field(default_factory=dict)  # path of the kernel's file within the package -> SHA-256
+
+    def to_dict(self) -> dict:
+        """The fields as plain JSON values."""
+        return {**vars(self), "kernels": [list(each) for each in self.kernels]}
+
+
+@dataclass(frozen=True)
 class Run:
-    """One execution. Times are SM cycles; seconds exist only through `sm_clock_hz`."""
+    """One execution. Times are SM cycles; seconds exist only through `sm_clock_hz`, and as a measured run's `measurement`."""
 
     origin: str  # "predicted" or "measured"
     workload: Workload
     schedule: str
-    tile: Tile
+    tile: Tile | None  # None: a kernel whose tile is not known
     device: str
     cycles: int
     sm_clock_hz: float
-    power_w: float
+    power_w: float | None
     activity: Activity
     traffic: Traffic
     bottleneck: Bottleneck
@@ -98,16 +143,18 @@ class Run:
     lanes: tuple[Lane, ...] = ()
     labels: tuple[str, ...] = ()
     spans: np.ndarray = field(default_factory=lambda: np.zeros(0, SPAN), repr=False)
+    measurement: Measurement | None = None  # of a measured run
 
     def to_dict(self) -> dict:
-        """The run as plain JSON values, schema `fasim.run/1`."""
+        """The run as plain JSON values, schema `fasim.run/1`; a measured one says how, under "measurement"."""
         traffic = self.traffic
+        measured = {"measurement": self.measurement.to_dict()} if self.measurement else {}
         return {
             "schema": SCHEMA,
             "origin": self.origin,
             "workload": self.workload.to_dict(),
             "schedule": self.schedule,
-            "tile": self.tile.to_dict(),
+            "tile": self.tile and self.tile.to_dict(),
             "device": self.device,
             "cycles": self.cycles,
             "sm_clock_hz": self.sm_clock_hz,
@@ -135,4 +182,5 @@ class Run:
             },
             "bottleneck": {"resource": self.bottleneck.resource, "why": self.bottleneck.why},
             "warnings": list(self.warnings),
+            **measured,
         }
