@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..simulator.errors import UsageError
+from ..traces.files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,20 +62,4 @@ def write_file(path: Path, text: str) -> None:
 
     Raises UsageError, one sentence, where the folder or the file cannot be written.
     """
-    temporary = None
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    write_whole(path, text.encode())

@@ -1,0 +1,199 @@
+"""Run <-> file: plain JSON (NAME.run.json) or gzip (NAME.run.json.gz), one schema for predicted and measured runs.
+
+The file holds the run's own fields, none that a metric derives, and a checksum over them: a recording is what was
+measured, not what somebody made of it. Whatever is damaged, cut short, of another kind or of a newer fasim is refused in
+one sentence.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import types
+import typing
+import zlib
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..simulator.errors import UsageError
+from ..simulator.run import SPAN, Run
+from ..simulator.workload import Workload
+from .files import write_whole
+
+SCHEMA, VERSION = "fasim.recorded-run", 1
+SUFFIXES = (".run.json", ".run.json.gz")
+
+
+def save(run: Run, path: Path) -> None:
+    """Write `run` to `path`, whole or not at all; compressed where the name ends in .gz.
+
+    Raises UsageError where the name has none of the SUFFIXES or the place cannot be written.
+    """
+    if not path.name.endswith(SUFFIXES):
+        raise UsageError(f"a run is kept in a file that ends in {' or '.join(SUFFIXES)}, not in {path.name}")
+    body = _plain(run)
+    document = {"schema": f"{SCHEMA}/{VERSION}", "sha256": _checksum(body), "run": body}
+    text = json.dumps(document, indent=None if len(run.spans) else 1, allow_nan=False) + "\n"
+    data = text.encode()
+    write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def load(path: Path) -> Run:
+    """The run that `path` holds.
+
+    Raises UsageError, one sentence, for a file that is not there, cannot be read, is damaged or cut short, holds
+    something else, or was written by a newer fasim.
+    """
+    document = _document(path)
+    body = document.get("run")
+    if not isinstance(body, dict) or document.get("sha256") != _checksum(body):
+        raise UsageError(f"run file {path} is damaged: its contents do not match its checksum; record it again")
+    try:
+        return _run(body)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise UsageError(f"run file {path} is not valid: {_sentence(error)}") from None
+
+
+def load_folder(folder: Path) -> dict[str, Run]:
+    """Every run of a folder by file name without suffix, in the order of the names.
+
+    Raises UsageError as `load` does, and where the folder holds no run.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"folder {folder} does not exist")
+    found = {path.name: path for path in folder.iterdir() if path.name.endswith(SUFFIXES)}
+    if not found:
+        raise UsageError(f"folder {folder} holds no run (files that end in {' or '.join(SUFFIXES)})")
+    return {name.removesuffix(".gz").removesuffix(".run.json"): load(found[name]) for name in sorted(found)}
+
+
+def file_name(run: Run) -> str:
+    """A file name that says what ran, e.g. fa3-cuda-b4h16s8448d128-fp16-causal-sustained.run.json."""
+    w, taken = run.workload, run.measurement
+    heads = f"h{w.heads}" + (f"k{w.kv_heads}" if w.kv_heads != w.heads else "")
+    length = f"s{w.seqlen_q}" + (f"x{w.seqlen_k}" if w.seqlen_q != w.seqlen_k else "")
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in run.schedule)
+    parts = [name, taken.implementation if taken else run.device, f"b{w.batch}{heads}{length}d{w.head_dim}", w.dtype]
+    parts += ["causal"] if w.causal else []
+    parts += [taken.regime] + (["warm"] if taken.l2 == "warm" else []) if taken else []
+    return "-".join(parts) + SUFFIXES[1 if len(run.spans) else 0]
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(run: Run) -> dict:
+    body = {f.name: getattr(run, f.name) for f in fields(run)}
+    body |= {name: value and asdict(value) for name, value in body.items() if is_dataclass(value)}
+    body["workload"] = run.workload.to_dict()
+    body["lanes"] = [asdict(lane) for lane in run.lanes]
+    body["spans"] = {name: run.spans[name].tolist() for name in SPAN.names}
+    return body
+
+
+def _checksum(body: dict) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _document(path: Path) -> dict:
+    """The file as a JSON object of our schema and version."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"run file {path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"run file {path} cannot be read: {error.strerror or error}") from None
+    try:
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (EOFError, OSError, zlib.error, ValueError, RecursionError) as error:
+        raise UsageError(f"run file {path} is damaged or cut short: {_sentence(error)}") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    name, _, version = schema.rpartition("/") if isinstance(schema, str) else ("", "", "")
+    if name == "fasim.run":
+        raise UsageError(f"{path} is a report that --json printed, which leaves parts of the run out; give a file that --out wrote")
+    if name != SCHEMA or not version.isdecimal():
+        raise UsageError(f"{path} is not a run that fasim recorded (its schema is {schema!r}, expected {SCHEMA}/{VERSION})")
+    if int(version) > VERSION:
+        raise UsageError(f"run file {path} is of schema version {version} and this fasim reads up to {VERSION}: update fasim")
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _run(body: dict) -> Run:
+    body = dict(body)
+    body["workload"] = Workload(**_mapping(body, "workload"))
+    body["spans"] = _spans(_mapping(body, "spans"))
+    run = _build(Run, body, "run")
+    if not run.cycles > 0 or not run.sm_clock_hz > 0:
+        raise ValueError("cycles and sm_clock_hz must be positive")
+    if len(run.spans):
+        for column, count in (("lane", len(run.lanes)), ("warp", len(run.lanes)), ("label", len(run.labels))):
+            if not 0 <= run.spans[column].min() <= run.spans[column].max() < count:
+                raise ValueError(f"spans name a {column} that is not there")
+        if (run.spans["end"] < run.spans["start"]).any():
+            raise ValueError("a span ends before it starts")
+    if (run.origin == "measured") != (run.measurement is not None) or run.origin not in ("predicted", "measured"):
+        raise ValueError(f"origin is {run.origin!r}, and a measured run, and no other, says how it was measured")
+    return run
+
+
+def _mapping(body: dict, name: str) -> dict:
+    if not isinstance(body.get(name), dict):
+        raise ValueError(f"{name!r} is missing")
+    return body[name]
+
+
+def _spans(columns: dict) -> np.ndarray:
+    if set(columns) != set(SPAN.names) or len({len(column) for column in columns.values()}) != 1:
+        raise ValueError(f"'spans' must have the columns {', '.join(SPAN.names)}, all of one length")
+    found = np.zeros(len(columns["start"]), SPAN)
+    for name, column in columns.items():
+        if not all(type(value) is int for value in column):
+            raise ValueError(f"spans: column {name!r} must hold whole numbers")
+        found[name] = column
+    return found
+
+
+def _build(kind: type, values: dict, where: str) -> object:
+    """A dataclass from plain values, every field there and of its annotated type."""
+    names = {f.name for f in fields(kind)}
+    if missing := sorted(names - values.keys()):
+        raise ValueError(f"{where} has no {missing[0]!r}")
+    if unknown := sorted(values.keys() - names):
+        raise ValueError(f"{where} has an unknown field {unknown[0]!r}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _value(hint: object, value: object, where: str) -> object:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):  # of one type and None
+        return None if value is None else _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(arguments[1], each, f"{where}[{key!r}]") for key, each in value.items()}
+    if origin is tuple and isinstance(value, list):
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) == len(value):
+            return tuple(_value(a, each, where) for a, each in zip(inner, value, strict=True))
+    elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, where)
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif (isinstance(hint, type) and type(value) is hint) or isinstance(value, (Workload, np.ndarray)):
+        return value
+    raise ValueError(f"{where} is {str(value)[:40]!r}, which is not of the expected kind")
