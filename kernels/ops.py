@@ -1,22 +1,34 @@
 """The kernels as PyTorch operators: `flash_attn_func`, differentiable, traceable by torch.compile, on any stream.
 
 Two operators are registered: `fasim::attention` (O and LSE) and `fasim::attention_backward` (dQ, dK, dV). Kernels are
-imported on first use.
+imported on first use. Where no gradient is taken and nobody traces, a CUDA kernel is launched past the dispatcher, whose
+price is several times the launch's.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import lru_cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..simulator.errors import UsageError
+from . import build
+from .cuda import config as cuda
 from .reference import default_scale
 
-SCHEDULES = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.fa2"}
+if TYPE_CHECKING:
+    from .cuda.launch import Plan
+
+TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.fa2"}
 """Schedule -> module whose `forward(q, k, v, softmax_scale, causal) -> (O, LSE)` runs it."""
+
+SCHEDULES = (*TRITON, *cuda.available())
+"""Every schedule that has a kernel."""
 
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16)
@@ -42,8 +54,60 @@ def flash_attn_func(
         softmax_scale = default_scale(q.shape[-1])
     if softmax_scale < 0:  # the kernels take their maxima before they scale
         q, softmax_scale = -q, -softmax_scale
-    o, lse = attention(q, k, v, softmax_scale, causal, schedule)
+    plan = None if _observed(q, k, v) else _plan(q, k, v, causal, schedule)
+    o, lse = plan.run(q, k, v, softmax_scale) if plan else attention(q, k, v, softmax_scale, causal, schedule)
     return (o, lse) if return_lse else o
+
+
+def runnable(device: str | torch.device) -> tuple[str, ...]:
+    """The schedules that run on a device: those in CUDA C++ need compute capability 9.0."""
+    hopper = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    return SCHEDULES if hopper else tuple(TRITON)
+
+
+def _observed(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether someone must see the operator and not its launch: a tracer, autograd, a mode, a subclass, a transform."""
+    return bool(
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        or not (type(q) is type(k) is type(v) is Tensor)
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+_plans: dict[tuple, Plan | None] = {}
+_PLANS_KEPT = 1024
+
+
+def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan | None:
+    """How a CUDA kernel is launched on tensors like these, or None where a Triton kernel is to run.
+
+    Tensors that were accepted once are not checked again.
+    """
+    # fmt: off
+    key = (
+        q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(),
+        q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, causal, schedule,
+    )
+    # fmt: on
+    try:
+        return _plans[key]
+    except KeyError:
+        pass
+    check_inputs(q, k, v, schedule)
+    name, plan = _resolve(schedule, q, causal), None
+    if name not in TRITON:
+        from .cuda.launch import plan_for
+
+        plan = plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), q.dtype, bool(causal), name, q.get_device())
+    if len(_plans) >= _PLANS_KEPT:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
 
 
 @torch.library.custom_op("fasim::attention", mutates_args=())
@@ -51,9 +115,11 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool = False, schedule: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """O and LSE by the schedule's kernel; softmax_scale >= 0."""
-    check_inputs(q, k, v, schedule)
+    plan = _plan(q, k, v, causal, schedule)
+    if plan:
+        return plan.run(q, k, v, softmax_scale)
     _check_runnable(q)
-    kernel = import_module(SCHEDULES[_resolve(schedule)], __package__)
+    kernel = import_module(TRITON[_resolve(schedule, q, causal)], __package__)
     with _on_device(q):
         return kernel.forward(q, k, v, softmax_scale, causal)
 
@@ -128,7 +194,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, schedule: str = "auto") -> Non
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise UsageError(f"q of shape {tuple(q.shape)} and k of {tuple(k.shape)} must agree in batch and head_dim")
     if q.shape[3] not in HEAD_DIMS:
-        name = _resolve(schedule)
+        name = "fa2" if schedule == "auto" else schedule
         raise UsageError(
             f"head_dim={q.shape[3]} is not supported by {name!r} ({', '.join(map(str, HEAD_DIMS))});"
             " pad q, k and v with zeros and give softmax_scale, or use torch's scaled_dot_product_attention"
@@ -137,9 +203,27 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, schedule: str = "auto") -> Non
         raise UsageError(f"k's {k.shape[2]} heads do not divide q's {q.shape[2]}; repeat or drop heads of k and v")
 
 
-def _resolve(schedule: str) -> str:
-    """The schedule that "auto" stands for."""
-    return "fa2" if schedule == "auto" else schedule
+def _resolve(schedule: str, q: Tensor, causal: bool) -> str:
+    """The schedule that "auto" stands for, for tensors like q."""
+    if schedule != "auto":
+        return schedule
+    if not q.is_cuda:
+        return FASTEST_ANYWHERE
+    return _fastest(q.get_device(), q.dtype, q.shape[3], bool(causal))
+
+
+FASTEST_ANYWHERE = "fa2"
+FASTEST_ON_HOPPER = "fa3"
+
+
+@lru_cache(maxsize=256)
+def _fastest(device: int, dtype: torch.dtype, head_dim: int, causal: bool) -> str:
+    """FASTEST_ON_HOPPER where its kernel is for this GPU and can be had: compiled here or found compiled."""
+    if FASTEST_ON_HOPPER not in cuda.available() or torch.cuda.get_device_capability(device) != (9, 0):
+        return FASTEST_ANYWHERE
+    kernel = cuda.config_for(FASTEST_ON_HOPPER, {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
+    can_be_had = build.compiler_version() is not None or build.lookup(kernel.source) is not None
+    return FASTEST_ON_HOPPER if can_be_had else FASTEST_ANYWHERE
 
 
 def _check_runnable(q: Tensor) -> None:

@@ -233,7 +233,7 @@ def describable(shape: tuple, strides: tuple) -> bool:
     if strides[3] != 1:
         return False
     steps = [stride * ELEMENT_BYTES for size, stride in zip(shape[:3], strides[:3], strict=True) if size > 1]
-    return all(step % TMA_ALIGNMENT == 0 and 0 < step < 1 << 40 for step in steps)
+    return all(step % TMA_ALIGNMENT == 0 and 0 <= step < 1 << 40 for step in steps)
 
 
 def grid_of(heads: int, m_tiles: int, cluster: int, sm_count: int) -> int:
