@@ -33,6 +33,7 @@ for _place, _command in enumerate(
         commands.devices,
         commands.disasm,
         commands.validate,
+        commands.kernels,
     )
 ):
     app.command(_command, sort_key=_place, help_format="markdown")

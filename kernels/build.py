@@ -14,7 +14,8 @@ import re
 import struct
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -121,6 +122,33 @@ def build(source: Source) -> Built:
             stacklevel=2,
         )
     return Built(cubin, report, cached=False)
+
+
+def build_all(
+    sources: Sequence[Source], advance: Callable[[int, int, str], None] = lambda done, total, name: None
+) -> list[Built | CompileError]:
+    """What `build` makes of every source, on all cores; a source that does not compile has its error in its place.
+
+    `advance(done, total, name)` is called as each is done. Raises MissingCompiler.
+    """
+
+    def one(source: Source) -> Built | CompileError:
+        try:
+            return build(source)
+        except CompileError as error:
+            return error
+
+    compiler_version()  # imported once, before there are threads
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # NVRTC compiles without the GIL
+        tasks = {pool.submit(one, source): source.name for source in sources}
+        try:
+            for done, task in enumerate(as_completed(tasks), 1):
+                task.result()
+                advance(done, len(tasks), tasks[task])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [task.result() for task in tasks]
 
 
 def lookup(source: Source) -> Built | None:
