@@ -209,13 +209,15 @@ def _compile(source: Source) -> tuple[bytes, str]:
             arch=ARCH,
             std="c++17",
             include_path=[folder],
-            define_macro=[(name, str(value)) for name, value in source.defines.items()],
+            define_macro=[(name, str(value)) for name, value in source.defines.items()] or None,
             use_fast_math=source.fast_math,
             ptxas_options=["-v"],
         )
         try:
             cubin = bytes(Program(source.text, "c++", options).compile("cubin", logs=log).code)
-        except Exception as error:  # cuda.core's own error kinds are private
+        except Exception as error:
+            if type(error).__name__ != "NVRTCError":  # cuda.core keeps its error kinds private
+                raise
             raise CompileError(_readable(source, str(error).replace(f"{folder}/", ""))) from None
         return cubin, log.getvalue().replace(f"{folder}/", "")
 
@@ -226,7 +228,8 @@ def _readable(source: Source, log: str) -> str:
     shown = found[:_ERRORS_SHOWN] or [line for line in log.splitlines() if line.strip()][:_ERRORS_SHOWN]
     more = f"\n  and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
     macros = " ".join(f"-D{name}={value}" for name, value in source.defines.items())
-    return f"{source.name} does not compile ({macros}):\n  " + "\n  ".join(shown) + more
+    variant = f" with {macros}" if macros else ""
+    return f"{source.name} does not compile{variant}:\n  " + "\n  ".join(shown) + more
 
 
 def read_log(log: str, cubin: bytes, compiler: str) -> Report:
