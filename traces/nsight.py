@@ -1,0 +1,172 @@
+"""Nsight Compute's CSV (`--csv --page raw`) -> counters -> the fields of a Run.
+
+The table has one row per profiled kernel and one column per metric; a row of units follows the header. Metrics keep their
+names: what this file does not know is kept too, and what is missing stays missing, here and in the Run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..simulator.errors import UsageError
+from ..simulator.run import Activity, Bytes, Run, Traffic
+
+CYCLES = "sm__cycles_elapsed.max"
+HBM_READ, HBM_WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
+L2_READ_SECTORS, L2_WRITE_SECTORS = "lts__t_sectors_op_read.sum", "lts__t_sectors_op_write.sum"
+L2_HIT_RATE = "lts__t_sector_hit_rate.pct"
+DELIVERED = "l1tex__m_xbar2l1tex_read_bytes.sum"
+TENSOR = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
+MUFU = "sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_elapsed"
+ISSUE = "smsp__issue_active.avg.pct_of_peak_sustained_elapsed"
+FMA = "sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_elapsed"
+ALU = "sm__inst_executed_pipe_alu.avg.pct_of_peak_sustained_elapsed"
+INSTRUCTIONS = "smsp__inst_executed.sum"
+DURATION = "gpu__time_duration.sum"
+
+NEEDED = (
+    CYCLES, HBM_READ, HBM_WRITE, L2_READ_SECTORS, L2_WRITE_SECTORS, L2_HIT_RATE, TENSOR, MUFU, ISSUE, INSTRUCTIONS, DURATION,
+)  # fmt: skip
+"""What a comparison is made of; all of them answer on an H100 or H200."""
+WELCOME = (DELIVERED, FMA, ALU)
+"""What is asked for as well where this version of Nsight Compute knows it."""
+SECTOR_BYTES = 32
+
+_SCALE = {
+    "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "Tbyte": 1e12,
+    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0,
+    "nsecond": 1e-9, "usecond": 1e-6, "msecond": 1e-3, "second": 1.0,
+    "hz": 1.0, "Khz": 1e3, "Mhz": 1e6, "Ghz": 1e9,
+}  # fmt: skip
+_FIXED = ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size",
+          "Device", "CC")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """One kernel under Nsight Compute: its name and metrics, in bytes, seconds, Hz, percent or counts."""
+
+    name: str
+    metrics: dict[str, float]
+
+
+def parse(text: str) -> list[Profiled]:
+    """The profiled kernels of a run of ncu, in the order of their launch.
+
+    `text` is all that ncu wrote. Raises UsageError, one sentence with ncu's own complaint, where it holds no table, and
+    where the table is damaged.
+    """
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        raise UsageError(f"Nsight Compute wrote no table: {complaint(text)}")
+    table = [line for line in lines[start:] if line.startswith('"')]
+    rows = list(csv.reader(io.StringIO("\n".join(table))))
+    header, body = rows[0], rows[1:]
+    if "Kernel Name" not in header:
+        raise UsageError("Nsight Compute's table has no column 'Kernel Name': it must be of --page raw")
+    units = [""] * len(header)
+    if body and not body[0][0].strip():
+        units, body = body[0], body[1:]
+    for row in body:
+        if len(row) != len(header):
+            raise UsageError(f"Nsight Compute's table is cut short: a row has {len(row)} of {len(header)} columns")
+    name = header.index("Kernel Name")
+    return [Profiled(row[name], _metrics(header, units, row)) for row in body]
+
+
+def complaint(text: str) -> str:
+    """The first error that ncu printed, in its words, or its last line."""
+    said = [line.removeprefix("==ERROR==").strip() for line in text.splitlines() if line.startswith("==ERROR==")]
+    rest = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("==PROF==")]
+    return (said or rest[-1:] or ["it printed nothing"])[0]
+
+
+def _metrics(header: Sequence[str], units: Sequence[str], row: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for column, unit, text in zip(header, units, row, strict=True):
+        value = None if column in _FIXED else _number(text)
+        if value is not None:
+            found[column] = value * _SCALE.get(unit.strip(), 1.0)
+    return found
+
+
+def _number(text: str) -> float | None:
+    """A figure such as 1,234.5; None for n/a, nan, an empty cell or words."""
+    text = text.strip()
+    if not re.fullmatch(r"[-+]?[\d,]*\.?\d+(?:[eE][-+]?\d+)?", text):
+        return None
+    value = float(text.replace(",", ""))
+    return value if math.isfinite(value) else None
+
+
+def total(kernels: Sequence[Profiled]) -> dict[str, float]:
+    """The metrics of a call that launched these kernels one after another.
+
+    Sums add up, and so do cycles; percentages are averaged, the L2 hit rate by sectors and all others by cycles. A
+    metric that one of the kernels lacks is left out.
+    """
+    if not kernels:
+        return {}
+    shared = set.intersection(*(set(kernel.metrics) for kernel in kernels))
+    found = {}
+    for name in sorted(shared):
+        values = [kernel.metrics[name] for kernel in kernels]
+        if name == CYCLES or name.endswith(".sum"):
+            found[name] = sum(values)
+        elif len(kernels) == 1:
+            found[name] = values[0]
+        elif name.endswith((".pct", ".pct_of_peak_sustained_elapsed", ".pct_of_peak_sustained_active")):
+            by = (L2_READ_SECTORS, L2_WRITE_SECTORS) if name == L2_HIT_RATE else (CYCLES,)
+            if shared.issuperset(by):
+                weights = [sum(kernel.metrics[each] for each in by) for kernel in kernels]
+                if sum(weights):
+                    found[name] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    return found
+
+
+def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
+    """A measured run with what Nsight Compute counted for the kernels of one call.
+
+    Cycles become the counted ones where they were, utilisations busy cycles, sectors bytes. HBM writes leave out what was
+    still dirty in L2 when the kernel ended.
+    """
+    if run.measurement is None:
+        raise ValueError("counters belong to a measured run")
+    counted = total(kernels)
+    cycles = round(counted[CYCLES]) if counted.get(CYCLES) else run.cycles
+    sms = run.activity.sms
+
+    def busy(name: str) -> float | None:
+        return None if name not in counted or CYCLES not in counted else counted[name] / 100 * cycles * sms
+
+    def whole(name: str, scale: int = 1) -> int | None:
+        return None if name not in counted else round(counted[name] * scale)
+
+    moved = Bytes(
+        algorithmic_read=None,
+        algorithmic_write=None,
+        l2_read=whole(DELIVERED),
+        l2_write=whole(L2_WRITE_SECTORS, SECTOR_BYTES),
+        hbm_read=whole(HBM_READ),
+        hbm_write=whole(HBM_WRITE),
+    )
+    hits = 1 - moved.hbm_read / moved.l2_read if moved.l2_read and moved.hbm_read is not None else None
+    taken = replace(
+        run.measurement,
+        cycles_from=CYCLES if CYCLES in counted else run.measurement.cycles_from,
+        counters=counted,
+        kernels=tuple((kernel.name, kernel.metrics.get(CYCLES)) for kernel in kernels),
+    )
+    return replace(
+        run,
+        cycles=cycles,
+        activity=Activity(sms, busy(TENSOR), busy(MUFU), busy(ISSUE), busy(FMA), busy(ALU)),
+        traffic=Traffic({"all": moved}, hits, None),
+        measurement=taken,
+    )
