@@ -1,0 +1,110 @@
+"""Hardware counters: calls of kernels in a process of their own under Nsight Compute, many to one process.
+
+ncu repeats each kernel until every metric is read, emptying L2 before each pass and leaving the clock alone. The child
+(`python -m fasim.kernels.measure --child PLAN`) launches, for each entry of the plan, a marker kernel and then the call;
+the markers part the rows of ncu's table, and being nearly empty, tell what a launch alone costs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..simulator.errors import UsageError
+from ..traces import nsight
+from ..traces.nsight import Profiled
+from .validation.check import MissingTool
+
+MARKER = "spin_kernel"
+"""torch.cuda._sleep's kernel."""
+TIMEOUT_S = 900
+_SEARCHED = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute")
+_PERMISSION = "ERR_NVGPUCTRPERM"
+
+
+def find() -> str | None:
+    """Path of ncu, or None."""
+    return shutil.which("ncu") or next((path for each in _SEARCHED if (path := shutil.which("ncu", path=each))), None)
+
+
+def require() -> str:
+    """Path of ncu; raises MissingTool where it is not installed."""
+    found = find()
+    if found is None:
+        raise MissingTool(
+            "counters need Nsight Compute, and no ncu is on the PATH: install the package nsight-compute of NVIDIA's CUDA"
+            " repository, or the CUDA toolkit"
+        )
+    return found
+
+
+def profile(plan: Sequence[dict]) -> list[list[Profiled]]:
+    """The kernels of one call of each entry ({"kernel": name, "workload": Workload.to_dict()}), in the plan's order.
+
+    An entry that could not run has none. Raises MissingTool without ncu or the permission to read counters, UsageError
+    with ncu's complaint for anything else.
+    """
+    ncu = require()
+    with tempfile.TemporaryDirectory(prefix="fasim-ncu-") as folder:
+        listed, log = Path(folder) / "plan.json", Path(folder) / "ncu.csv"
+        listed.write_text(json.dumps(list(plan)), encoding="utf-8")
+        done = _run([*command(ncu, log, known_metrics(ncu)), *child(listed)])
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    if kept := os.environ.get("FASIM_KEEP_NCU_LOG"):
+        Path(kept).write_text(text, encoding="utf-8")
+    said = done.stdout + done.stderr
+    if _PERMISSION in text + said:
+        raise MissingTool(
+            "this user may not read the GPU's counters (ERR_NVGPUCTRPERM): run as root, or load the nvidia module with"
+            " NVreg_RestrictProfilingToAdminUsers=0"
+        )
+    if done.returncode and '"ID"' not in text:
+        raise UsageError(f"ncu failed with status {done.returncode}: {nsight.complaint(text + done.stderr)}")
+    return part(nsight.parse(text), len(plan))
+
+
+def command(ncu: str, log: Path, metrics: Sequence[str]) -> list[str]:
+    """ncu's command line up to the program."""
+    return [
+        ncu, "--target-processes", "application-only", "--clock-control", "none", "--profile-from-start", "off",
+        "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log), "--metrics", ",".join(metrics),
+    ]  # fmt: skip
+
+
+def child(plan: Path) -> list[str]:
+    """The profiled program."""
+    return [sys.executable, "-m", f"{__package__}.measure", "--child", str(plan)]
+
+
+def known_metrics(ncu: str) -> list[str]:
+    """The metrics to ask for: the needed ones, and those welcome that this ncu lists for this GPU."""
+    listed = _run([ncu, "--query-metrics"], timeout_s=120).stdout
+    names = set(re.findall(r"^(\w+__\w+)\s", listed, re.MULTILINE))
+    return [*nsight.NEEDED, *(name for name in nsight.WELCOME if name.partition(".")[0] in names)]
+
+
+def part(kernels: Sequence[Profiled], count: int) -> list[list[Profiled]]:
+    """The rows behind each marker. Raises UsageError unless there is one marker for each of `count` entries."""
+    groups: list[list[Profiled]] = []
+    for kernel in kernels:
+        if MARKER in kernel.name:
+            groups.append([])
+        elif groups:
+            groups[-1].append(kernel)
+    if len(groups) != count:
+        raise UsageError(f"Nsight Compute profiled {len(groups)} of {count} calls: the profiled program ended early")
+    return groups
+
+
+def _run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, errors="replace")
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"ncu did not end within {timeout_s:g} s; measure fewer workloads at a time") from None

@@ -1,0 +1,423 @@
+"""Measure: run a kernel on the GPU and return a Run with origin "measured".
+
+Calls follow one another on one stream, over random normal inputs; every call lies between two CUDA events. Of a train of
+calls that starts on an idle GPU, the first 30 ms are the "burst" regime and the last half second the "sustained" one, in
+which the power limit has settled (kernels/calibrate/NOTES.md, clock and power). NVML's clock, power and energy are read
+between calls while others are queued. L2 is "cold" where the inputs of consecutive calls rotate through several times L2,
+"warm" where every call reads the same. Where launching takes longer than the kernel, the calls are replayed from a CUDA
+graph. O is held to the fp64 reference before anything is timed.
+
+`python -m fasim.kernels.measure --out DIR --plan PLAN [--counters]` takes many runs where only torch is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..simulator.errors import UsageError
+from ..simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
+from ..simulator.tile import Tile
+from ..simulator.workload import Workload
+from ..traces import nsight, store
+from . import counters as nsight_process
+from .plan import Entry, read
+from .trains import BURST_S, Gpu, burst_trains, sustained_train, work_of
+from .validation.check import Case, Fault, MissingTool
+from .validation.subjects import Subject, resolve
+
+REGIMES = ("sustained", "burst")
+L2_STATES = ("cold", "warm")
+L2_TIMES = 3
+MAX_BUFFERS = 64
+TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2}
+"""Relative error of O above which nothing is timed: some eight times what a right kernel makes. `fasim validate` judges finely."""
+CHECKED_ROWS = 512
+DEVICE_OF = {
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA A100-SXM4-80GB": "a100-sxm",
+}
+"""The GPU's name -> the device model; another GPU keeps its own name."""
+ROOM = Path(__file__).parent
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A run that could not be taken, and why."""
+
+    entry: Entry
+    reason: str
+
+
+def measure(
+    kernel: str,
+    workload: Workload,
+    *,
+    counters: bool = False,
+    regime: str = "sustained",
+    l2: str = "cold",
+) -> Run:
+    """Run a kernel on the current GPU and measure it.
+
+    `kernel` is a name that `kernels.validation.subjects` knows or the user's package.module:function. Time is the median
+    of one call by CUDA events, energy and clock those of the same calls; cycles are time x sampled clock, unless
+    `counters` counts them, with everything else, in a second process under Nsight Compute. Raises UsageError for what
+    the kernel does not take, MissingTool for a GPU, a library or a program that is not here, Fault for a wrong output.
+    """
+    (found,) = measure_all([Entry(kernel, workload)], counters=counters, regime=regime, l2=l2)
+    if isinstance(found, Refused):
+        raise UsageError(found.reason)
+    return found
+
+
+def measure_all(
+    plan: Sequence[Entry],
+    *,
+    counters: bool = False,
+    regime: str = "sustained",
+    l2: str = "cold",
+    advance: Advance | None = None,
+) -> Iterator[Run | Refused]:
+    """Measure every entry of a plan, one process under Nsight Compute counting for all; see `measure`.
+
+    Counters come first, so that a machine without them says so before it has worked for minutes.
+    """
+    if regime not in REGIMES:
+        raise UsageError(f"regime {regime!r} is not known ({', '.join(REGIMES)})")
+    if l2 not in L2_STATES:
+        raise UsageError(f"l2 {l2!r} is not a state ({', '.join(L2_STATES)})")
+    require_gpu()
+    if advance and counters:
+        advance(0, len(plan), "counters, by Nsight Compute")
+    counted = nsight_process.profile([entry.to_dict() for entry in plan]) if counters else [None] * len(plan)
+    bench = Bench(regime, l2)
+    for number, (entry, kernels) in enumerate(zip(plan, counted, strict=True)):
+        if advance:
+            advance(number, len(plan), f"{entry.kernel}, {entry.workload}")
+        try:
+            run = bench.measure(entry)
+        except MissingTool:
+            raise
+        except Exception as error:  # out of memory, or whatever a user's kernel raises: the other runs go on
+            if isinstance(error, Fault) and len(plan) == 1:
+                raise
+            yield Refused(entry, _reason(error))
+            continue
+        yield run if not kernels else nsight.with_counters(run, kernels)
+
+
+def require_gpu() -> None:
+    """Raise MissingTool, one sentence, unless torch sees an NVIDIA GPU."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingTool("measuring needs torch, which is not installed: pip install 'fasim[kernels]'")
+    import torch
+
+    if not torch.cuda.is_available():
+        built = "" if torch.version.cuda else " (this torch is built without CUDA)"
+        raise MissingTool(f"measuring needs an NVIDIA GPU, and torch sees none{built}; `fasim doctor` says what is missing")
+
+
+def implementation_of(kernel: str) -> str:
+    """Whose kernel it is: "cuda" or "triton" (ours), "pytorch", or "callable"."""
+    if ":" in kernel:
+        return "callable"
+    if kernel.startswith("torch-"):
+        return "pytorch"
+    return "triton" if (ROOM / "triton" / f"{kernel}.py").exists() else "cuda"
+
+
+def sources_of(subject: Subject) -> dict[str, str]:
+    """Path within the package -> SHA-256, of the files that make up a kernel of ours; of the user's, its module."""
+    file = subject.name.replace("-", "_")
+    match implementation_of(subject.name):
+        case "cuda":
+            room = ROOM / "cuda"
+            paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), room / "wgmma.py"]
+        case "triton":
+            paths = [ROOM / "triton" / f"{each}.py" for each in (file, "arithmetic", "loads", "tiles")]
+        case _:
+            return {path.name: _sha256(path) for path in subject.sources}
+    return {path.relative_to(ROOM.parent).as_posix(): _sha256(path) for path in paths}
+
+
+def tile_of(kernel: str, workload: Workload) -> Tile | None:
+    """The tile our CUDA kernel takes for a workload; None where it is not known."""
+    if implementation_of(kernel) != "cuda":
+        return None
+    from .cuda.config import config_for
+
+    return config_for(kernel, workload.dtype, workload.head_dim, workload.causal).tile
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, (UsageError, NotImplementedError, Fault)) else f"{type(error).__name__}: {text}"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- one kernel on one workload ---------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A GPU that is asked to run one kernel after another."""
+
+    def __init__(self, regime: str, l2: str, gpu: Gpu | None = None) -> None:
+        self.regime = regime
+        self.l2 = l2
+        self.gpu = gpu or Gpu()
+
+    def measure(self, entry: Entry) -> Run:
+        """One run, without counters; raises as `measure` does."""
+        subject, workload = resolve(entry.kernel, self.gpu.name), entry.workload
+        _accept(subject, workload)
+        sets = self._inputs(workload)
+        attend = caller(subject, workload)
+        error = _check(subject.name, workload, attend(*sets[0]), sets[0])
+        work = work_of(self.gpu, lambda number: attend(*sets[number % len(sets)]), len(sets))
+        if self.regime == "burst":
+            trains = burst_trains(self.gpu, work)
+            samples = [sample for train in trains for sample in train.busy_samples]
+            seconds = burst = [t for train in trains for t in train.within(0.0, BURST_S)]
+            energy = None
+        else:
+            train = sustained_train(self.gpu, work)
+            seconds, burst, samples, energy = train.settled(), train.within(0.0, BURST_S), train.settled_samples, train.energy_j
+        seconds, clocks = sorted(seconds), sorted(sample.clock_hz for sample in samples)
+        powers = [sample.power_w for sample in samples if sample.power_w is not None]
+        time_s, clock_hz = statistics.median(seconds), statistics.fmean(clocks)
+        found = self.gpu.properties
+        taken = Measurement(
+            kernel=subject.name,
+            implementation=implementation_of(subject.name),
+            gpu=found.name,
+            driver=self.gpu.board.driver,
+            cuda=self.gpu.torch.version.cuda or "",
+            date=datetime.date.today().isoformat(),
+            regime=self.regime,
+            l2=self.l2,
+            buffers=len(sets),
+            launch=work.launch,
+            calls=len(seconds) * work.calls,
+            time_s=time_s,
+            time_p10_s=_at(seconds, 0.1),
+            time_p90_s=_at(seconds, 0.9),
+            burst_time_s=statistics.median(burst),
+            clock_p10_hz=_at(clocks, 0.1),
+            clock_p90_hz=_at(clocks, 0.9),
+            energy_j=energy,
+            relative_error=error,
+            packages=_packages(),
+            sources=sources_of(subject),
+        )
+        return Run(
+            origin="measured",
+            workload=workload,
+            schedule=subject.name,
+            tile=tile_of(subject.name, workload),
+            device=DEVICE_OF.get(found.name, found.name),
+            cycles=max(1, round(time_s * clock_hz)),
+            sm_clock_hz=clock_hz,
+            power_w=statistics.median(powers) if powers else None,
+            activity=Activity(found.multi_processor_count, None, None, None, None, None),
+            traffic=Traffic({"all": Bytes(None, None, None, None, None, None)}, None, None),
+            bottleneck=Bottleneck("unknown", "a measured run is explained beside its prediction"),
+            measurement=taken,
+        )
+
+    def _inputs(self, workload: Workload) -> list[tuple]:
+        """Sets of (q, k, v): one for a warm L2, for a cold one enough to rotate through several times its size."""
+        size = workload.tensor_bytes
+        needed = 1 + math.ceil(L2_TIMES * self.gpu.properties.L2_cache_size / sum(size[name] for name in "QKV"))
+        count = 1 if self.l2 == "warm" else min(MAX_BUFFERS, needed)
+        generator = self.gpu.torch.Generator(device=self.gpu.name).manual_seed(workload.seqlen_q + workload.head_dim)
+        return [random_inputs(workload, self.gpu.name, generator) for _ in range(count)]
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def _accept(subject: Subject, workload: Workload) -> None:
+    """UsageError where the workload lies outside what the kernel promises."""
+    if workload.dtype not in subject.dtypes:
+        raise UsageError(f"dtype={workload.dtype} is not supported by '{subject.name}' ({', '.join(subject.dtypes)})")
+    if workload.head_dim not in subject.head_dims and ":" not in subject.name:
+        raise UsageError(
+            f"head_dim={workload.head_dim} is not supported by '{subject.name}' ({', '.join(map(str, subject.head_dims))})"
+        )
+    case = Case(
+        name="measure", batch=workload.batch, heads=workload.heads, kv_heads=workload.kv_heads, head_dim=workload.head_dim,
+        seqlen_q=workload.seqlen_q, seqlen_k=workload.seqlen_k, causal=workload.causal,
+    )  # fmt: skip
+    if reason := subject.refuses(case):
+        raise UsageError(f"{subject.name} does not take {workload}: {reason}")
+
+
+def caller(subject: Subject, workload: Workload) -> Callable:
+    """f(q, k, v) -> O or (O, LSE): the kernel and nothing beside it (validation tidies PyTorch's LSE up, which takes kernels)."""
+    import torch
+
+    causal = workload.causal
+    if subject.name == "torch-fa2":
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention
+        return lambda q, k, v: kernel(*(x.transpose(1, 2) for x in (q, k, v)), 0.0, causal)[0].transpose(1, 2)
+    if subject.name == "torch-cudnn":
+        kernel = torch.ops.aten._scaled_dot_product_cudnn_attention
+        return lambda q, k, v: kernel(*(x.transpose(1, 2) for x in (q, k, v)), None, True, 0.0, causal)[0].transpose(1, 2)
+    return lambda q, k, v: subject.forward(q, k, v, causal=causal)
+
+
+def random_inputs(workload: Workload, device: str = "cuda", generator=None) -> tuple:
+    """(q, k, v) of the workload, normal, since zeros draw less power: q (B, S_q, H, D), k and v (B, S_k, H_kv, D)."""
+    import torch
+
+    w = workload
+    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
+    shapes = [(w.batch, w.seqlen_q, w.heads, w.head_dim)] + [(w.batch, w.seqlen_k, w.kv_heads, w.head_dim)] * 2
+    half = torch.float16 if w.dtype == "e4m3" else kinds[w.dtype]
+    return tuple(torch.randn(shape, dtype=half, device=device, generator=generator).to(kinds[w.dtype]) for shape in shapes)
+
+
+def _check(name: str, workload: Workload, got: object, inputs: tuple) -> float:
+    """Relative error of the first and last rows of the first and last head; Fault where it is beyond TOLERANCE."""
+    out = got[0] if isinstance(got, tuple) else got
+    worst = 0.0
+    for head in (0, workload.heads - 1):
+        for ours, theirs in _compared(out, inputs, workload, head):
+            error = float((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-30))
+            worst = max(worst, error) if math.isfinite(error) else math.inf
+    allowed = TOLERANCE.get(workload.dtype)
+    if allowed is not None and not worst <= allowed:
+        raise Fault(
+            f"{name} is wrong on {workload}: relative error {worst:.1e} against fp64, {allowed:.1e} allowed; "
+            "`fasim validate` shows where"
+        )
+    return worst
+
+
+def _compared(out, inputs: tuple, workload: Workload, head: int) -> Iterator[tuple]:
+    """(kernel's rows, the reference's) of one head of the first batch entry: the first rows, and the last."""
+    from .reference import attention_forward
+
+    q, k, v = inputs
+    mine, shared = slice(head, head + 1), head // workload.heads_per_kv
+    keys, values = (x[:1, :, shared : shared + 1] for x in (k, v))
+    rows, length = min(CHECKED_ROWS, workload.seqlen_q), workload.seqlen_k
+    for first in dict.fromkeys((0, workload.seqlen_q - rows)):
+        seen = length
+        if workload.causal:  # bottom right: these rows as the last of a shorter problem
+            seen = min(length, max(0, length - workload.seqlen_q + first + rows))
+        if seen:
+            part = slice(first, first + rows)
+            expected = attention_forward(q[:1, part, mine], keys[:, :seen], values[:, :seen], causal=workload.causal).o
+            yield out[:1, part, mine], expected
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "triton", "cuda-bindings", "nvidia-cuda-nvrtc"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# -- under Nsight Compute, and by itself ------------------------------------------------------------------------------
+
+
+def launch_for_profiler(plan: Sequence[Entry]) -> None:
+    """Warm every entry up, then launch a marker and one call of each with the profiler on; one that fails has no call."""
+    import torch
+
+    for entry in plan:
+        call = attend = inputs = None
+        try:
+            subject = resolve(entry.kernel)
+            _accept(subject, entry.workload)
+            attend, inputs = caller(subject, entry.workload), random_inputs(entry.workload)
+            call = partial(attend, *inputs)
+            call()
+        except (UsageError, NotImplementedError, MissingTool, RuntimeError) as error:
+            sys.stderr.write(f"{entry.kernel}, {entry.workload}: {error}\n")
+            call = None
+        torch.cuda.synchronize()
+        torch.cuda.cudart().cudaProfilerStart()
+        torch.cuda._sleep(1)
+        if call:
+            call()
+        torch.cuda.synchronize()
+        torch.cuda.cudart().cudaProfilerStop()
+        call = attend = inputs = None
+
+
+def main() -> int:
+    """Exit status: 0 all measured, 1 one was wrong or refused, 2 usage, 3 no GPU or tool."""
+    parser = argparse.ArgumentParser(prog="python -m fasim.kernels.measure", description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, help="TOML file of [[runs]]")
+    parser.add_argument("--out", type=Path, help="folder for the runs")
+    parser.add_argument("--counters", action="store_true", help="also count under Nsight Compute")
+    parser.add_argument("--regime", default="sustained", choices=REGIMES)
+    parser.add_argument("--l2", default="cold", choices=L2_STATES)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    try:
+        if given.child:
+            launch_for_profiler([Entry.from_dict(each) for each in json.loads(given.child.read_text())])
+            return 0
+        if not given.plan or not given.out:
+            parser.error("give --plan and --out")
+        return _take(given)
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except MissingTool as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+
+
+def _take(given: argparse.Namespace) -> int:
+    plan = read(given.plan)
+    given.out.mkdir(parents=True, exist_ok=True)
+    status = 0
+    for entry, found in zip(plan, measure_all(plan, counters=given.counters, regime=given.regime, l2=given.l2), strict=True):
+        if isinstance(found, Refused):
+            status = 1
+            sys.stdout.write(f"{entry.kernel}, {entry.workload}: {found.reason}\n")
+        else:
+            store.save(found, given.out / store.file_name(found))
+            sys.stdout.write(f"{summary(found)}\n")
+        sys.stdout.flush()
+    return status
+
+
+def summary(run: Run) -> str:
+    """One line: what ran, how long, at which clock, and how many cycles were counted."""
+    taken, report = run.measurement, run.to_dict()
+    share = f", tensor {report['tensor_utilization']:.1%}" if report["tensor_utilization"] is not None else ""
+    return (
+        f"{run.schedule}, {run.workload}: {taken.time_s * 1e6:.1f} us "
+        f"({taken.time_p10_s * 1e6:.1f} to {taken.time_p90_s * 1e6:.1f}), "
+        f"{report['tflops']:.0f} TFLOP/s, {run.sm_clock_hz / 1e6:.0f} MHz, {run.cycles:,} cycles{share}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""Measuring without a GPU: the plan, the arithmetic of a train on a made-up GPU, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from fasim.kernels import counters, plan, trains
+from fasim.kernels.board import Sample
+from fasim.kernels.trains import IDLE_S, WINDOW_S, Train
+from fasim.kernels.validation.check import MissingTool
+from fasim.simulator.errors import UsageError
+from fasim.simulator.workload import Workload
+from fasim.traces.nsight import Profiled
+
+# -- the plan ---
+
+
+def written(tmp_path, text: str):
+    path = tmp_path / "plan.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_plan_is_the_cross_product_of_its_lists_each_entry_once(tmp_path):
+    path = written(
+        tmp_path,
+        """
+        [[runs]]
+        kernels = ["fa3", "pingpong"]
+        seqlen = [1024, 32768]
+        head_dim = [64, 128]
+        causal = true
+        tokens = 16384
+        hidden = 2048
+
+        [[runs]]
+        kernels = "fa3"
+        batch = 1
+        heads = 16
+        seqlen = [32768, 4096]
+        causal = true
+        heads_per_kv = 1
+        """,
+    )
+    found = plan.read(path)
+    assert len(found) == 2 * 2 * 2 + 1  # of the second block one was there already
+    assert found[0] == plan.Entry("fa3", Workload(16, 32, 1024, 64, causal=True))
+    assert {e.workload.batch for e in found if e.workload.seqlen == 32768} == {1}
+    assert found[-1].workload == Workload(1, 16, 4096, causal=True)
+    assert [plan.Entry.from_dict(json.loads(json.dumps(e.to_dict()))) for e in found] == found
+
+
+def test_grouped_heads_follow_the_heads(tmp_path):
+    (entry,) = plan.read(written(tmp_path, '[[runs]]\nkernels=["fa3"]\nbatch=1\nseqlen=512\nhidden=2048\nheads_per_kv=4\n'))
+    assert (entry.workload.heads, entry.workload.kv_heads) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not TOML [",
+        "",
+        "runs = 3",
+        "[[runs]]\nbatch = 1\nheads = 1\nseqlen = 64",
+        '[[runs]]\nkernels = ["fa3"]\nbatch = 1\nheads = 1\nlength = 64',
+        '[[runs]]\nkernels = ["fa3"]\nbatch = 1\nheads = 1\nseqlen = -64',
+        '[[runs]]\nkernels = ["fa3"]\ntokens = 16384\nheads = 1',
+        '[[runs]]\nkernels = ["fa3"]\nseqlen = 64\nheads = 1',
+    ],
+)
+def test_a_broken_plan_is_one_sentence_that_names_it(tmp_path, text):
+    path = written(tmp_path, text)
+    with pytest.raises(UsageError, match=r"plan\.toml") as caught:
+        plan.read(path)
+    assert "\n" not in str(caught.value)
+
+
+# -- a train ---
+
+
+def test_a_train_tells_burst_from_settled_and_energy_from_the_counter():
+    begins = [0.01 * i for i in range(100)]
+    seconds = [0.008 if begin < 0.03 else 0.01 for begin in begins]
+    samples = [Sample(i / 10, (1.9 if i < 5 else 1.5) * 1e9, 700.0, 650.0 * i / 10) for i in range(11)]
+    train = Train(seconds, begins, samples)
+    assert train.within(0.0, 0.03) == [0.008] * 3
+    assert set(train.settled()) == {0.01} and len(train.settled()) == pytest.approx(WINDOW_S / 0.01, abs=1)
+    assert {s.clock_hz for s in train.settled_samples} == {1.5e9}
+    assert train.energy_j == pytest.approx(6.5)
+
+
+def test_without_an_energy_counter_there_is_no_energy():
+    samples = [Sample(float(i), 1.5e9, 700.0, None) for i in range(3)]
+    assert Train([0.1], [0.0], samples).energy_j is None
+
+
+class MadeUpGpu:
+    """Every call takes 50 ms of a clock of its own; board and events read that clock. Calls run on the CPU."""
+
+    name = "cpu"
+    call_s = 0.05
+
+    def __init__(self, torch):
+        self.torch = torch
+        self.now = 0.0
+        self.properties = SimpleNamespace(name="NVIDIA H200", multi_processor_count=132, L2_cache_size=60 << 20)
+        self.board = SimpleNamespace(
+            driver="580", sample=lambda: Sample(time.perf_counter(), 1.5e9, 690.0, 690.0 * time.perf_counter())
+        )
+
+    def synchronize(self):
+        pass
+
+    def mark(self):
+        self.now += self.call_s
+        return MadeUpEvent(self.now)
+
+    def graph(self, call, count):
+        raise AssertionError("a kernel of 50 ms needs no graph")
+
+
+class MadeUpEvent:
+    def __init__(self, at: float):
+        self.at = at
+
+    def elapsed_time(self, other) -> float:
+        return (other.at - self.at) * 1e3
+
+    def synchronize(self):
+        pass
+
+
+USER = """
+import torch
+
+def right(q, k, v, causal=False, softmax_scale=None):
+    s = torch.einsum("bmhd,bnhd->bhmn", q.float(), k.float()) * q.shape[-1] ** -0.5
+    if causal:
+        s = s.masked_fill(~torch.ones(s.shape[-2:]).tril(s.shape[-1] - s.shape[-2]).bool(), float("-inf"))
+    return torch.einsum("bhmn,bnhd->bmhd", torch.softmax(s, -1), v.float()).to(q.dtype)
+
+def wrong(q, k, v, causal=False, softmax_scale=None):
+    return right(q, k, v, not causal)
+
+def raises(q, k, v, causal=False, softmax_scale=None):
+    raise RuntimeError("no kernel image")
+"""
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from fasim.kernels import measure
+
+    (tmp_path / "their_attention.py").write_text(USER, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "their_attention", raising=False)
+    monkeypatch.setattr(measure, "MAX_BUFFERS", 2)
+    for name, shorter in (("IDLE_S", 0.01), ("SETTLE_S", 0.05), ("WINDOW_S", 0.2)):
+        monkeypatch.setattr(trains, name, shorter)
+
+    real = measure.Bench
+
+    def with_regime(regime: str = "sustained", l2: str = "cold"):
+        return real(regime, l2, MadeUpGpu(torch))
+
+    return with_regime
+
+
+SMALL = Workload(1, 2, 96, 64)
+
+
+@pytest.mark.parametrize("regime", ["sustained", "burst"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_measured_run_says_what_was_measured_and_how(bench, regime, causal):
+    workload = Workload(1, 2, 96, 64, causal=causal)
+    run = bench(regime).measure(plan.Entry("their_attention:right", workload))
+    taken = run.measurement
+    assert (run.origin, run.schedule, run.device, run.workload) == ("measured", "their_attention:right", "h200", workload)
+    assert taken.time_s == pytest.approx(0.05) and taken.burst_time_s == pytest.approx(0.05)
+    assert run.sm_clock_hz == 1.5e9 and run.cycles == 75_000_000 and run.power_w == 690.0
+    assert taken.cycles_from == "time x sampled clock"
+    assert (taken.regime, taken.l2, taken.buffers, taken.launch, taken.implementation) == (regime, "cold", 2, "stream", "callable")
+    assert taken.relative_error < 2e-3 and taken.calls >= 3
+    assert list(taken.sources) == ["their_attention.py"]
+    report = run.to_dict()
+    assert report["tensor_utilization"] is None and report["traffic"]["hbm_read_bytes"] is None
+    if regime == "sustained":
+        assert taken.energy_j == pytest.approx(690.0 * 0.05, rel=0.2)
+
+
+def test_the_same_inputs_every_time_keep_l2_warm(bench):
+    taken = bench(l2="warm").measure(plan.Entry("their_attention:right", SMALL)).measurement
+    assert (taken.l2, taken.buffers) == ("warm", 1)
+
+
+def test_a_wrong_kernel_is_not_timed(bench):
+    from fasim.kernels.validation.check import Fault
+
+    begin = time.perf_counter()
+    with pytest.raises(Fault, match="their_attention:wrong is wrong on .* relative error"):
+        bench().measure(plan.Entry("their_attention:wrong", SMALL))
+    assert time.perf_counter() - begin < IDLE_S + WINDOW_S
+
+
+def test_one_that_fails_does_not_stop_the_others(bench, monkeypatch):
+    from fasim.kernels import measure
+
+    monkeypatch.setattr(measure, "require_gpu", lambda: None)
+    monkeypatch.setattr(measure, "Bench", bench)
+    entries = [plan.Entry(f"their_attention:{name}", SMALL) for name in ("raises", "wrong", "right")]
+    first, second, third = measure.measure_all(entries)
+    assert first.reason == "RuntimeError: no kernel image"
+    assert "is wrong on" in second.reason
+    assert third.origin == "measured"
+
+
+def test_what_a_kernel_does_not_take_is_said_before_anything_runs(bench):
+    with pytest.raises(UsageError, match="head_dim=256 is not supported by 'torch-cudnn'"):
+        bench().measure(plan.Entry("torch-cudnn", Workload(1, 2, 96, 256)))
+    with pytest.raises(UsageError, match="dtype=e4m3"):
+        bench().measure(plan.Entry("torch-cudnn", Workload(1, 2, 96, 64, "e4m3")))
+
+
+def test_every_kernel_of_ours_names_its_sources():
+    pytest.importorskip("torch")
+    from fasim.kernels import measure
+
+    for name in ("standard", "fa1", "fa2"):
+        found = measure.sources_of(SimpleNamespace(name=name, sources=()))
+        assert f"kernels/triton/{name}.py" in found and all(len(digest) == 64 for digest in found.values())
+
+
+# -- Nsight Compute ---
+
+
+def rows(*names: str) -> list[Profiled]:
+    return [Profiled(name, {}) for name in names]
+
+
+def test_markers_part_the_calls():
+    spin = "spin_kernel(long)"
+    found = counters.part(rows("warm-up", spin, "a", "b", spin, spin, "c"), 3)
+    assert [[kernel.name for kernel in group] for group in found] == [["a", "b"], [], ["c"]]
+    with pytest.raises(UsageError, match="1 of 2 calls"):
+        counters.part(rows(spin, "a"), 2)
+
+
+@pytest.fixture
+def fake_ncu(tmp_path, monkeypatch):
+    """A program called ncu that writes what it is given to --log-file; returns a function to say what."""
+    program = tmp_path / "ncu"
+    program.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = --query-metrics ]; then cat {tmp_path}/known; exit 0; fi\n'
+        f'while [ "$1" != --log-file ]; do shift; done\ncp {tmp_path}/said "$2"; exit $(cat {tmp_path}/status)\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(counters, "find", lambda: str(program))
+
+    def says(text: str, status: int = 0, known: str = ""):
+        (tmp_path / "said").write_text(text)
+        (tmp_path / "status").write_text(str(status))
+        (tmp_path / "known").write_text(known)
+
+    return says
+
+
+TABLE = '"ID","Kernel Name","sm__cycles_elapsed.max"\n"","","cycle"\n"0","spin_kernel(long)","2,000"\n"1","attention","50,000"\n'
+
+
+def test_a_call_is_counted_in_a_child_process(fake_ncu):
+    fake_ncu("==PROF== Connected\n" + TABLE)
+    ((kernel,),) = counters.profile([{}])
+    assert kernel == Profiled("attention", {"sm__cycles_elapsed.max": 50_000.0})
+
+
+def test_only_metrics_that_this_ncu_knows_are_asked_for(fake_ncu):
+    from fasim.traces import nsight
+
+    fake_ncu("", known="l1tex__m_xbar2l1tex_read_bytes   Counter  byte  # of bytes\n")
+    assert counters.known_metrics(counters.find()) == [*nsight.NEEDED, nsight.DELIVERED]
+
+
+def test_missing_permission_is_a_missing_tool_with_its_remedy(fake_ncu):
+    fake_ncu("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters\n", 1)
+    with pytest.raises(MissingTool, match="NVreg_RestrictProfilingToAdminUsers=0"):
+        counters.profile([{}])
+
+
+def test_any_other_complaint_of_ncu_is_passed_on(fake_ncu):
+    fake_ncu("==ERROR== The application returned an error code (3).\n", 3)
+    with pytest.raises(UsageError, match=r"status 3: The application returned an error code \(3\)"):
+        counters.profile([{}])
+
+
+def test_without_ncu_the_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(counters, "find", lambda: None)
+    with pytest.raises(MissingTool, match="nsight-compute"):
+        counters.profile([{}])
+
+
+def test_without_a_gpu_measuring_says_so():
+    torch = pytest.importorskip("torch")
+    from fasim.kernels import measure
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(MissingTool, match="needs an NVIDIA GPU"):
+        measure.measure("fa2", SMALL)
