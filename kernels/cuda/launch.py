@@ -88,6 +88,7 @@ class Plan:
         self.function = kernel.function
         self.smem_bytes = kernel.smem_bytes
         contiguous = (seqlen_q * heads * head_dim, heads * head_dim, head_dim, 1)
+        self.contiguous = strides[0] == contiguous
         q_box, kv_box = (BOX_COLUMNS, CONSUMER_ROWS), (BOX_COLUMNS, config.kv_box_rows)
         self.q, self.k, self.v, self.o = (
             _Operand(config.dtype, shape, stride, box)
@@ -104,8 +105,8 @@ class Plan:
         if torch._C._cuda_getDevice() != self.device:
             with torch.cuda.device(self.device):
                 return self.run(q, k, v, softmax_scale, trace)
-        o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty(self.lse_shape, dtype=torch.float32, device=q.device)
+        o = torch.empty_like(q) if self.contiguous else q.new_empty(q.shape)  # the first takes half as long
+        lse = q.new_empty(self.lse_shape, dtype=torch.float32)
         if self.empty or self.keyless:
             return o.zero_(), lse.fill_(-math.inf)
         q, k, v = self.q.readable(q), self.k.readable(k), self.v.readable(v)
@@ -128,21 +129,19 @@ class Plan:
         # The maps are named, so that no other thread's eviction frees one before the driver has read it.
         q_map, k_map, v_map, o_map = self.q.map(q), self.k.map(k), self.v.map(v), self.o.map(o)
         pointers[0], pointers[1], pointers[2], pointers[3] = q_map.address, k_map.address, v_map.address, o_map.address
-        code = local.launch(
-            self.function, self.grid, 1, 1, self.threads, 1, 1, self.smem_bytes, stream, local.pointers_address, None
-        )
-        if code:
-            self._retry(code, stream)
+        self.launch(stream)
         return o, lse
 
-    def _retry(self, code: int, stream: int) -> None:
-        """A thread that never touched CUDA has no context yet: give it the device's and launch once more."""
-        if code != driver.INVALID_CONTEXT:
-            raise driver.DriverError("cuLaunchKernel", code)
-        driver.call("cuCtxSetCurrent", self.kernel.context)
-        code = _local.launch(
-            self.function, self.grid, 1, 1, self.threads, 1, 1, self.smem_bytes, stream, _local.pointers_address, None
-        )
+    def launch(self, stream: int) -> None:
+        """Launch with the argument block that this thread filled last."""
+        local = _local
+        arguments = (
+            self.function, self.grid, 1, 1, self.threads, 1, 1, self.smem_bytes, stream, local.pointers_address, None
+        )  # fmt: skip
+        code = local.launch(*arguments)
+        if code == driver.INVALID_CONTEXT:  # a thread that never touched CUDA has none yet: give it the device's
+            driver.call("cuCtxSetCurrent", self.kernel.context)
+            code = local.launch(*arguments)
         if code:
             raise driver.DriverError("cuLaunchKernel", code)
 
