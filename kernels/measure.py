@@ -2,10 +2,11 @@
 
 Calls follow one another on one stream, over random normal inputs; every call lies between two CUDA events. Of a train of
 calls that starts on an idle GPU, the first 30 ms are the "burst" regime and the last half second the "sustained" one, in
-which the power limit has settled (kernels/calibrate/NOTES.md, clock and power). NVML's clock, power and energy are read
-between calls while others are queued. L2 is "cold" where the inputs of consecutive calls rotate through several times L2,
-"warm" where every call reads the same. Where launching takes longer than the kernel, the calls are replayed from a CUDA
-graph. O is held to the fp64 reference before anything is timed.
+which the power limit has settled (kernels/calibrate/NOTES.md, clock and power). The clock is what the SMs count
+(clock_probe.py); NVML's power and energy are read between batches of calls while others are queued. L2 is "cold" where
+the inputs of consecutive calls rotate through several times L2, "warm" where every call reads the same. Where launching
+takes longer than the kernel, the calls are replayed from a CUDA graph. O is held to the fp64 reference before anything is
+timed.
 
 `python -m fasim.kernels.measure --out DIR --plan PLAN [--counters]` takes many runs where only torch is installed.
 """
@@ -32,6 +33,9 @@ from ..simulator.tile import Tile
 from ..simulator.workload import Workload
 from ..traces import nsight, store
 from . import counters as nsight_process
+from .cuda.config import DTYPES as CUDA_DTYPES
+from .cuda.config import HEAD_DIMS, config_for
+from .cuda.config import SCHEDULES as CUDA_SCHEDULES
 from .plan import Entry, read
 from .trains import BURST_S, Gpu, burst_trains, sustained_train, work_of
 from .validation.check import Case, Fault, MissingTool
@@ -74,7 +78,7 @@ def measure(
     """Run a kernel on the current GPU and measure it.
 
     `kernel` is a name that `kernels.validation.subjects` knows or the user's package.module:function. Time is the median
-    of one call by CUDA events, energy and clock those of the same calls; cycles are time x sampled clock, unless
+    of one call by CUDA events, energy and clock those of the same calls; cycles are time x clock, unless
     `counters` counts them, with everything else, in a second process under Nsight Compute. Raises UsageError for what
     the kernel does not take, MissingTool for a GPU, a library or a program that is not here, Fault for a wrong output.
     """
@@ -137,7 +141,19 @@ def implementation_of(kernel: str) -> str:
         return "callable"
     if kernel.startswith("torch-"):
         return "pytorch"
-    return "triton" if (ROOM / "triton" / f"{kernel}.py").exists() else "cuda"
+    return "cuda" if kernel in CUDA_SCHEDULES else "triton"
+
+
+def subject_of(kernel: str, device: str = "cuda") -> Subject:
+    """The kernel by its name; raises as `subjects.resolve` does."""
+    if kernel not in CUDA_SCHEDULES:
+        return resolve(kernel, device)
+    from .ops import flash_attn_func
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        return flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal, schedule=kernel, return_lse=True)
+
+    return Subject(name=kernel, forward=forward, head_dims=HEAD_DIMS, dtypes=CUDA_DTYPES, needs_cuda=True, returns_lse=True)
 
 
 def sources_of(subject: Subject) -> dict[str, str]:
@@ -158,8 +174,6 @@ def tile_of(kernel: str, workload: Workload) -> Tile | None:
     """The tile our CUDA kernel takes for a workload; None where it is not known."""
     if implementation_of(kernel) != "cuda":
         return None
-    from .cuda.config import config_for
-
     return config_for(kernel, workload.dtype, workload.head_dim, workload.causal).tile
 
 
@@ -185,7 +199,7 @@ class Bench:
 
     def measure(self, entry: Entry) -> Run:
         """One run, without counters; raises as `measure` does."""
-        subject, workload = resolve(entry.kernel, self.gpu.name), entry.workload
+        subject, workload = subject_of(entry.kernel, self.gpu.name), entry.workload
         _accept(subject, workload)
         sets = self._inputs(workload)
         attend = caller(subject, workload)
@@ -193,15 +207,19 @@ class Bench:
         work = work_of(self.gpu, lambda number: attend(*sets[number % len(sets)]), len(sets))
         if self.regime == "burst":
             trains = burst_trains(self.gpu, work)
-            samples = [sample for train in trains for sample in train.busy_samples]
+            looks = [look for train in trains for look in train.looks_within(0.0, BURST_S)]
             seconds = burst = [t for train in trains for t in train.within(0.0, BURST_S)]
             energy = None
         else:
             train = sustained_train(self.gpu, work)
-            seconds, burst, samples, energy = train.settled(), train.within(0.0, BURST_S), train.settled_samples, train.energy_j
-        seconds, clocks = sorted(seconds), sorted(sample.clock_hz for sample in samples)
-        powers = [sample.power_w for sample in samples if sample.power_w is not None]
-        time_s, clock_hz = statistics.median(seconds), statistics.fmean(clocks)
+            seconds, looks, energy = train.within(train.window_s), train.looks_within(train.window_s), train.energy_j
+            burst = train.within(0.0, BURST_S)
+        seconds, time_s = sorted(seconds), statistics.median(seconds)
+        counted = [look.clock_hz for look in looks if look.clock_hz is not None]
+        asked = [look.sample.clock_hz for look in looks]
+        clocks = sorted(counted or asked)
+        clock_hz = statistics.fmean(clocks)
+        powers = [look.sample.power_w for look in looks if look.sample.power_w is not None]
         found = self.gpu.properties
         taken = Measurement(
             kernel=subject.name,
@@ -219,6 +237,8 @@ class Bench:
             time_p10_s=_at(seconds, 0.1),
             time_p90_s=_at(seconds, 0.9),
             burst_time_s=statistics.median(burst),
+            clock_from="SM cycle counters" if counted else "NVML",
+            clock_asked_hz=statistics.fmean(asked),
             clock_p10_hz=_at(clocks, 0.1),
             clock_p90_hz=_at(clocks, 0.9),
             energy_j=energy,
@@ -350,7 +370,7 @@ def launch_for_profiler(plan: Sequence[Entry]) -> None:
     for entry in plan:
         call = attend = inputs = None
         try:
-            subject = resolve(entry.kernel)
+            subject = subject_of(entry.kernel)
             _accept(subject, entry.workload)
             attend, inputs = caller(subject, entry.workload), random_inputs(entry.workload)
             call = partial(attend, *inputs)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .board import Board, Sample
+from .clock_probe import ClockProbe
+from .validation.check import MissingTool
 
 IDLE_S, BURST_S = 0.2, 0.03
 SETTLE_S, WINDOW_S = 0.5, 0.5
@@ -33,6 +35,10 @@ class Gpu:
         self.torch = torch
         self.properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.board = Board(torch.cuda.current_device(), f"GPU-{self.properties.uuid}")
+        try:
+            self.probe = ClockProbe(self.properties.multi_processor_count)
+        except MissingTool:
+            self.probe = None
 
     def synchronize(self) -> None:
         """Wait until all that was enqueued is done."""
@@ -68,39 +74,46 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Look:
+    """A look at the board between two batches of a train: seconds since the train began, and the SMs' clock up to the next."""
+
+    at_s: float
+    sample: Sample
+    clock_hz: float | None  # None without a probe
+
+
+@dataclass(frozen=True)
 class Train:
-    """Entries that followed one another: seconds of a call in each, when each began, and the board meanwhile."""
+    """Entries that followed one another: seconds of a call in each, when each began, and looks at the board meanwhile."""
 
     seconds: list[float]
     begins: list[float]
-    samples: list[Sample]  # the first and the last of an idle GPU
+    looks: list[Look]  # while the GPU was busy
+    end: Sample  # when it was done
 
     def within(self, first_s: float, last_s: float = math.inf) -> list[float]:
         """Seconds of a call, of the entries that began in this stretch of the train."""
         return [t for t, begin in zip(self.seconds, self.begins, strict=True) if first_s <= begin < last_s]
 
-    def settled(self) -> list[float]:
-        """Seconds of a call, of the entries that began in the window that counts."""
-        return self.within(self.begins[-1] - WINDOW_S)
+    def looks_within(self, first_s: float, last_s: float = math.inf) -> list[Look]:
+        """Looks in this stretch; the nearest one where it has none."""
+        middle = min((first_s + min(last_s, self.begins[-1])) / 2, self.begins[-1])
+        return [look for look in self.looks if first_s <= look.at_s < last_s] or [
+            min(self.looks, key=lambda look: abs(look.at_s - middle))
+        ]
 
     @property
-    def busy_samples(self) -> list[Sample]:
-        """The board while the train ran."""
-        return self.samples[1:-1] or self.samples[-1:]
-
-    @property
-    def settled_samples(self) -> list[Sample]:
-        """The board in the window that counts."""
-        busy = self.busy_samples
-        return [s for s in busy if s.host_s >= self.samples[-1].host_s - WINDOW_S] or busy[-1:]
+    def window_s(self) -> float:
+        """Where the window that counts begins."""
+        return max(0.0, self.begins[-1] - WINDOW_S)
 
     @property
     def energy_j(self) -> float | None:
         """Joules of one call in the window that counts; None where the board does not count energy."""
-        first, last = self.settled_samples[0], self.samples[-1]
+        first, last = self.looks_within(self.window_s)[0].sample, self.end
         if first.energy_j is None or last.energy_j is None or last.host_s <= first.host_s:
             return None
-        return (last.energy_j - first.energy_j) / (last.host_s - first.host_s) * statistics.fmean(self.settled())
+        return (last.energy_j - first.energy_j) / (last.host_s - first.host_s) * statistics.fmean(self.within(self.window_s))
 
 
 def work_of(gpu: Gpu, call: Callable[[int], object], sets: int) -> Work:
@@ -140,22 +153,36 @@ def sustained_train(gpu: Gpu, work: Work) -> Train:
 
 
 def _train(gpu: Gpu, work: Work, length_s: float, at_least: int) -> Train:
-    """Enqueue entries for `length_s` on an idle GPU, never far ahead of it, and look at the board while it is busy."""
+    """Enqueue entries for `length_s` on an idle GPU, never far ahead of it, and look at the board while it is busy.
+
+    Entries come in batches with a stamp of the SMs' clock before and after; at each look two batches are still queued.
+    """
     gpu.synchronize()
     time.sleep(IDLE_S)
-    samples = [gpu.board.sample()]
-    batch = max(1, round(QUEUED_S / work.seconds))
-    marks, looks, begin = [gpu.mark()], [], time.perf_counter()
-    while time.perf_counter() - begin < length_s or len(marks) <= at_least:
-        for _ in range(batch):
-            work.enqueue(len(marks) - 1)
+    size = max(1, round(QUEUED_S / work.seconds))
+    batches, stamps, samples, number, begin = [], [], [], 0, time.perf_counter()
+    while time.perf_counter() - begin < length_s or number < at_least or not samples:
+        stamps.append(gpu.probe.stamp() if gpu.probe else 0)
+        marks = [gpu.mark()]
+        for _ in range(size):
+            work.enqueue(number)
             marks.append(gpu.mark())
-        looks.append(marks[-1])
-        if len(looks) > 2:
-            looks[-3].synchronize()
+            number += 1
+        batches.append(marks)
+        if len(batches) > 2:
+            batches[-3][-1].synchronize()
             samples.append(gpu.board.sample())
-    marks[-1].synchronize()
-    samples.append(gpu.board.sample())
-    seconds = [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
-    begins = [0.0, *itertools.accumulate(seconds[:-1])]
-    return Train([t / work.calls for t in seconds], begins, samples)
+    stamps.append(gpu.probe.stamp() if gpu.probe else 0)
+    gpu.synchronize()
+    end = gpu.board.sample()
+    first = batches[0][0]
+    starts = [first.elapsed_time(marks[0]) / 1e3 for marks in batches]
+    clocks = gpu.probe.clocks_hz(stamps) if gpu.probe else [None] * len(batches)
+    # the sample taken when batch k was done belongs to batch k + 1, which the GPU was then at
+    looks = [Look(*each) for each in zip(starts[1:], samples, clocks[1:], strict=False)]
+    seconds, begins = [], []
+    for marks, start in zip(batches, starts, strict=True):
+        spent = [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
+        seconds += [t / work.calls for t in spent]
+        begins += [start + t for t in itertools.accumulate(spent[:-1], initial=0.0)]
+    return Train(seconds, begins, looks, end)

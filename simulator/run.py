@@ -109,11 +109,13 @@ class Measurement:
     time_p10_s: float
     time_p90_s: float
     burst_time_s: float | None = None  # median of the calls in the first 30 ms
-    clock_p10_hz: float | None = None  # spread of the sampled SM clock
+    clock_from: str = "NVML"  # or "SM cycle counters": what the SMs counted while the calls ran
+    clock_asked_hz: float | None = None  # what NVML said meanwhile; under load the SMs run at less
+    clock_p10_hz: float | None = None  # spread of the clock
     clock_p90_hz: float | None = None
     energy_j: float | None = None  # of one call, from the board's energy counter
     relative_error: float | None = None  # of O against the fp64 reference, norm of the difference over norm
-    cycles_from: str = "time x sampled clock"  # or the name of the counter
+    cycles_from: str = "time x clock"  # or the name of the counter
     counters: dict[str, float] = field(default_factory=dict)  # by Nsight Compute's names, whole call: sums, rates by cycles
     kernels: tuple[tuple[str, float | None], ...] = ()  # every kernel of the call with its cycles under Nsight Compute
     packages: dict[str, str] = field(default_factory=dict)  # name -> version

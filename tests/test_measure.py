@@ -6,11 +6,13 @@ import json
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fasim.kernels import counters, plan, trains
 from fasim.kernels.board import Sample
-from fasim.kernels.trains import IDLE_S, WINDOW_S, Train
+from fasim.kernels.clock_probe import clocks_hz
+from fasim.kernels.trains import IDLE_S, WINDOW_S, Look, Train
 from fasim.kernels.validation.check import MissingTool
 from fasim.simulator.errors import UsageError
 from fasim.simulator.workload import Workload
@@ -85,17 +87,26 @@ def test_a_broken_plan_is_one_sentence_that_names_it(tmp_path, text):
 def test_a_train_tells_burst_from_settled_and_energy_from_the_counter():
     begins = [0.01 * i for i in range(100)]
     seconds = [0.008 if begin < 0.03 else 0.01 for begin in begins]
-    samples = [Sample(i / 10, (1.9 if i < 5 else 1.5) * 1e9, 700.0, 650.0 * i / 10) for i in range(11)]
-    train = Train(seconds, begins, samples)
+    looks = [Look(i / 10, Sample(i / 10, 1.98e9, 700.0, 650.0 * i / 10), (1.9 if i < 4 else 1.5) * 1e9) for i in range(10)]
+    train = Train(seconds, begins, looks, Sample(1.0, 1.98e9, 700.0, 650.0))
     assert train.within(0.0, 0.03) == [0.008] * 3
-    assert set(train.settled()) == {0.01} and len(train.settled()) == pytest.approx(WINDOW_S / 0.01, abs=1)
-    assert {s.clock_hz for s in train.settled_samples} == {1.5e9}
+    assert len(train.within(train.window_s)) == pytest.approx(WINDOW_S / 0.01, abs=1)
+    assert {look.clock_hz for look in train.looks_within(train.window_s)} == {1.5e9}
+    assert [look.at_s for look in train.looks_within(0.41, 0.49)] == [0.4]  # none in there: the nearest
     assert train.energy_j == pytest.approx(6.5)
 
 
 def test_without_an_energy_counter_there_is_no_energy():
-    samples = [Sample(float(i), 1.5e9, 700.0, None) for i in range(3)]
-    assert Train([0.1], [0.0], samples).energy_j is None
+    look = Look(0.0, Sample(0.0, 1.5e9, 700.0, None), None)
+    assert Train([0.1], [0.0], [look], Sample(1.0, 1.5e9, 700.0, None)).energy_j is None
+
+
+def test_the_clock_is_cycles_over_nanoseconds_of_the_same_sm():
+    seen = np.zeros((3, 4, 2), np.int64)
+    for moment in range(3):
+        for sm in range(3):  # each counter has an origin of its own; SM 3 never ran
+            seen[moment, sm] = 7_000 * sm + 15_000_000 * moment, 123 + 10_000_000 * moment
+    assert clocks_hz(seen) == [1.5e9, 1.5e9]
 
 
 class MadeUpGpu:
@@ -103,6 +114,7 @@ class MadeUpGpu:
 
     name = "cpu"
     call_s = 0.05
+    probe = None
 
     def __init__(self, torch):
         self.torch = torch
@@ -183,9 +195,10 @@ def test_a_measured_run_says_what_was_measured_and_how(bench, regime, causal):
     assert (run.origin, run.schedule, run.device, run.workload) == ("measured", "their_attention:right", "h200", workload)
     assert taken.time_s == pytest.approx(0.05) and taken.burst_time_s == pytest.approx(0.05)
     assert run.sm_clock_hz == 1.5e9 and run.cycles == 75_000_000 and run.power_w == 690.0
-    assert taken.cycles_from == "time x sampled clock"
+    assert (taken.clock_from, taken.clock_asked_hz) == ("NVML", 1.5e9)
+    assert taken.cycles_from == "time x clock"
     assert (taken.regime, taken.l2, taken.buffers, taken.launch, taken.implementation) == (regime, "cold", 2, "stream", "callable")
-    assert taken.relative_error < 2e-3 and taken.calls >= 3
+    assert taken.relative_error < 2e-3 and taken.calls >= 2
     assert list(taken.sources) == ["their_attention.py"]
     report = run.to_dict()
     assert report["tensor_utilization"] is None and report["traffic"]["hbm_read_bytes"] is None
@@ -282,8 +295,8 @@ def test_a_call_is_counted_in_a_child_process(fake_ncu):
 def test_only_metrics_that_this_ncu_knows_are_asked_for(fake_ncu):
     from fasim.traces import nsight
 
-    fake_ncu("", known="l1tex__m_xbar2l1tex_read_bytes   Counter  byte  # of bytes\n")
-    assert counters.known_metrics(counters.find()) == [*nsight.NEEDED, nsight.DELIVERED]
+    fake_ncu("", known="sm__inst_executed_pipe_fma   Counter  inst  # of warp instructions\n")
+    assert counters.known_metrics(counters.find()) == [*nsight.NEEDED, nsight.FMA]
 
 
 def test_missing_permission_is_a_missing_tool_with_its_remedy(fake_ncu):
