@@ -21,6 +21,8 @@ HBM_READ, HBM_WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
 L2_READ_SECTORS, L2_WRITE_SECTORS = "lts__t_sectors_op_read.sum", "lts__t_sectors_op_write.sum"
 L2_HIT_RATE = "lts__t_sector_hit_rate.pct"
 DELIVERED = "l1tex__m_xbar2l1tex_read_bytes.sum"
+MULTICAST = "l1tex__m_xbar2l1tex_read_bytes_mem_global_op_tma_ld_dest_multicast.sum"
+STORED = "l1tex__m_l1tex2xbar_write_bytes.sum"
 TENSOR = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
 MUFU = "sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_elapsed"
 ISSUE = "smsp__issue_active.avg.pct_of_peak_sustained_elapsed"
@@ -30,12 +32,12 @@ INSTRUCTIONS = "smsp__inst_executed.sum"
 DURATION = "gpu__time_duration.sum"
 
 NEEDED = (
-    CYCLES, HBM_READ, HBM_WRITE, L2_READ_SECTORS, L2_WRITE_SECTORS, L2_HIT_RATE, TENSOR, MUFU, ISSUE, INSTRUCTIONS, DURATION,
+    CYCLES, HBM_READ, HBM_WRITE, DELIVERED, STORED, L2_READ_SECTORS, L2_WRITE_SECTORS, L2_HIT_RATE,
+    TENSOR, MUFU, ISSUE, INSTRUCTIONS, DURATION,
 )  # fmt: skip
 """What a comparison is made of; all of them answer on an H100 or H200."""
-WELCOME = (DELIVERED, FMA, ALU)
+WELCOME = (MULTICAST, FMA, ALU)
 """What is asked for as well where this version of Nsight Compute knows it."""
-SECTOR_BYTES = 32
 
 _SCALE = {
     "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "Tbyte": 1e12,
@@ -133,8 +135,9 @@ def total(kernels: Sequence[Profiled]) -> dict[str, float]:
 def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
     """A measured run with what Nsight Compute counted for the kernels of one call.
 
-    Cycles become the counted ones where they were, utilisations busy cycles, sectors bytes. HBM writes leave out what was
-    still dirty in L2 when the kernel ended.
+    Cycles become the counted ones where they were, and utilisations busy cycles. L2 bytes are those that crossed between
+    SMs and L2, as the model counts them, a multicast once per cluster; the lookups in L2 (sectors) are fewer, since
+    requests of several SMs for a line merge. HBM writes leave out what was still dirty in L2 when the kernel ended.
     """
     if run.measurement is None:
         raise ValueError("counters belong to a measured run")
@@ -145,14 +148,17 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
     def busy(name: str) -> float | None:
         return None if name not in counted or CYCLES not in counted else counted[name] / 100 * cycles * sms
 
-    def whole(name: str, scale: int = 1) -> int | None:
-        return None if name not in counted else round(counted[name] * scale)
+    def whole(name: str) -> int | None:
+        return None if name not in counted else round(counted[name])
 
+    delivered, cluster = whole(DELIVERED), run.tile.cluster if run.tile else 1
+    if delivered is not None and cluster > 1:
+        delivered = None if MULTICAST not in counted else delivered - round(counted[MULTICAST] * (1 - 1 / cluster))
     moved = Bytes(
         algorithmic_read=None,
         algorithmic_write=None,
-        l2_read=whole(DELIVERED),
-        l2_write=whole(L2_WRITE_SECTORS, SECTOR_BYTES),
+        l2_read=delivered,
+        l2_write=whole(STORED),
         hbm_read=whole(HBM_READ),
         hbm_write=whole(HBM_WRITE),
     )
