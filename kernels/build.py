@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..simulator.errors import UsageError
@@ -138,7 +139,6 @@ def build_all(
         except CompileError as error:
             return error
 
-    compiler_version()  # imported once, before there are threads
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # NVRTC compiles without the GIL
         tasks = {pool.submit(one, source): source.name for source in sources}
         try:
@@ -187,7 +187,8 @@ def compiler_version() -> str | None:
 
 def _ask_version() -> str | None:
     try:
-        import cuda.core  # noqa: F401
+        if find_spec("cuda.core") is None:  # importing it takes a quarter of a second, which only compiling is worth
+            return None
         from cuda.bindings import nvrtc
 
         error, major, minor = nvrtc.nvrtcVersion()
