@@ -1,0 +1,303 @@
+// What the five schedules share: shared memory, the producer's and the consumers' verbs, the kernel around them.
+// A schedule file includes this, defines `produce` and `consume` for one tile, and ends with ATTENTION_FORWARD.
+// Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, CONSUMERS, CLUSTER, CAUSAL, BF16, TRACE.
+#pragma once
+#include "softmax.cuh"
+#include "tiles.cuh"
+#include "trace.cuh"
+#include "wgmma.cuh"
+
+constexpr int ROWS = 64;        // of one consumer warpgroup: M of every WGMMA
+constexpr int PANEL = 64;       // columns of one 128-byte swizzled row
+constexpr int PANELS = HEAD_DIM / PANEL;
+constexpr int ROW_BYTES = 128;  // of a panel
+constexpr int GROUP_BYTES = 8 * ROW_BYTES;
+constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
+constexpr int SHARED_ROWS = BLOCK_N / CLUSTER;  // of K and V that each CTA of a cluster loads for all
+static_assert(BLOCK_M == ROWS * CONSUMERS, "one WGMMA tile of 64 queries per consumer warpgroup");
+static_assert(SHARED_ROWS % 8 == 0, "a CTA's share of a block is whole swizzle groups");
+static_assert(CONSUMERS <= 3, "named barriers are numbered for three consumers");
+
+struct Shared {
+  alignas(1024) unsigned char Q[CONSUMERS][ROWS * HEAD_DIM * 2];  // O is staged over a warpgroup's own Q
+  alignas(1024) unsigned char K[STAGES][BLOCK_N * HEAD_DIM * 2];
+  alignas(1024) unsigned char V[STAGES][BLOCK_N * HEAD_DIM * 2];
+  Ring<1> q[CONSUMERS];
+  Ring<STAGES> k, v;
+  Work work;
+};
+
+struct Problem {
+  const TensorMap &q, &k, &v, &o;
+  const Params& p;
+};
+
+// The producer: one warp, whose elected lane issues every TMA load of its CTA.
+struct Producer {
+  Shared& shared;
+  const Problem& problem;
+  Trace trace;
+  int tiles = 0, base = 0;  // tiles begun, K/V blocks loaded before this tile
+  int kv_head = 0;
+
+  __device__ __forceinline__ void begin(const Tile& tile) { kv_head = tile.head / (problem.p.heads / problem.p.kv_heads); }
+
+  __device__ __forceinline__ void load_q(const Tile& tile) {
+#pragma unroll
+    for (int wg = 0; wg < CONSUMERS; ++wg) {
+      Ring<1>& ring = shared.q[wg];
+      ring.wait_free(tiles);
+      if (elected()) {
+        mbarrier_expect(ring.full_of(tiles), sizeof(shared.Q[wg]));
+#pragma unroll
+        for (int c = 0; c < PANELS; ++c)
+          tma_load(shared.Q[wg] + c * ROWS * ROW_BYTES, problem.q, ring.full_of(tiles), c * PANEL, tile.m * BLOCK_M + wg * ROWS,
+                   tile.head, tile.batch);
+      }
+    }
+    trace.stamp(Label::LOAD_Q, 0);
+  }
+  __device__ __forceinline__ void load_k(const Tile& tile, int j) {
+    load(problem.k, shared.k, shared.K[(base + j) % STAGES], tile, j);
+    trace.stamp(Label::LOAD_K, j);
+  }
+  __device__ __forceinline__ void load_v(const Tile& tile, int j) {
+    load(problem.v, shared.v, shared.V[(base + j) % STAGES], tile, j);
+    trace.stamp(Label::LOAD_V, j);
+  }
+  // Block j of the walk; in a cluster every CTA loads its share of the rows for all.
+  __device__ __forceinline__ void load(const TensorMap& map, Ring<STAGES>& ring, unsigned char* to, const Tile& tile, int j) {
+    ring.wait_free(base + j);
+    if (elected()) {
+      u64* full = ring.full_of(base + j);
+      mbarrier_expect(full, BLOCK_N * HEAD_DIM * 2);
+      const int first = (tile.blocks - 1 - j) * BLOCK_N, share = CLUSTER > 1 ? cluster_rank() * SHARED_ROWS : 0;
+#pragma unroll
+      for (int c = 0; c < PANELS; ++c) {
+        unsigned char* panel = to + (c * BLOCK_N + share) * ROW_BYTES;
+        if constexpr (CLUSTER == 1)
+          tma_load(panel, map, full, c * PANEL, first, kv_head, tile.batch);
+        else
+          tma_load_multicast(panel, map, full, (1 << CLUSTER) - 1, c * PANEL, first + share, kv_head, tile.batch);
+      }
+    }
+  }
+};
+
+// A consumer warpgroup: 64 queries. S, P and O live in its registers.
+struct Consumer {
+  Shared& shared;
+  const Problem& problem;
+  const int rank;
+  Trace trace;
+  Baton turn;
+  int tiles = 0, base = 0, masked = 0, row = 0;  // tiles begun, blocks before this tile, blocks to mask, first row
+  float S[BLOCK_N / 2], O[HEAD_DIM / 2];
+  u32 P[BLOCK_N / 4];
+  RowState rows;
+
+  __device__ __forceinline__ void begin(const Tile& tile) {
+    row = tile.m * BLOCK_M + rank * ROWS;
+    masked = tile.masked(problem.p, row);
+    rows.start();
+  }
+  __device__ __forceinline__ void wait_q() { shared.q[rank].wait(tiles); }
+
+  // Issue S = Q K[j]^T.
+  __device__ __forceinline__ void issue_scores(int j) { issue_scores(S, j); }
+  __device__ __forceinline__ void issue_scores(float (&into)[BLOCK_N / 2], int j) {
+    shared.k.wait(base + j);
+    const u64 a = matrix_descriptor(shared.Q[rank], 0, GROUP_BYTES);
+    const u64 b = matrix_descriptor(shared.K[(base + j) % STAGES], 0, GROUP_BYTES);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < HEAD_DIM / 16; ++k)
+      Wgmma<BLOCK_N>::ss(into, a + (k / 4) * (ROWS * ROW_BYTES / 16) + (k % 4) * 2, b + (k / 4) * (BLOCK_N * ROW_BYTES / 16) + (k % 4) * 2, k > 0);
+    wgmma_commit();
+    trace.stamp(Label::SCORES, j);
+  }
+  // Issue O += P V[j]; the first product of a tile starts O.
+  __device__ __forceinline__ void issue_values(int j) {
+    shared.v.wait(base + j);
+    const u64 b = matrix_descriptor(shared.V[(base + j) % STAGES], BLOCK_N * ROW_BYTES, GROUP_BYTES);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < BLOCK_N / 16; ++k) Wgmma<HEAD_DIM>::rs(O, P + 4 * k, b + k * (2 * GROUP_BYTES / 16), k > 0 || j > 0);
+    wgmma_commit();
+    trace.stamp(Label::VALUES, j);
+  }
+  // Wait until at most PENDING GEMMs are still running, then S (or O) may be read.
+  template <int PENDING> __device__ __forceinline__ void wait_scores(int j) { wait_scores<PENDING>(S, j); }
+  template <int PENDING> __device__ __forceinline__ void wait_scores(float (&scores)[BLOCK_N / 2], int j) {
+    wgmma_wait<PENDING>();
+    hold(scores);
+    trace.stamp(Label::SCORES_DONE, j);
+  }
+  template <int PENDING> __device__ __forceinline__ void wait_values(int j) {
+    wgmma_wait<PENDING>();
+    hold(O);
+    trace.stamp(Label::VALUES_DONE, j);
+  }
+  __device__ __forceinline__ void free_k(int j) { shared.k.free<CLUSTER>(base + j); }
+  __device__ __forceinline__ void free_v(int j) { shared.v.free<CLUSTER>(base + j); }
+
+  // Online softmax of S in fp32; O and P are not touched, so P V of another block may still run.
+  __device__ __forceinline__ void softmax(const Tile& tile, int j) { softmax(tile, S, j); }
+  __device__ __forceinline__ void softmax(const Tile& tile, float (&scores)[BLOCK_N / 2], int j) {
+    if (j < masked) {
+      const Params& p = problem.p;
+      const int first = (tile.blocks - 1 - j) * BLOCK_N;
+      const int mine = row + threadIdx.x % WARPGROUP / 32 * 16 + lane_id() / 4;
+      const int end = p.seqlen_k - first, diagonal = mine + p.seqlen_k - p.seqlen_q + 1 - first;
+      mask(scores, CAUSAL ? min(end, diagonal) : end, CAUSAL ? min(end, diagonal + 8) : end);
+    }
+    rows.online(scores, problem.p.scale_log2, j < masked);
+    hold(scores);
+    trace.stamp(Label::SOFTMAX, j);
+  }
+  __device__ __forceinline__ void convert_p() { convert_p(S); }
+  __device__ __forceinline__ void convert_p(const float (&scores)[BLOCK_N / 2]) { convert(P, scores); }
+  __device__ __forceinline__ void rescale_o() { rows.rescale(O); }
+
+  // O /= l, LSE, and O by TMA through this warpgroup's own Q, which no one reads any more; then Q may be loaded again.
+  __device__ __forceinline__ void store(const Tile& tile) {
+    float lse[2];
+    rows.normalize(O, problem.p.scale_log2, lse);
+    const int warp = threadIdx.x % WARPGROUP / 32, lane = lane_id();
+    const u32 at = smem_address(shared.Q[rank]) + (warp * 16 + lane % 16) * ROW_BYTES;
+#pragma unroll
+    for (int g = 0; g < HEAD_DIM / 8; g += 2) {
+      const int chunk = g % 8 + lane / 16;
+      store_matrices(at + g / 8 * (ROWS * ROW_BYTES) + ((chunk ^ (lane % 8)) * 16), pack<BF16>(O[4 * g], O[4 * g + 1]),
+                     pack<BF16>(O[4 * g + 2], O[4 * g + 3]), pack<BF16>(O[4 * g + 4], O[4 * g + 5]),
+                     pack<BF16>(O[4 * g + 6], O[4 * g + 7]));
+    }
+    send(tile, lse);
+  }
+  // Queries that see no key: O = 0, LSE = -inf.
+  __device__ __forceinline__ void store_nothing(const Tile& tile) {
+    wait_q();
+    uint4* stage = reinterpret_cast<uint4*>(shared.Q[rank]);
+    for (int i = threadIdx.x % WARPGROUP; i < (int)sizeof(shared.Q[rank]) / 16; i += WARPGROUP) stage[i] = make_uint4(0, 0, 0, 0);
+    const float lse[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+    send(tile, lse);
+  }
+  __device__ __forceinline__ void send(const Tile& tile, const float (&lse)[2]) {
+    const Params& p = problem.p;
+    const bool leader = threadIdx.x % WARPGROUP == 0;
+    fence_async();
+    barrier_sync(EPILOGUE_BARRIER + rank, WARPGROUP);
+    if (leader) {
+#pragma unroll
+      for (int c = 0; c < PANELS; ++c)
+        tma_store(problem.o, shared.Q[rank] + c * ROWS * ROW_BYTES, c * PANEL, row, tile.head, tile.batch);
+      tma_commit();
+    }
+    if (lane_id() % 4 == 0) {
+      const int mine = row + threadIdx.x % WARPGROUP / 32 * 16 + lane_id() / 4;
+      float* to = p.lse + ((long long)tile.batch * p.heads + tile.head) * p.seqlen_q + mine;
+      if (mine < p.seqlen_q) to[0] = lse[0];
+      if (mine + 8 < p.seqlen_q) to[8] = lse[1];
+    }
+    if (leader) {
+      tma_wait_read();
+      mbarrier_arrive(&shared.q[rank].empty[0]);
+    }
+    trace.stamp(Label::STORE, 0);
+  }
+};
+
+__device__ __forceinline__ void produce(Producer& load, const Tile& tile);
+__device__ __forceinline__ void consume(Consumer& wg, const Tile& tile);
+
+// The next number of a queue in memory.
+__device__ __forceinline__ int draw(int* queue) {
+  int number = 0;
+  if (lane_id() == 0) number = atomicAdd(queue, 1);
+  return uniform(number);
+}
+
+__device__ __forceinline__ void run_producer(Producer& load) {
+  const Params& p = load.problem.p;
+  const int total = Work::count(p), ctas = gridDim.x / CLUSTER;
+  int index = blockIdx.x / CLUSTER;
+  for (; index < total; ++load.tiles) {
+    const Tile tile = Work::locate(index, p);
+    index = Work::QUEUED ? ctas + draw(p.queue) : index + ctas;
+    load.shared.work.announce(load.tiles, tile);
+    load.begin(tile);
+    if (tile.blocks > 0)
+      produce(load, tile);
+    else
+      load.load_q(tile);
+    load.base += tile.blocks;
+  }
+  load.shared.work.announce(load.tiles, Tile{0, 0, 0, -1});
+  if (Work::QUEUED && draw(p.queue + 1) == (int)gridDim.x - 1 && elected()) {  // every CTA has drawn its last: as before the launch
+    p.queue[0] = 0;
+    p.queue[1] = 0;
+  }
+}
+
+__device__ __forceinline__ void run_consumer(Consumer& wg) {
+  wg.turn.start();
+  for (;; ++wg.tiles) {
+    const Tile tile = wg.shared.work.read(wg.tiles);
+    if (tile.blocks < 0) break;
+    wg.begin(tile);
+    if (tile.blocks > 0) {
+      consume(wg, tile);
+      wg.store(tile);
+    } else {
+      wg.store_nothing(tile);
+    }
+    wg.base += tile.blocks;
+  }
+}
+
+// What the CTA is launched with, 168 x 384 or 128 x 512, dealt out anew: a register more and setmaxnreg waits for ever.
+constexpr int PRODUCER_REGISTERS = CONSUMERS == 3 ? 32 : 24;
+constexpr int CONSUMER_REGISTERS = CONSUMERS == 3 ? 160 : 240;
+constexpr int ENTRY_REGISTERS = 65536 / THREADS / 8 * 8;
+static_assert(PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= ENTRY_REGISTERS * (1 + CONSUMERS), "more registers than the CTA has");
+
+__device__ __forceinline__ void attention(const Problem& problem) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const int warpgroup = uniform(threadIdx.x / WARPGROUP);
+  if (threadIdx.x == 0) {
+    tma_prefetch(problem.q), tma_prefetch(problem.k), tma_prefetch(problem.v), tma_prefetch(problem.o);
+    for (int wg = 0; wg < CONSUMERS; ++wg) shared.q[wg].init(1);
+    shared.k.init(4 * CONSUMERS * CLUSTER);
+    shared.v.init(4 * CONSUMERS * CLUSTER);
+    shared.work.init(4 * CONSUMERS);
+    mbarrier_init_fence();
+  }
+  if constexpr (CLUSTER > 1) cluster_sync();
+  else __syncthreads();
+
+  if (warpgroup == 0) {
+    fewer_registers<PRODUCER_REGISTERS>();
+    if (threadIdx.x < 32) {
+      Producer load{shared, problem, Trace(problem.p.trace, 0)};
+      run_producer(load);
+    }
+  } else {
+    more_registers<CONSUMER_REGISTERS>();
+    const int rank = warpgroup - 1;
+    Consumer wg{shared, problem, rank, Trace(problem.p.trace, 1 + rank), Baton{rank}};
+    run_consumer(wg);
+  }
+  if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still arrive at its barriers
+}
+
+extern "C" {
+__constant__ int attention_smem_bytes = sizeof(Shared);
+}
+
+#define ATTENTION_FORWARD                                                                                                          \
+  extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                                         \
+      attention_forward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, \
+                        const __grid_constant__ TensorMap o, const __grid_constant__ Params p) {                                   \
+    attention(Problem{q, k, v, o, p});                                                                                             \
+  }

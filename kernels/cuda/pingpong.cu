@@ -1,0 +1,32 @@
+// Pingpong (FlashAttention-3 section 3.1): one warpgroup's softmax hides under the other's GEMMs. Beside warp_specialized.cu the
+// baton is the idea: a warpgroup holds the turn from its second GEMM of one block to its first GEMM of the next.
+#include "attention.cuh"
+
+__device__ __forceinline__ void produce(Producer& load, const Tile& tile) {
+  load.load_q(tile);
+  for (int j = 0; j < tile.blocks; ++j) {
+    load.load_k(tile, j);
+    load.load_v(tile, j);
+  }
+}
+
+__device__ __forceinline__ void consume(Consumer& wg, const Tile& tile) {
+  wg.wait_q();
+  wg.turn.take();
+  for (int j = 0; j < tile.blocks; ++j) {
+    wg.issue_scores(j);
+    wg.turn.give();  // the tensor cores are yours; I do softmax
+    wg.wait_scores<0>(j);
+    wg.free_k(j);
+    wg.softmax(tile, j);
+    wg.convert_p();
+    wg.rescale_o();
+    wg.turn.take();
+    wg.issue_values(j);
+    wg.wait_values<0>(j);
+    wg.free_v(j);
+  }
+  wg.turn.give();
+}
+
+ATTENTION_FORWARD
