@@ -181,3 +181,10 @@ def test_the_tile_tables_cover_every_head_dim():
             backward = tiles.backward_tile(head_dim, causal, interpreted=False)
             for walk in (backward.keys_and_values, backward.queries):
                 assert fa2_backward.PADDING % walk.block_m == 0
+
+
+def test_a_grid_has_one_axis():
+    """The second and third end at 65535, which batch times heads may pass; the first at 2^31 - 1."""
+    for module in (standard, fa1, fa2, fa2_backward):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        assert "program_id(0)" in source and "program_id(1)" not in source and "program_id(2)" not in source

@@ -29,9 +29,11 @@ def _prepare(
     ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_DLSE: tl.constexpr,
 ):  # fmt: skip
     """delta = rowsum(dO * O) - dLSE, and LSE in base 2; rows that do not exist or see no key get LSE +inf: P = 0."""
-    first_row = tl.program_id(0) * ROWS
-    batch = tl.program_id(1) // heads
-    head = tl.program_id(1) % heads
+    row_tiles = tl.cdiv(padded, ROWS)
+    first_row = tl.program_id(0) % row_tiles * ROWS
+    head_index = tl.program_id(0) // row_tiles
+    batch = head_index // heads
+    head = head_index % heads
     row = first_row + tl.arange(0, ROWS)
     inside = row < seqlen_q
     output = load_tile(
@@ -49,7 +51,7 @@ def _prepare(
     pointers = lse + entry * lse_stride_b + index * lse_stride_h + row * lse_stride_s
     natural = tl.load(pointers, mask=inside, other=float("inf"))
     natural = tl.where(natural == float("-inf"), float("inf"), natural)
-    target = tl.cast(tl.program_id(1), tl.int64) * padded + row
+    target = tl.cast(head_index, tl.int64) * padded + row
     tl.store(lse2 + target, natural * LOG2_E)
     tl.store(delta + target, share)
 
@@ -248,11 +250,13 @@ def _finish_queries(
     ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """dQ = scale * the fp32 sum, in dQ's dtype."""
-    first_row = tl.program_id(0) * ROWS
-    row = tl.cast(tl.program_id(1), tl.int64) * padded + first_row + tl.arange(0, ROWS)
+    row_tiles = tl.cdiv(padded, ROWS)
+    first_row = tl.program_id(0) % row_tiles * ROWS
+    head_index = tl.program_id(0) // row_tiles
+    row = tl.cast(head_index, tl.int64) * padded + first_row + tl.arange(0, ROWS)
     tile = tl.load(added + row[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])
     store_tile(
-        dq, tile * scale, tl.program_id(1) // heads, tl.program_id(1) % heads, first_row, seqlen_q,
+        dq, tile * scale, head_index // heads, head_index % heads, first_row, seqlen_q,
         dq_stride_b, dq_stride_s, dq_stride_h, dq_stride_d, ROWS, HEAD_DIM,
     )  # fmt: skip
 
@@ -292,7 +296,7 @@ def backward(
     padded = triton.cdiv(seqlen_q, PADDING) * PADDING
     lse2, delta = torch.empty(2, batch * heads, padded, dtype=torch.float32, device=q.device)
     rows = 16 if INTERPRETED else 64
-    every_row = (triton.cdiv(padded, rows), batch * heads)
+    every_row = (triton.cdiv(padded, rows) * batch * heads,)
     slopes = lse if dlse is None else dlse
     _prepare[every_row](
         o, do, lse, slopes, lse2, delta, heads, seqlen_q, padded,

@@ -2,6 +2,9 @@
 
 The schedule is `simulator/schedules/standard.py`. S travels in fp32, because large logits overflow fp16 and round away in
 bf16; P travels in the inputs' dtype. A causal mask saves nothing here but the reading of what it hides.
+
+Bytes: the simulator counts 2 for an element of S, as the papers' standard attention moves it. This kernel moves 4 at each
+writing and reading of S, so a measured run has more bytes than the predicted one, and no fp16 score can overflow.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ def _scores(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """S = scale * log2(e) * Q K^T, one program per tile of S, -inf where the mask hides a key."""
-    row = tl.program_id(0) * BLOCK_M
-    key = tl.program_id(1) * BLOCK_N
-    index = tl.program_id(2)
+    row_tiles = tl.cdiv(seqlen_q, BLOCK_M)
+    key_tiles = tl.cdiv(seqlen_k, BLOCK_N)
+    row = tl.program_id(0) % row_tiles * BLOCK_M
+    key = tl.program_id(0) // row_tiles % key_tiles * BLOCK_N
+    index = tl.program_id(0) // row_tiles // key_tiles
     head = index % heads
     queries = load_tile(
         q, index // heads, head, row, seqlen_q, q_stride_b, q_stride_s, q_stride_h, q_stride_d,
@@ -49,8 +54,8 @@ def _softmax(
     s, p, lse, heads, seqlen_q, seqlen_k, lse_stride_b, lse_stride_h, lse_stride_s, BLOCK_N: tl.constexpr
 ):  # fmt: skip
     """P = softmax(S), one program per row, three readings of S: maximum, sum, probabilities."""
-    row = tl.program_id(0)
-    index = tl.cast(tl.program_id(1), tl.int64)
+    row = tl.program_id(0) % seqlen_q
+    index = tl.cast(tl.program_id(0) // seqlen_q, tl.int64)
     line = (index * seqlen_q + row) * seqlen_k
     column = tl.arange(0, BLOCK_N)
 
@@ -84,8 +89,9 @@ def _values(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """O = P V, one program per tile of O rows."""
-    row = tl.program_id(0) * BLOCK_M
-    index = tl.program_id(1)
+    row_tiles = tl.cdiv(seqlen_q, BLOCK_M)
+    row = tl.program_id(0) % row_tiles * BLOCK_M
+    index = tl.program_id(0) // row_tiles
     head = index % heads
     rows = row + tl.arange(0, BLOCK_M)
     line = tl.cast(index, tl.int64) * seqlen_q + rows
@@ -127,14 +133,14 @@ def forward(
     sharing = heads // max(1, kv_heads)
     row_tiles = triton.cdiv(seqlen_q, tile.block_m)
     if seqlen_k:
-        _scores[(row_tiles, triton.cdiv(seqlen_k, tile.block_n), batch * heads)](
+        _scores[(row_tiles * triton.cdiv(seqlen_k, tile.block_n) * batch * heads,)](
             q, k, s, softmax_scale * LOG2_E.value, heads, sharing, seqlen_q, seqlen_k, *q.stride(), *k.stride(),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, CAUSAL=causal, **tile.options(),
         )  # fmt: skip
-    _softmax[(seqlen_q, batch * heads)](
+    _softmax[(seqlen_q * batch * heads,)](
         s, p, lse, heads, seqlen_q, seqlen_k, *lse.stride(), BLOCK_N=64 if INTERPRETED else 1024, num_warps=4
     )
-    _values[(row_tiles, batch * heads)](
+    _values[(row_tiles * batch * heads,)](
         p, v, o, heads, sharing, seqlen_q, seqlen_k, *v.stride(), *o.stride(),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, **tile.options(),
     )  # fmt: skip
