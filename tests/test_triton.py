@@ -20,7 +20,14 @@ import torch  # noqa: E402
 from fasim.kernels import reference  # noqa: E402
 from fasim.kernels.triton import fa1, fa2, fa2_backward, loads, standard, tiles  # noqa: E402
 
-FORWARD = {"standard": standard.forward, "fa1": fa1.forward, "fa2": fa2.forward}
+
+def overlapped(q, k, v, scale, causal=False, **given):
+    """fa2 with P V of one block under the softmax of the next, whatever the table says."""
+    tile = tiles.forward_tile(q.shape[-1], causal, env.DEVICE == "cpu", described=loads.can_describe(q, k, v))
+    return fa2.forward(q, k, v, scale, causal, tile=dataclasses.replace(tile, overlapped=True), **given)
+
+
+FORWARD = {"standard": standard.forward, "fa1": fa1.forward, "fa2": fa2.forward, "fa2-overlapped": overlapped}
 ROUNDING = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Relative error of a result whose operands and output are rounded to the dtype once each."""
 

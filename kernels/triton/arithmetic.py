@@ -22,3 +22,12 @@ def product(a, b):
 def gemm(a, b, acc):
     """acc + a b, as `product`."""
     return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee") if INTERPRETED else tl.dot(a, b, acc)
+
+
+@triton.jit
+def in_registers(operand):
+    """The same 16-bit tensor, as the left operand of a GEMM. Triton stages a left operand that a loop carries in shared memory
+    and waits for such a GEMM at once; one that arithmetic has just made stays in registers and the GEMM runs on."""
+    if INTERPRETED:
+        return operand
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [operand], dtype=operand.dtype, is_pure=True, pack=2)

@@ -1,6 +1,6 @@
 """How a kernel reaches a (B, S, H, D) tensor of any strides: by tensor descriptor (TMA) or by pointers.
 
-Both give the same tile: rows past the end of the sequence read as zero, and are not written.
+Both give the same tile: rows before the sequence or past its end read as zero, and are not written.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ def load_tile(
     TMA: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """A (ROWS, COLUMNS) tile; RAGGED where some of its rows may lie at or past `end`."""
+    """A (ROWS, COLUMNS) tile; RAGGED where some of its rows may lie at or past `end`, or before 0."""
     if TMA:
         tile = source.load([batch, head, row, 0]).reshape(ROWS, COLUMNS)
     else:
         pointers = tile_pointers(source, batch, head, row, stride_b, stride_s, stride_h, stride_d, ROWS, COLUMNS)
-        inside = (row + tl.arange(0, ROWS) < end)[:, None]
+        rows = row + tl.arange(0, ROWS)
+        inside = ((rows >= 0) & (rows < end))[:, None]
         tile = tl.load(pointers, mask=inside, other=0.0) if RAGGED else tl.load(pointers)
     return tile
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class TritonTile:
     """How one kernel is compiled: rows of Q and of K/V per step, warps per program, pipeline stages.
 
-    `tensor_descriptors` loads through TMA where the tensors allow it (Hopper, contiguous D, 16-byte strides).
+    `tensor_descriptors` loads through TMA where the tensors allow it (Hopper, contiguous D, 16-byte strides). `overlapped`
+    is for the forward: P V of one block is issued before the softmax of the next.
     """
 
     block_m: int
@@ -17,6 +18,7 @@ class TritonTile:
     num_warps: int
     num_stages: int
     tensor_descriptors: bool = True
+    overlapped: bool = False
 
     def options(self) -> dict[str, int]:
         """What Triton's launcher calls them."""
@@ -43,8 +45,8 @@ FORWARD = {
     # head_dim, mask: m, n, warps, stages
     (64, "full"): _T(128, 128, 4, 3),  # 8 warps lose a fifth: one program per SM, nothing runs under its softmax
     (64, "causal"): _T(64, 128, 4, 3),  # half the rows waste less of the diagonal
-    (128, "full"): _T(128, 64, 4, 2),  # 96 KiB: two programs per SM take turns; a third stage leaves room for one
-    (128, "causal"): _T(128, 64, 4, 2),  # 64 rows are as fast at full length and slower on the diagonal
+    (128, "full"): _T(128, 128, 8, 3, overlapped=True),  # one program per SM, P V under its own softmax
+    (128, "causal"): _T(64, 64, 4, 3, overlapped=True),  # two programs per SM; half the rows waste less of the diagonal
     (256, "full"): _T(128, 64, 8, 2),  # O alone is 128 registers at 8 warps; 128 keys leave no second stage
     (256, "causal"): _T(128, 64, 8, 2),  # as full
 }
@@ -59,16 +61,22 @@ BACKWARD = {
     (256, "causal"): BackwardTile(_T(32, 64, 8, 2), _T(64, 64, 4, 2)),  # half the rows waste less of the diagonal
 }
 
+FORWARD_BY_POINTERS = FORWARD | {
+    # 160 KiB; addresses take registers, and 4 warps then spill
+    (128, "full"): _T(128, 128, 8, 2, tensor_descriptors=False),
+    (128, "causal"): _T(128, 128, 8, 2, tensor_descriptors=False),
+}
+
 SMALL = _T(16, 16, 1, 1, tensor_descriptors=False)
 SMALL_BACKWARD = BackwardTile(SMALL, SMALL, tensor_descriptors=False)
 """Under the interpreter speed is no matter: small tiles meet more edges in small tensors."""
 
 
-def forward_tile(head_dim: int, causal: bool, interpreted: bool) -> TritonTile:
-    """The tile of the FlashAttention-2 forward."""
+def forward_tile(head_dim: int, causal: bool, interpreted: bool, described: bool = True) -> TritonTile:
+    """The tile of the FlashAttention-2 forward; `described` where TMA can address the tensors."""
     if interpreted:
         return SMALL
-    return FORWARD[head_dim, _mask(causal)]
+    return (FORWARD if described else FORWARD_BY_POINTERS)[head_dim, _mask(causal)]
 
 
 def backward_tile(head_dim: int, causal: bool, interpreted: bool) -> BackwardTile:
