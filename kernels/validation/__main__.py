@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 from ...simulator.errors import UsageError
@@ -82,7 +83,7 @@ def _write(path: Path, value: dict) -> None:
 
 
 def _exercise(name: str, dtype: str, seed: int) -> int:
-    """Forward and backward, full and causal, ragged lengths and GQA, on the GPU."""
+    """Forward and backward, full and causal, ragged lengths and GQA, two head dims, on the GPU."""
     import torch
 
     from .bench import Bench
@@ -92,10 +93,9 @@ def _exercise(name: str, dtype: str, seed: int) -> int:
     from .subjects import resolve
 
     bench = Bench(resolve(name), torch.device("cuda"), DTYPES[dtype], seed, quick=True, group="sanitize")
-    for rows, keys, causal, kv_heads in ((129, 129, True, 2), (64, 200, False, 1)):
-        case = Case(
-            name=f"{rows} x {keys}", seqlen_q=rows, seqlen_k=keys, head_dim=bench.head_dims[0], causal=causal, kv_heads=kv_heads
-        )
+    sizes = ((129, 129, True, 2), (64, 420, False, 1))
+    for head_dim, (rows, keys, causal, kv_heads) in product(bench.subject.head_dims[:2], sizes):
+        case = Case(name=f"{rows} x {keys}", seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, causal=causal, kv_heads=kv_heads)
         try:
             q, k, v = bench.tensors(case)
             bench.call(q, k, v, case)
