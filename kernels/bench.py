@@ -36,7 +36,7 @@ HIDDEN = 2048
 """Batch times length, and heads times head_dim, of every case: the papers' setting."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2-pytorch": SDPBackend.FLASH_ATTENTION}
-ROUNDS = 6
+ROUNDS = 20
 BURST_S = 0.06
 BUFFERS = 3
 FLOPS_BACKWARD = 2.5
