@@ -13,6 +13,7 @@ import json
 import types
 import typing
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from .files import write_whole
 
 SCHEMA, VERSION = "fasim.recorded-run", 1
 SUFFIXES = (".run.json", ".run.json.gz")
+RECORDED = Path(__file__).parent / "recorded" / "runs"
+"""The runs that come with the source."""
 
 
 def save(run: Run, path: Path) -> None:
@@ -67,7 +70,22 @@ def load_folder(folder: Path) -> dict[str, Run]:
     found = {path.name: path for path in folder.iterdir() if path.name.endswith(SUFFIXES)}
     if not found:
         raise UsageError(f"folder {folder} holds no run (files that end in {' or '.join(SUFFIXES)})")
-    return {name.removesuffix(".gz").removesuffix(".run.json"): load(found[name]) for name in sorted(found)}
+    return {_stem(name): load(found[name]) for name in sorted(found)}
+
+
+def load_paths(paths: Sequence[Path]) -> dict[str, Run]:
+    """The runs of files and folders, by name. Raises UsageError as `load` and `load_folder` do."""
+    found: dict[str, Run] = {}
+    for path in paths:
+        if path.is_dir():
+            found |= load_folder(path)
+        else:
+            found[_stem(path.name)] = load(path)
+    return found
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".gz").removesuffix(".run.json")
 
 
 def file_name(run: Run) -> str:
