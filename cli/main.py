@@ -13,6 +13,9 @@ from cyclopts import App, CycloptsError
 from .. import __version__
 from ..simulator.errors import UsageError
 from . import commands
+from .compare import compare
+from .doctor import doctor
+from .measure import measure
 
 OK, CHECK_FAILED, USAGE, NO_TOOL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -33,6 +36,9 @@ for _place, _command in enumerate(
         commands.devices,
         commands.disasm,
         commands.validate,
+        measure,
+        compare,
+        doctor,
         commands.kernels,
     )
 ):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..simulator.errors import UsageError
 from ..traces.files import write_whole
 
 if TYPE_CHECKING:
@@ -63,3 +64,11 @@ def write_file(path: Path, text: str) -> None:
     Raises UsageError, one sentence, where the folder or the file cannot be written.
     """
     write_whole(path, text.encode())
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder where there is none. Raises UsageError, one sentence, where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot create folder {path}: {error.strerror or error}") from error
