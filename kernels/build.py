@@ -13,6 +13,7 @@ import os
 import re
 import struct
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,6 +30,7 @@ SMEM_SYMBOL = "attention_smem_bytes"
 """The constant by which a source says how much dynamic shared memory its launch needs."""
 _FORMAT = 1  # of the report; raising it leaves old entries unread
 _ERRORS_SHOWN = 5
+_importing = threading.Lock()  # cuda.core cannot be imported by two threads at once
 
 
 class MissingCompiler(UsageError):
@@ -199,7 +201,8 @@ def _ask_version() -> str | None:
 
 def _compile(source: Source) -> tuple[bytes, str]:
     """(cubin, log) by NVRTC; raises CompileError."""
-    from cuda.core import Program, ProgramOptions
+    with _importing:
+        from cuda.core import Program, ProgramOptions
 
     log = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="fasim-") as folder:

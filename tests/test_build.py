@@ -215,3 +215,16 @@ def test_a_constant_is_read_from_the_cubin_and_an_unknown_one_is_none():
     cubin = build.build(SOURCE).cubin
     assert build.constant(cubin, build.SMEM_SYMBOL) == 64_000
     assert build.constant(cubin, "attention_smem") is None
+
+
+@needs_nvrtc
+def test_the_first_compilations_of_a_process_may_be_side_by_side(tmp_path):
+    """cuda.core, imported by two threads at once, gives one of them half a module."""
+    code = (
+        "from fasim.kernels import build\n"
+        "text = 'extern \"C\" __global__ void attention_forward() {}'\n"
+        "made = build.build_all([build.Source('side.cu', text, {}, {'N': i}) for i in range(8)])\n"
+        "raise SystemExit(0 if all(isinstance(each, build.Built) for each in made) else 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import re
 
 import numpy as np
 import pytest
@@ -10,27 +10,21 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fasim.kernels import ops  # noqa: E402
-from fasim.kernels.cuda import launch  # noqa: E402
+from fasim.kernels.cuda import config, launch  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
 from fasim.simulator.order import work_items  # noqa: E402
 from fasim.simulator.workload import Workload  # noqa: E402
 
 
-class Params(ctypes.Structure):
-    """struct Params of kernels/cuda, laid out by C's rules."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("lse", "queue", "trace")),
-        *((name, ctypes.c_int) for name in ("batch", "heads", "kv_heads", "seqlen_q", "seqlen_k", "m_tiles", "section")),
-        ("scale_log2", ctypes.c_float),
-    )
-
-
 def test_the_argument_block_has_the_layout_of_the_struct():
-    packed = launch.PARAMS.pack(*range(1, 11), 0.25)
-    assert len(packed) == ctypes.sizeof(Params)
-    read = Params.from_buffer_copy(packed)
-    assert [getattr(read, name) for name, _ in Params._fields_] == [*range(1, 11), 0.25]
+    """struct Params, read from the header by C's rules: every member naturally aligned."""
+    (body,) = re.findall(r"struct Params \{(.*?)\};", "".join(config.headers().values()), re.DOTALL)
+    codes = ""
+    for line in re.sub(r"//.*", "", body).split(";"):
+        if line.strip():
+            members = line.split(",")
+            codes += "P" * len(members) if "*" in line else ("f" if "float" in line else "i") * len(members)
+    assert launch.PARAMS.format == "@" + codes
 
 
 TENSORS = {
@@ -115,10 +109,6 @@ class Subclass(torch.Tensor):
 def test_whoever_watches_sees_the_operator():
     q = torch.zeros(1, 4, 1, 64).half()
     assert not ops._observed(q, q, q)
-    leaf = q.clone().requires_grad_()
-    assert ops._observed(leaf, q, q) and ops._observed(q, q, leaf)
-    with torch.no_grad():
-        assert not ops._observed(leaf, q, q)
     assert ops._observed(q, q.as_subclass(Subclass), q)
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
