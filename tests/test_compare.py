@@ -1,0 +1,287 @@
+"""Prediction and measurement side by side: errors, what counts, what is held out, what is said about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fasim.simulator.errors import UsageError
+from fasim.simulator.predict import predict
+from fasim.simulator.run import Bytes, Measurement, Run
+from fasim.simulator.tile import Tile
+from fasim.simulator.workload import Workload
+from fasim.traces import compare as book
+from fasim.traces import store
+
+WORK = Workload(1, 4, 1024)
+
+
+def measured(run: Run, implementation: str = "cuda", slower: float = 1.0, **taken) -> Run:
+    """A measured run that is as predicted, its cycles and its time multiplied by `slower`."""
+    total = Bytes(None, None, *(run.traffic.total(name) for name in ("l2_read", "l2_write", "hbm_read", "hbm_write")))
+    time_s = slower * run.cycles / run.sm_clock_hz
+    how = {"regime": "sustained", "l2": "cold"} | taken
+    return replace(
+        run,
+        origin="measured",
+        cycles=round(run.cycles * slower),
+        traffic=replace(run.traffic, by_tensor={"all": total}, smem_bytes=None),
+        lanes=(),
+        labels=(),
+        spans=run.spans[:0],
+        measurement=Measurement(
+            kernel=run.schedule, implementation=implementation, gpu="NVIDIA H200", driver="580", cuda="13.0", date="2026-11-21",
+            buffers=2, launch="stream", calls=100, time_s=time_s, time_p10_s=time_s, time_p90_s=time_s, **how,
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def predicted() -> Run:
+    return predict(WORK, schedule="pingpong", device="h200")
+
+
+def test_a_run_that_is_as_predicted_has_no_error(predicted):
+    found = book.compare(predicted, measured(predicted))
+    assert all(row.error == pytest.approx(0.0) for row in found.rows)
+    assert len(found.rows) == len(book.QUANTITIES) and found.counts
+
+
+def test_errors_are_relative_and_of_shares_in_points(predicted):
+    found = book.compare(predicted, measured(predicted, slower=1.25))
+    assert found.row("cycles").error == pytest.approx(-0.2, abs=1e-4)
+    assert found.row("time").error == pytest.approx(-0.2, abs=1e-4)
+    assert found.row("throughput").error == pytest.approx(0.25, abs=1e-4)
+    share = found.row("tensor cores")
+    assert share.error == pytest.approx(share.predicted - share.predicted / 1.25, abs=1e-4)
+
+
+def test_what_was_not_measured_has_no_error_and_does_not_enter_the_means(predicted):
+    run = measured(predicted)
+    run = replace(run, activity=replace(run.activity, tensor=None), traffic=replace(run.traffic, l2_hit_rate=None))
+    found = book.compare(predicted, run)
+    assert found.row("tensor cores").error is None and found.row("L2 hit rate").error is None
+    columns = {column.quantity.name: column for column in book.Report((found,)).columns()}
+    assert columns["tensor cores"].count == 0 and columns["tensor cores"].mape is None
+    assert columns["cycles"].count == 1
+
+
+def test_only_runs_of_ours_cold_and_sustained_count(predicted):
+    assert book.compare(predicted, measured(predicted)).counts
+    for other in (
+        measured(predicted, "triton"), measured(predicted, "pytorch"), measured(predicted, l2="warm"),
+        measured(predicted, regime="burst"), replace(measured(predicted), schedule="fa3"),
+    ):  # fmt: skip
+        assert not book.compare(predicted, other).counts
+
+
+def test_a_third_is_held_out_whatever_is_measured(predicted):
+    shapes = [Workload(1, 1 + i % 16, 128 * (1 + i // 16), 128) for i in range(240)]
+    held = [book.held_out(replace(measured(predicted), workload=each)) for each in shapes]
+    assert 60 <= sum(held) <= 100
+    again = measured(predicted, slower=3.0)
+    assert book.held_out(again) == book.held_out(measured(predicted))
+    frozen = {("fa3", 4096): True, ("fa3", 8448): False, ("pingpong", 4096): False}  # the split never moves
+    for (schedule, seqlen), expected in frozen.items():
+        assert book.held_out(replace(again, schedule=schedule, workload=Workload(4, 16, seqlen))) == expected
+
+
+def test_two_runs_that_do_not_belong_together_are_refused(predicted):
+    with pytest.raises(UsageError, match="predicted and a measured"):
+        book.compare(predicted, predicted)
+    with pytest.raises(UsageError, match="the prediction is of"):
+        book.compare(predicted, replace(measured(predicted), workload=Workload(1, 4, 2048)))
+
+
+# -- a folder ---
+
+
+def fake_predict(asked: list):
+    def answer(workload, schedule, device, tile):
+        asked.append((schedule, device, tile))
+        return predict(workload, schedule=schedule, device=device, tile=tile)
+
+    return answer
+
+
+def test_each_run_is_predicted_with_its_own_tile_and_on_its_own_device(predicted):
+    tile = Tile(128, 128, 2, 2)
+    asked: list = []
+    odd = replace(measured(predicted), workload=Workload(1, 4, 1100), tile=Tile(128, 128, 2, 2, 2))
+    book.compare_all({"a": replace(measured(predicted), tile=tile), "b": odd}, predict=fake_predict(asked))
+    assert asked == [("pingpong", "h200", tile), ("pingpong", "h200", tile)]  # 9 Q tiles do not pair up: no cluster
+
+
+def test_kernels_that_are_not_ours_stand_beside_the_nearest_schedule(predicted):
+    asked: list = []
+    others = {
+        "cudnn": replace(measured(predicted, "pytorch"), schedule="torch-cudnn", tile=None),
+        "triton": replace(measured(predicted, "triton"), schedule="fa2", tile=None),
+    }
+    report = book.compare_all(others, predict=fake_predict(asked))
+    assert [each[0] for each in asked] == ["fa3", "fa2"]
+    assert all(not each.counts and "not counted" in each.note for each in report.comparisons)
+    assert report.count("all") == 0 and report.count("others") == 2
+    theirs = {"mine": replace(measured(predicted, "callable"), schedule="my:f", tile=None)}
+    with pytest.raises(UsageError, match="--schedule"):
+        book.compare_all(theirs)
+    assert book.compare_all(theirs, schedule="fa3").comparisons[0].predicted.schedule == "fa3"
+
+
+def test_a_gpu_without_a_model_must_be_given_one(predicted):
+    with pytest.raises(UsageError, match="--device"):
+        book.compare_all({"a": replace(measured(predicted), device="NVIDIA GH200")})
+    with pytest.raises(UsageError, match="predicted; compare takes measured"):
+        book.compare_all({"a": predicted})
+
+
+def test_seen_and_unseen_are_scored_apart(predicted):
+    comparisons = [
+        replace(book.compare(predicted, measured(predicted, slower=slower), name), unseen=unseen)
+        for name, slower, unseen in (("a", 1.0, False), ("b", 1 / 0.9, False), ("c", 1 / 0.7, True))
+    ]
+    report = book.Report(tuple(comparisons))
+    error = {which: report.columns(which)[0] for which in ("all", "seen", "unseen")}
+    assert error["all"].mape == pytest.approx(0.4 / 3, abs=1e-3)
+    assert error["seen"].mape == pytest.approx(0.05, abs=1e-3) and error["seen"].worst_run == "b"
+    assert error["unseen"].mape == pytest.approx(0.3, abs=1e-3) and error["unseen"].count == 1
+    assert report.worst.name == "c"
+
+
+def test_schedules_are_ranked_as_on_the_hardware_where_they_differ():
+    runs = {name: predict(WORK, schedule=name, device="h200") for name in ("pingpong", "fa3", "warp-specialized")}
+    order = sorted(runs, key=lambda name: runs[name].cycles / runs[name].sm_clock_hz)
+    fast, middle, slow = (runs[name] for name in order)
+
+    def rank(*factors: float) -> book.Ranking:
+        pairs = zip((fast, middle, slow), factors, strict=True)
+        return book.rank([book.compare(run, measured(run, slower=factor)) for run, factor in pairs])
+
+    alike = rank(1.0, 1.0, 1.0)
+    assert alike.reversed == ()
+    turned = rank(2.0, 1.0, 1.0)
+    assert turned.pairs >= 2 and len(turned.reversed) == 2
+    assert order[0] in turned.reversed[0] and "predicted the other way" in turned.reversed[0]
+
+
+# -- what is said ---
+
+
+def test_the_explanation_names_waiting_where_the_work_is_the_same(predicted):
+    run = measured(predicted, slower=1.3)
+    found = book.compare(predicted, run)
+    assert found.largest.quantity.name == "cycles"
+    assert "same work" in found.explanation and "wait" in found.explanation
+    assert "Time is -23.1% off" in found.explanation
+
+
+def test_the_explanation_names_work_where_the_tensor_cores_do_more(predicted):
+    run = measured(predicted, slower=1.5)
+    run = replace(run, activity=replace(run.activity, tensor=run.activity.tensor + 0.5 * predicted.cycles * 132))
+    assert "tensor-core work" in book.compare(predicted, run).explanation
+
+
+def test_the_explanation_of_bytes_counts_in_compulsory_ones(predicted):
+    run = measured(predicted)
+    total = replace(run.traffic.by_tensor["all"], hbm_read=3 * WORK.compulsory_read_bytes)
+    found = book.compare(predicted, replace(run, traffic=replace(run.traffic, by_tensor={"all": total})))
+    assert "3.00 times measured" in found.explanation
+
+
+@pytest.mark.parametrize("name", ["SM clock", "L2 read", "L2 hit rate", "tensor cores", "MUFU", "issue slots"])
+def test_every_cause_has_its_sentence(predicted, name):
+    found = book.compare(predicted, measured(predicted, slower=1.1))
+    row = found.row(name)
+    assert book._REASONS[row.quantity.name](found)
+
+
+def test_without_counters_there_is_still_an_explanation_of_time(predicted):
+    run = measured(predicted, slower=1.2)
+    nothing = Bytes(None, None, None, None, None, None)
+    bare = replace(
+        run, power_w=None, activity=replace(run.activity, tensor=None, mufu=None, issue=None),
+        traffic=replace(run.traffic, by_tensor={"all": nothing}, l2_hit_rate=None),
+    )  # fmt: skip
+    assert "without counters" in book.compare(predicted, bare).explanation
+
+
+# -- the command ---
+
+
+@pytest.fixture
+def folder(tmp_path, predicted):
+    for run in (measured(predicted, slower=1.1), replace(measured(predicted, "pytorch"), schedule="torch-cudnn", tile=None)):
+        store.save(run, tmp_path / store.file_name(run))
+    return tmp_path
+
+
+def test_the_command_prints_errors_means_and_the_largest_disagreement(fasim, folder):
+    status, out, err = fasim("compare", str(folder))
+    assert (status, err) == (0, "")
+    assert "pingpong" in out and "not ours" in out and "-9.1 %" in out and "largest disagreement" in out
+    answer = json.loads(fasim("compare", str(folder), "--json")[1])
+    assert {run["counts"] for run in answer["runs"]} == {True, False}
+    assert set(answer["columns"]) == {"all", "seen", "unseen", "others"}
+    assert answer["columns"]["all"][0]["mape"] == pytest.approx(0.0909, abs=1e-3)
+
+
+def test_one_file_shows_every_quantity(fasim, folder):
+    (path,) = folder.glob("pingpong*")
+    status, out, _ = fasim("compare", str(path))
+    assert status == 0
+    assert all(quantity.name in out for quantity in book.QUANTITIES)
+
+
+def test_the_markdown_is_a_table_of_the_runs_that_count(fasim, folder):
+    lines = fasim("compare", str(folder), "--markdown")[1].splitlines()
+    assert lines[2].startswith("| cycles | 1 | 9.1 % | -9.1 % |")
+    assert lines[-1].startswith("1 runs of our kernels on NVIDIA H200, 2026-11-21")
+
+
+@pytest.mark.parametrize("tokens", [("nowhere",), (".",), ("broken.run.json",)])
+def test_what_cannot_be_compared_is_one_sentence(fasim, tmp_path, monkeypatch, tokens):
+    monkeypatch.chdir(tmp_path)
+    if tokens[0].startswith("broken"):
+        (tmp_path / tokens[0]).write_text('{"schema": "fasim.recorded-run/9"}')
+    status, out, err = fasim("compare", *tokens)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+# -- measure, without a GPU ---
+
+
+def test_measure_without_a_gpu_says_what_is_missing_and_exits_3(fasim):
+    torch = pytest.importorskip("torch", reason="without torch that is what is missing", exc_type=ImportError)
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    status, out, err = fasim("measure", "fa2", "--seqlen", "512")
+    assert (status, out) == (3, "") and err.startswith("fasim: measuring needs an NVIDIA GPU") and err.count("\n") == 1
+
+
+def test_measure_without_torch_says_what_to_install_and_exits_3(fasim, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
+    status, out, err = fasim("measure", "fa2", "--counters")
+    assert (status, out) == (3, "") and "pip install 'fasim[kernels]'" in err
+
+
+@pytest.mark.parametrize(
+    "tokens", [("measure",), ("measure", "fa2", "--plan", "p.toml"), ("measure", "--plan", "p.toml"),
+               ("measure", "--plan", "p.toml", "--out", "runs")],
+)  # fmt: skip
+def test_measure_with_contradictory_options_is_one_sentence(fasim, tmp_path, monkeypatch, tokens):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = fasim(*tokens)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["measure", "compare", "doctor"])
+def test_help_teaches(fasim, command):
+    status, out, err = fasim(command, "--help")
+    assert (status, err) == (0, "")
+    assert f"Example: fasim {command}" in out and "Theory:" in out
