@@ -73,8 +73,9 @@ def run_case(workload: Workload, kernels: Sequence[str], meter: bench.Meter, rou
     by_head = [tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in each) for each in sets] if "flex" in kernels else sets
     rows, calls, counts = {}, {}, {}
     for name in kernels:
-        rows[name] = {"pass": "forward", **workload.to_dict(), "kernel": name} | resources_of(name, workload)
+        rows[name] = {"pass": "forward", **workload.to_dict(), "kernel": name}
         try:
+            rows[name] |= resources_of(name, workload)
             call = bench.calls_of(name, case, by_head if name == "flex" else sets)
             error = rows[name]["relative_error"] = bench.error_of(call, case, sets[0])
             if not error <= TOLERANCE[workload.dtype]:
@@ -82,7 +83,7 @@ def run_case(workload: Workload, kernels: Sequence[str], meter: bench.Meter, rou
                 continue
             rows[name]["host_us"] = round(host_us(call), 1)
             times, _, _ = meter.burst(call, 2 * bench.BUFFERS)
-        except Exception as error:  # a peer that refuses a shape is a finding
+        except Exception as error:  # a peer that refuses a shape is a finding, and so is a kernel that does not compile
             rows[name]["refused"] = f"{type(error).__name__}: {error}"[:300]
             continue
         calls[name] = call
