@@ -400,7 +400,19 @@ def test_a_recorded_report_agrees_with_itself_and_says_where_it_comes_from(path)
             assert figures["max_error"] <= figures["max_error_allowed"] and figures["mean_error"] <= figures["mean_error_allowed"]
 
 
-def test_a_recorded_run_of_fa2_passes_in_both_dtypes():
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDED if path.stem.startswith("fa2-")]
+@pytest.mark.parametrize("kernel", ["standard", "fa1", "fa2"])
+def test_a_recorded_run_of_each_kernel_passes_in_both_dtypes(kernel):
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDED if path.stem.startswith(f"{kernel}-")]
     assert sorted(report["dtype"] for report in reports) == ["bf16", "fp16"]
     assert all(report["verdict"] == "pass" for report in reports)
+    for report in reports:
+        passed = {(check["group"], check["case"]) for check in report["checks"] if check["verdict"] == "pass"}
+        assert {("shapes", "batch x heads > 65535"), ("gradients", "batch x heads > 65535")} <= passed
+        assert report["dtype"] == "bf16" or {group for group, _ in passed} >= {"sanitize", *suite.GROUPS}
+
+
+def test_where_a_peer_fails_it_is_the_fault_that_the_readme_reproduces():
+    for path in RECORDED:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        failed = {check["case"] for check in report["checks"] if check["verdict"] == "fail"}
+        assert failed == ({"base off 16 bytes"} if report["subject"] in ("torch-cudnn", "torch-fa2") else set()), path.stem
