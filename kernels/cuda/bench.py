@@ -34,7 +34,6 @@ LENGTHS = {64: (1024, 4096, 16384), 128: (512, 1024, 2048, 4096, 8192, 16384), 2
 ABLATION = (4, 16, 8448)
 """Batch, heads and length of FlashAttention-3 Table 2, at head_dim 128, full."""
 PEERS = ("cudnn", "fa2-pytorch")
-ROUNDS = 8
 TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2}
 """Relative error of O above which a kernel is not timed; `fasim validate` judges finely."""
 PUBLISHED = {"FlashAttention-3 (source of 2026-08, CUDA 13.0)": "fa3", "cuDNN 9.19 through torch 2.11 SDPA": "cudnn"}
@@ -241,7 +240,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="fp16")
     parser.add_argument("--ablation", action="store_true", help="only the shape of FlashAttention-3's ablation")
     parser.add_argument("--flex", action="store_true", help="FlexAttention too; its autotuner takes a minute per shape")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each kernel in a case")
+    parser.add_argument("--rounds", type=int, default=bench.ROUNDS, help="turns of each kernel in a case")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     works = workloads(given.head_dims, given.seqlens, given.dtype)
