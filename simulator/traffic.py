@@ -74,7 +74,8 @@ def replay_traffic(
 ) -> tuple[Traffic, dict[str, float]]:
     """Bytes of one call (its kernels in sequence, L2 cold at the start), and the L2 hit rate of reads per tensor.
 
-    Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end. `smem_bytes` is left 0.
+    Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end, which `dirty_bytes` counts.
+    `smem_bytes` is left 0.
     """
     layout = _Layout(workload, launches, len(tensors))
     homes = device.l2_partitions
@@ -100,8 +101,9 @@ def replay_traffic(
             launch.cluster, launch.descending,
             block, links, capacity, used, oldest, counts,
         )  # fmt: skip
+    written = int(counts[:, _HBM + 1].sum())
     _flush(homes, block, links, counts)
-    return _report(counts, tensors, STRIPES * homes)
+    return _report(counts, tensors, STRIPES * homes, int(counts[:, _HBM + 1].sum()) - written)
 
 
 def stripe_bytes(device: Device) -> np.ndarray:
@@ -139,7 +141,9 @@ def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return np.stack([array[name] for name in names], axis=1).astype(np.int64)
 
 
-def _report(counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int) -> tuple[Traffic, dict[str, float]]:
+def _report(
+    counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int, flushed: int
+) -> tuple[Traffic, dict[str, float]]:
     hits = {
         tensor.name: 1.0 - int(row[_HBM]) / (shares * int(row[_L2]))
         for tensor, row in zip(tensors, counts, strict=True)
@@ -150,7 +154,7 @@ def _report(counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int) ->
     counts = counts.copy()
     counts[:, _HBM:] = -(-counts[:, _HBM:] // shares)
     by_tensor = {t.name: Bytes(*(int(value) for value in row)) for t, row in zip(tensors, counts, strict=True)}
-    return Traffic(by_tensor, hit_rate), hits
+    return Traffic(by_tensor, hit_rate, dirty_bytes=flushed // shares), hits
 
 
 def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:

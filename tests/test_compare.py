@@ -68,6 +68,17 @@ def test_what_was_not_measured_has_no_error_and_does_not_enter_the_means(predict
     assert columns["cycles"].count == 1
 
 
+def test_writes_are_compared_up_to_the_end_of_the_kernel_as_counters_see_them(predicted):
+    """O of a small problem stays dirty in L2: no counter sees it written, and the model says as much."""
+    assert predicted.traffic.dirty_bytes == predicted.traffic.total("hbm_write") > 0
+    run = measured(predicted)
+    none = replace(run.traffic.by_tensor["all"], hbm_write=0)
+    found = book.compare(predicted, replace(run, traffic=replace(run.traffic, by_tensor={"all": none}, dirty_bytes=None)))
+    assert found.row("HBM written").predicted == 0 and found.row("HBM written").error == 0.0
+    large = predict(Workload(4, 16, 4096), schedule="pingpong", device="h200").traffic
+    assert 0 < large.dirty_bytes < 30 << 20 < large.total("hbm_write")
+
+
 def test_only_runs_of_ours_cold_and_sustained_count(predicted):
     assert book.compare(predicted, measured(predicted)).counts
     for other in (

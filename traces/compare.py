@@ -43,13 +43,19 @@ class Quantity:
         return self.unit == ""
 
 
+def _written(run: Run) -> float | None:
+    """HBM writes up to the end of the last kernel, which is as far as counters see: what is dirty in L2 then comes later."""
+    written = run.traffic.total("hbm_write")
+    return None if written is None else written - (run.traffic.dirty_bytes or 0)
+
+
 QUANTITIES = (
     Quantity("cycles", "cycles", lambda run: run.cycles),
     Quantity("SM clock", "Hz", lambda run: run.sm_clock_hz),
     Quantity("time", "s", metrics.time_s),
     Quantity("throughput", "FLOP/s", lambda run: metrics.tflops(run) * 1e12),
     Quantity("HBM read", "B", lambda run: run.traffic.total("hbm_read")),
-    Quantity("HBM written", "B", lambda run: run.traffic.total("hbm_write")),
+    Quantity("HBM written", "B", _written),
     Quantity("L2 read", "B", lambda run: run.traffic.total("l2_read")),
     Quantity("L2 written", "B", lambda run: run.traffic.total("l2_write")),
     Quantity("L2 hit rate", "", lambda run: run.traffic.l2_hit_rate),
@@ -77,7 +83,9 @@ class Row:
             return None
         if self.quantity.is_share:
             return self.predicted - self.measured
-        return self.predicted / self.measured - 1 if self.measured else None
+        if self.measured == 0:
+            return 0.0 if self.predicted == 0 else None
+        return self.predicted / self.measured - 1
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,6 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
         run,
         cycles=cycles,
         activity=Activity(sms, busy(TENSOR), busy(MUFU), busy(ISSUE), busy(FMA), busy(ALU)),
-        traffic=Traffic({"all": moved}, hits, None),
+        traffic=Traffic({"all": moved}, hits, None, None),
         measurement=taken,
     )
