@@ -1,7 +1,7 @@
 """Measure: run a kernel on the GPU and return a Run with origin "measured".
 
 Calls follow one another on one stream, over random normal inputs; every call lies between two CUDA events. Of a train of
-calls that starts on an idle GPU, the first 30 ms are the "burst" regime and the last half second the "sustained" one, in
+calls that starts on an idle GPU, the first 30 ms are the "burst" regime and the last second the "sustained" one, in
 which the power limit has settled (kernels/calibrate/NOTES.md, clock and power). The clock is what the SMs count
 (clock_probe.py); NVML's power and energy are read between batches of calls while others are queued. L2 is "cold" where
 the inputs of consecutive calls rotate through several times L2, "warm" where every call reads the same. Where launching
@@ -218,7 +218,7 @@ class Bench:
         counted = [look.clock_hz for look in looks if look.clock_hz is not None]
         asked = [look.sample.clock_hz for look in looks]
         clocks = sorted(counted or asked)
-        clock_hz = statistics.fmean(clocks)
+        clock_hz = statistics.median(clocks)
         powers = [look.sample.power_w for look in looks if look.sample.power_w is not None]
         found = self.gpu.properties
         taken = Measurement(
@@ -256,7 +256,7 @@ class Bench:
             sm_clock_hz=clock_hz,
             power_w=statistics.median(powers) if powers else None,
             activity=Activity(found.multi_processor_count, None, None, None, None, None),
-            traffic=Traffic({"all": Bytes(None, None, None, None, None, None)}, None, None),
+            traffic=Traffic({"all": Bytes(None, None, None, None, None, None)}, None, None, None),
             bottleneck=Bottleneck("unknown", "a measured run is explained beside its prediction"),
             measurement=taken,
         )

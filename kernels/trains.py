@@ -15,8 +15,8 @@ from .clock_probe import ClockProbe
 from .validation.check import MissingTool
 
 IDLE_S, BURST_S = 0.2, 0.03
-SETTLE_S, WINDOW_S = 0.5, 0.5
-"""A sustained train runs SETTLE_S before the WINDOW_S that counts."""
+SETTLE_S, WINDOW_S = 0.5, 1.0
+"""A sustained train runs SETTLE_S before the WINDOW_S that counts: at its limit the board swings about once a second."""
 BURSTS = 6
 QUEUED_S = 0.01
 """Work enqueued between two looks at the board."""

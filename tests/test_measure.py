@@ -85,10 +85,10 @@ def test_a_broken_plan_is_one_sentence_that_names_it(tmp_path, text):
 
 
 def test_a_train_tells_burst_from_settled_and_energy_from_the_counter():
-    begins = [0.01 * i for i in range(100)]
+    begins = [0.01 * i for i in range(200)]
     seconds = [0.008 if begin < 0.03 else 0.01 for begin in begins]
-    looks = [Look(i / 10, Sample(i / 10, 1.98e9, 700.0, 650.0 * i / 10), (1.9 if i < 4 else 1.5) * 1e9) for i in range(10)]
-    train = Train(seconds, begins, looks, Sample(1.0, 1.98e9, 700.0, 650.0))
+    looks = [Look(i / 10, Sample(i / 10, 1.98e9, 700.0, 650.0 * i / 10), (1.9 if i < 8 else 1.5) * 1e9) for i in range(20)]
+    train = Train(seconds, begins, looks, Sample(2.0, 1.98e9, 700.0, 1300.0))
     assert train.within(0.0, 0.03) == [0.008] * 3
     assert len(train.within(train.window_s)) == pytest.approx(WINDOW_S / 0.01, abs=1)
     assert {look.clock_hz for look in train.looks_within(train.window_s)} == {1.5e9}
@@ -132,7 +132,7 @@ class MadeUpGpu:
         return MadeUpEvent(self.now)
 
     def graph(self, call, count):
-        raise AssertionError("a kernel of 50 ms needs no graph")
+        return None  # cannot be captured
 
 
 class MadeUpEvent:
