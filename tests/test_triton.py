@@ -105,14 +105,17 @@ def test_length_zero(schedule, shape):
 
 
 @pytest.mark.parametrize("schedule", FORWARD)
-def test_any_strides(schedule):
-    q, k, v, do = env.inputs(2, 2, 2, 19, 21, 64)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_any_strides(schedule, head_dim):
+    q, k, v, do = env.inputs(2, 2, 2, 19, 21, head_dim)
     dense = FORWARD[schedule](q, k, v, 0.125, True)
     by_head = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, do)]
     by_column = [x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v, do)]
     for queries, keys, values, gradient in (by_head, by_column):
         o, lse = FORWARD[schedule](queries, keys, values, 0.125, True)
-        assert torch.equal(o, dense[0]) and torch.equal(lse, dense[1])
+        # On a GPU other strides mean another tile, and so another order of addition.
+        torch.testing.assert_close(o, dense[0], rtol=0, atol=0 if env.DEVICE == "cpu" else 1e-3)
+        torch.testing.assert_close(lse, dense[1], rtol=0, atol=0 if env.DEVICE == "cpu" else 1e-5)
         if schedule == "fa2":
             for got, want in zip(
                 fa2_backward.backward(gradient, queries, keys, values, o, lse, 0.125, True),
