@@ -19,7 +19,7 @@ static_assert(SHARED_ROWS % 8 == 0, "a CTA's share of a block is whole swizzle g
 static_assert(CONSUMERS <= 3, "named barriers are numbered for three consumers");
 
 struct Shared {
-  alignas(1024) unsigned char Q[CONSUMERS][ROWS * HEAD_DIM * 2];  // O is staged over a warpgroup's own Q
+  alignas(1024) unsigned char Q[CONSUMERS][ROWS * HEAD_DIM * 2];
   alignas(1024) unsigned char K[STAGES][BLOCK_N * HEAD_DIM * 2];
   alignas(1024) unsigned char V[STAGES][BLOCK_N * HEAD_DIM * 2];
   Ring<1> q[CONSUMERS];
@@ -28,7 +28,7 @@ struct Shared {
 };
 
 struct Problem {
-  const TensorMap &q, &k, &v, &o;
+  const TensorMap &q, &k, &v;
   const Params& p;
 };
 
@@ -49,7 +49,7 @@ struct Producer {
       ring.wait_free(tiles);
       if (elected()) {
         mbarrier_expect(ring.full_of(tiles), sizeof(shared.Q[wg]));
-#pragma unroll
+#pragma unroll 1
         for (int c = 0; c < PANELS; ++c)
           tma_load(shared.Q[wg] + c * ROWS * ROW_BYTES, problem.q, ring.full_of(tiles), c * PANEL, tile.m * BLOCK_M + wg * ROWS,
                    tile.head, tile.batch);
@@ -72,7 +72,7 @@ struct Producer {
       u64* full = ring.full_of(base + j);
       mbarrier_expect(full, BLOCK_N * HEAD_DIM * 2);
       const int first = (tile.blocks - 1 - j) * BLOCK_N, share = CLUSTER > 1 ? cluster_rank() * SHARED_ROWS : 0;
-#pragma unroll
+#pragma unroll 1
       for (int c = 0; c < PANELS; ++c) {
         unsigned char* panel = to + (c * BLOCK_N + share) * ROW_BYTES;
         if constexpr (CLUSTER == 1)
@@ -84,40 +84,58 @@ struct Producer {
   }
 };
 
-// A consumer warpgroup: 64 queries. S, P and O live in its registers.
+typedef float Scores[BLOCK_N / 2];  // a warpgroup's S of one block, in registers
+typedef u32 Weights[BLOCK_N / 4];   // and its P
+
+// A consumer warpgroup: 64 queries.
 struct Consumer {
   Shared& shared;
   const Problem& problem;
   const int rank;
   Trace trace;
   Baton turn;
-  int tiles = 0, base = 0, masked = 0, row = 0;  // tiles begun, blocks before this tile, blocks to mask, first row
-  float S[BLOCK_N / 2], O[HEAD_DIM / 2];
-  u32 P[BLOCK_N / 4];
+  int tiles = 0, base = 0;     // tiles begun, K/V blocks before this tile
+  int blocks = 0, masked = 0;  // of this tile to walk, and of these the first ones to mask
+  float O[HEAD_DIM / 2];
   RowState rows;
+  bool grown = false;  // whether the last block moved the maximum
 
-  __device__ __forceinline__ void begin(const Tile& tile) {
-    row = tile.m * BLOCK_M + rank * ROWS;
-    masked = tile.masked(problem.p, row);
+  __device__ __forceinline__ Consumer(Shared& shared, const Problem& problem, int rank)
+      : shared(shared), problem(problem), rank(rank), trace(problem.p.trace, 1 + rank), turn{rank} {}
+
+  // Wait for the next tile; false when there is none.
+  __device__ __forceinline__ bool begin() {
+    shared.work.posted.wait(tiles);
+    blocks = tile().blocks;
+    if (blocks < 0) return false;
+    masked = tile().masked(problem.p, first_row() - lane_id() / 4 - threadIdx.x % WARPGROUP / 32 * 16);
     rows.start();
+    return true;
   }
+  __device__ __forceinline__ void end() {
+    __syncwarp();
+    shared.work.posted.free<1>(tiles);
+    base += blocks;
+    ++tiles;
+  }
+  __device__ __forceinline__ const Tile& tile() const { return shared.work.tile(tiles); }
   __device__ __forceinline__ void wait_q() { shared.q[rank].wait(tiles); }
+  __device__ __forceinline__ void free_q() { shared.q[rank].free<1>(tiles); }
 
   // Issue S = Q K[j]^T.
-  __device__ __forceinline__ void issue_scores(int j) { issue_scores(S, j); }
-  __device__ __forceinline__ void issue_scores(float (&into)[BLOCK_N / 2], int j) {
+  __device__ __forceinline__ void issue_scores(Scores& S, int j) {
     shared.k.wait(base + j);
     const u64 a = matrix_descriptor(shared.Q[rank], 0, GROUP_BYTES);
     const u64 b = matrix_descriptor(shared.K[(base + j) % STAGES], 0, GROUP_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k)
-      Wgmma<BLOCK_N>::ss(into, a + (k / 4) * (ROWS * ROW_BYTES / 16) + (k % 4) * 2, b + (k / 4) * (BLOCK_N * ROW_BYTES / 16) + (k % 4) * 2, k > 0);
+      Wgmma<BLOCK_N>::ss(S, a + (k / 4) * (ROWS * ROW_BYTES / 16) + (k % 4) * 2, b + (k / 4) * (BLOCK_N * ROW_BYTES / 16) + (k % 4) * 2, k > 0);
     wgmma_commit();
     trace.stamp(Label::SCORES, j);
   }
   // Issue O += P V[j]; the first product of a tile starts O.
-  __device__ __forceinline__ void issue_values(int j) {
+  __device__ __forceinline__ void issue_values(const Weights& P, int j) {
     shared.v.wait(base + j);
     const u64 b = matrix_descriptor(shared.V[(base + j) % STAGES], BLOCK_N * ROW_BYTES, GROUP_BYTES);
     wgmma_fence();
@@ -127,10 +145,9 @@ struct Consumer {
     trace.stamp(Label::VALUES, j);
   }
   // Wait until at most PENDING GEMMs are still running, then S (or O) may be read.
-  template <int PENDING> __device__ __forceinline__ void wait_scores(int j) { wait_scores<PENDING>(S, j); }
-  template <int PENDING> __device__ __forceinline__ void wait_scores(float (&scores)[BLOCK_N / 2], int j) {
+  template <int PENDING> __device__ __forceinline__ void wait_scores(Scores& S, int j) {
     wgmma_wait<PENDING>();
-    hold(scores);
+    hold(S);
     trace.stamp(Label::SCORES_DONE, j);
   }
   template <int PENDING> __device__ __forceinline__ void wait_values(int j) {
@@ -141,74 +158,74 @@ struct Consumer {
   __device__ __forceinline__ void free_k(int j) { shared.k.free<CLUSTER>(base + j); }
   __device__ __forceinline__ void free_v(int j) { shared.v.free<CLUSTER>(base + j); }
 
-  // Online softmax of S in fp32; O and P are not touched, so P V of another block may still run.
-  __device__ __forceinline__ void softmax(const Tile& tile, int j) { softmax(tile, S, j); }
-  __device__ __forceinline__ void softmax(const Tile& tile, float (&scores)[BLOCK_N / 2], int j) {
+  // Online softmax of block j, P as the operand of the second GEMM. O is not touched, so P V of another block may still run.
+  __device__ __forceinline__ void softmax(int j, Scores& S, Weights& P) {
     if (j < masked) {
       const Params& p = problem.p;
-      const int first = (tile.blocks - 1 - j) * BLOCK_N;
-      const int mine = row + threadIdx.x % WARPGROUP / 32 * 16 + lane_id() / 4;
-      const int end = p.seqlen_k - first, diagonal = mine + p.seqlen_k - p.seqlen_q + 1 - first;
-      mask(scores, CAUSAL ? min(end, diagonal) : end, CAUSAL ? min(end, diagonal + 8) : end);
+      const int first = (blocks - 1 - j) * BLOCK_N;
+      const int end = p.seqlen_k - first, diagonal = first_row() + p.seqlen_k - p.seqlen_q + 1 - first;
+      mask(S, CAUSAL ? min(end, diagonal) : end, CAUSAL ? min(end, diagonal + 8) : end);
     }
-    rows.online(scores, problem.p.scale_log2, j < masked);
-    hold(scores);
+    grown = rows.online(S, P, problem.p.scale_log2, j == 0, j < masked);
     trace.stamp(Label::SOFTMAX, j);
   }
-  __device__ __forceinline__ void convert_p() { convert_p(S); }
-  __device__ __forceinline__ void convert_p(const float (&scores)[BLOCK_N / 2]) { convert(P, scores); }
-  __device__ __forceinline__ void rescale_o() { rows.rescale(O); }
+  // Multiply O by exp2(old - new maximum) where the maximum has moved; no product may be in flight.
+  __device__ __forceinline__ void rescale() {
+    if (grown) rows.rescale(O);
+  }
 
-  // O /= l, LSE, and O by TMA through this warpgroup's own Q, which no one reads any more; then Q may be loaded again.
-  __device__ __forceinline__ void store(const Tile& tile) {
+  // O /= l and LSE, straight from registers: no one waits for this warpgroup's epilogue.
+  __device__ __forceinline__ void store() {
     float lse[2];
     rows.normalize(O, problem.p.scale_log2, lse);
-    const int warp = threadIdx.x % WARPGROUP / 32, lane = lane_id();
-    const u32 at = smem_address(shared.Q[rank]) + (warp * 16 + lane % 16) * ROW_BYTES;
+    const int row = first_row();
+    const bool inside[2] = {row < problem.p.seqlen_q, row + 8 < problem.p.seqlen_q};
+    u32* o = output(row);
 #pragma unroll
-    for (int g = 0; g < HEAD_DIM / 8; g += 2) {
-      const int chunk = g % 8 + lane / 16;
-      store_matrices(at + g / 8 * (ROWS * ROW_BYTES) + ((chunk ^ (lane % 8)) * 16), pack<BF16>(O[4 * g], O[4 * g + 1]),
-                     pack<BF16>(O[4 * g + 2], O[4 * g + 3]), pack<BF16>(O[4 * g + 4], O[4 * g + 5]),
-                     pack<BF16>(O[4 * g + 6], O[4 * g + 7]));
+    for (int g = 0; g < HEAD_DIM / 8; g += 4) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        u32 x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = pack<BF16>(O[4 * (g + i) + 2 * r], O[4 * (g + i) + 2 * r + 1]);
+        transpose_quad(x);
+        if (inside[r]) *reinterpret_cast<uint4*>(o + r * 8 * row_words() + (g + lane_id() % 4) * 4) = make_uint4(x[0], x[1], x[2], x[3]);
+      }
     }
-    send(tile, lse);
+    store_lse(row, lse);
+    trace.stamp(Label::STORE, 0);
   }
   // Queries that see no key: O = 0, LSE = -inf.
-  __device__ __forceinline__ void store_nothing(const Tile& tile) {
+  __device__ __forceinline__ void store_nothing() {
     wait_q();
-    uint4* stage = reinterpret_cast<uint4*>(shared.Q[rank]);
-    for (int i = threadIdx.x % WARPGROUP; i < (int)sizeof(shared.Q[rank]) / 16; i += WARPGROUP) stage[i] = make_uint4(0, 0, 0, 0);
+    free_q();
+    const int row = first_row();
+    u32* o = output(row);
+    for (int r = 0; r < 2; ++r)
+      for (int i = lane_id() % 4; i < HEAD_DIM / 2; i += 4)
+        if (row + 8 * r < problem.p.seqlen_q) o[r * 8 * row_words() + i] = 0;
     const float lse[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
-    send(tile, lse);
+    store_lse(row, lse);
   }
-  __device__ __forceinline__ void send(const Tile& tile, const float (&lse)[2]) {
+  // Of this thread's two rows the first; the other is 8 further.
+  __device__ __forceinline__ int first_row() const {
+    return tile().m * BLOCK_M + rank * ROWS + threadIdx.x % WARPGROUP / 32 * 16 + lane_id() / 4;
+  }
+  __device__ __forceinline__ long long row_words() const { return (long long)problem.p.heads * (HEAD_DIM / 2); }
+  __device__ __forceinline__ u32* output(int row) const {
     const Params& p = problem.p;
-    const bool leader = threadIdx.x % WARPGROUP == 0;
-    fence_async();
-    barrier_sync(EPILOGUE_BARRIER + rank, WARPGROUP);
-    if (leader) {
-#pragma unroll
-      for (int c = 0; c < PANELS; ++c)
-        tma_store(problem.o, shared.Q[rank] + c * ROWS * ROW_BYTES, c * PANEL, row, tile.head, tile.batch);
-      tma_commit();
-    }
-    if (lane_id() % 4 == 0) {
-      const int mine = row + threadIdx.x % WARPGROUP / 32 * 16 + lane_id() / 4;
-      float* to = p.lse + ((long long)tile.batch * p.heads + tile.head) * p.seqlen_q + mine;
-      if (mine < p.seqlen_q) to[0] = lse[0];
-      if (mine + 8 < p.seqlen_q) to[8] = lse[1];
-    }
-    if (leader) {
-      tma_wait_read();
-      mbarrier_arrive(&shared.q[rank].empty[0]);
-    }
-    trace.stamp(Label::STORE, 0);
+    return static_cast<u32*>(p.o) + ((long long)tile().batch * p.seqlen_q + row) * row_words() + tile().head * (HEAD_DIM / 2);
+  }
+  __device__ __forceinline__ void store_lse(int row, const float (&lse)[2]) const {
+    const Params& p = problem.p;
+    float* to = p.lse + ((long long)tile().batch * p.heads + tile().head) * p.seqlen_q + row;
+    if (lane_id() % 4 == 0 && row < p.seqlen_q) to[0] = lse[0];
+    if (lane_id() % 4 == 0 && row + 8 < p.seqlen_q) to[8] = lse[1];
   }
 };
 
 __device__ __forceinline__ void produce(Producer& load, const Tile& tile);
-__device__ __forceinline__ void consume(Consumer& wg, const Tile& tile);
+__device__ __forceinline__ void consume(Consumer& wg);
 
 // The next number of a queue in memory.
 __device__ __forceinline__ int draw(int* queue) {
@@ -241,17 +258,13 @@ __device__ __forceinline__ void run_producer(Producer& load) {
 
 __device__ __forceinline__ void run_consumer(Consumer& wg) {
   wg.turn.start();
-  for (;; ++wg.tiles) {
-    const Tile tile = wg.shared.work.read(wg.tiles);
-    if (tile.blocks < 0) break;
-    wg.begin(tile);
-    if (tile.blocks > 0) {
-      consume(wg, tile);
-      wg.store(tile);
+  for (; wg.begin(); wg.end()) {
+    if (wg.blocks > 0) {
+      consume(wg);
+      wg.store();
     } else {
-      wg.store_nothing(tile);
+      wg.store_nothing();
     }
-    wg.base += tile.blocks;
   }
 }
 
@@ -266,8 +279,8 @@ __device__ __forceinline__ void attention(const Problem& problem) {
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int warpgroup = uniform(threadIdx.x / WARPGROUP);
   if (threadIdx.x == 0) {
-    tma_prefetch(problem.q), tma_prefetch(problem.k), tma_prefetch(problem.v), tma_prefetch(problem.o);
-    for (int wg = 0; wg < CONSUMERS; ++wg) shared.q[wg].init(1);
+    tma_prefetch(problem.q), tma_prefetch(problem.k), tma_prefetch(problem.v);
+    for (int wg = 0; wg < CONSUMERS; ++wg) shared.q[wg].init(4);
     shared.k.init(4 * CONSUMERS * CLUSTER);
     shared.v.init(4 * CONSUMERS * CLUSTER);
     shared.work.init(4 * CONSUMERS);
@@ -284,8 +297,7 @@ __device__ __forceinline__ void attention(const Problem& problem) {
     }
   } else {
     more_registers<CONSUMER_REGISTERS>();
-    const int rank = warpgroup - 1;
-    Consumer wg{shared, problem, rank, Trace(problem.p.trace, 1 + rank), Baton{rank}};
+    Consumer wg(shared, problem, warpgroup - 1);
     run_consumer(wg);
   }
   if constexpr (CLUSTER > 1) cluster_sync();  // no CTA leaves while another may still arrive at its barriers
@@ -298,6 +310,6 @@ __constant__ int attention_smem_bytes = sizeof(Shared);
 #define ATTENTION_FORWARD                                                                                                          \
   extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                                         \
       attention_forward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, \
-                        const __grid_constant__ TensorMap o, const __grid_constant__ Params p) {                                   \
-    attention(Problem{q, k, v, o, p});                                                                                             \
+                        const __grid_constant__ Params p) {                                                                        \
+    attention(Problem{q, k, v, p});                                                                                                \
   }

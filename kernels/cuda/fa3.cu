@@ -12,29 +12,49 @@ __device__ __forceinline__ void produce(Producer& load, const Tile& tile) {
   load.load_v(tile, tile.blocks - 1);
 }
 
-__device__ __forceinline__ void consume(Consumer& wg, const Tile& tile) {
+// Block j, on the tensor cores beside P V of the block before; softmax into `next` runs under that product and the other warpgroup's GEMMs.
+__device__ __forceinline__ void step(Consumer& wg, int j, const Weights& P, Weights& next) {
+  Scores S;
+  wg.turn.take();
+  wg.issue_scores(S, j);
+  wg.issue_values(P, j - 1);
+  wg.turn.give();  // the tensor cores are yours; I do softmax
+  wg.wait_scores<1>(S, j);
+  wg.free_k(j);
+  if (j == wg.blocks - 1) wg.free_q();
+  wg.softmax(j, S, next);
+  wg.wait_values<0>(j - 1);
+  wg.free_v(j - 1);
+  wg.rescale();
+}
+
+__device__ __forceinline__ void finish(Consumer& wg, int last, const Weights& P) {
+  wg.issue_values(P, last);
+  wg.wait_values<0>(last);
+  wg.free_v(last);
+}
+
+__device__ __forceinline__ void consume(Consumer& wg) {
+  const int last = wg.blocks - 1;
+  Scores S;
+  Weights P, other;
   wg.wait_q();
-  wg.issue_scores(0);
-  wg.wait_scores<0>(0);
+  wg.issue_scores(S, 0);
+  wg.wait_scores<0>(S, 0);
   wg.free_k(0);
-  wg.softmax(tile, 0);
-  wg.convert_p();
-  for (int j = 1; j < tile.blocks; ++j) {
-    wg.turn.take();
-    wg.issue_scores(j);
-    wg.issue_values(j - 1);
-    wg.turn.give();  // the tensor cores are yours; I do softmax
-    wg.wait_scores<1>(j);
-    wg.free_k(j);
-    wg.softmax(tile, j);  // under P V of block j-1 and the other warpgroup's GEMMs
-    wg.wait_values<0>(j - 1);
-    wg.free_v(j - 1);
-    wg.convert_p();
-    wg.rescale_o();
+  if (last == 0) wg.free_q();
+  wg.softmax(0, S, P);
+  int j = 1;
+  for (; j < last; j += 2) {  // two at a time: P of one block is still read while the next is written
+    step(wg, j, P, other);
+    step(wg, j + 1, other, P);
   }
-  wg.issue_values(tile.blocks - 1);
-  wg.wait_values<0>(tile.blocks - 1);
-  wg.free_v(tile.blocks - 1);
+  if (j == last) {
+    step(wg, j, P, other);
+    finish(wg, last, other);
+  } else {
+    finish(wg, last, P);
+  }
 }
 
 ATTENTION_FORWARD

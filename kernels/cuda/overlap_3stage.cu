@@ -2,8 +2,6 @@
 // S of block j+1 is already issued while block j is in its softmax; two S accumulators are live at once.
 #include "attention.cuh"
 
-typedef float Scores[BLOCK_N / 2];
-
 __device__ __forceinline__ void produce(Producer& load, const Tile& tile) {
   load.load_q(tile);
   load.load_k(tile, 0);
@@ -16,47 +14,61 @@ __device__ __forceinline__ void produce(Producer& load, const Tile& tile) {
   load.load_v(tile, tile.blocks - 1);
 }
 
-// Block j, whose S is in flight: P V of the block before, S of the block after (unless this is the last), and softmax under both.
-template <bool LAST> __device__ __forceinline__ void step(Consumer& wg, const Tile& tile, Scores& S, Scores& next, int j) {
-  wg.wait_scores<0>(S, j);
-  wg.free_k(j);
-  wg.issue_values(j - 1);
+// Block j, whose S is there: issue P V of the block before and S of the block after (unless this is the last), do softmax of this
+// one under both, and wait for both: nothing is in flight from one step to the next, or the compiler would serialise it all.
+template <bool LAST>
+__device__ __forceinline__ void step(Consumer& wg, int j, Scores& S, Scores& next, const Weights& P, Weights& mine) {
+  wg.issue_values(P, j - 1);
   if (!LAST) wg.issue_scores(next, j + 1);
-  wg.softmax(tile, S, j);
+  wg.softmax(j, S, mine);
   wg.wait_values<LAST ? 0 : 1>(j - 1);
   wg.free_v(j - 1);
-  wg.convert_p(S);
-  wg.rescale_o();
+  if (!LAST) {
+    wg.wait_scores<0>(next, j + 1);
+    wg.free_k(j + 1);
+    if (j + 1 == wg.blocks - 1) wg.free_q();
+  }
+  wg.rescale();
 }
 
-__device__ __forceinline__ void consume(Consumer& wg, const Tile& tile) {
-  const int last = tile.blocks - 1;
-  Scores other;
-  wg.wait_q();
-  wg.issue_scores(0);
-  if (last > 0) {
-    wg.issue_scores(other, 1);
-    wg.wait_scores<1>(0);
-  } else {
-    wg.wait_scores<0>(0);
-  }
-  wg.free_k(0);
-  wg.softmax(tile, 0);
-  wg.convert_p();
-  int j = 1;
-  for (; j + 1 < last; j += 2) {  // two at a time: the two accumulators change roles
-    step<false>(wg, tile, other, wg.S, j);
-    step<false>(wg, tile, wg.S, other, j + 1);
-  }
-  if (j < last) {
-    step<false>(wg, tile, other, wg.S, j);
-    step<true>(wg, tile, wg.S, other, j + 1);
-  } else if (j == last) {
-    step<true>(wg, tile, other, wg.S, j);
-  }
-  wg.issue_values(last);
+__device__ __forceinline__ void finish(Consumer& wg, int last, const Weights& P) {
+  wg.issue_values(P, last);
   wg.wait_values<0>(last);
   wg.free_v(last);
+}
+
+__device__ __forceinline__ void consume(Consumer& wg) {
+  const int last = wg.blocks - 1;
+  Scores even, odd;  // S of blocks 0, 2, ... and 1, 3, ...
+  Weights P, Q;      // and their P
+  wg.wait_q();
+  wg.issue_scores(even, 0);
+  wg.wait_scores<0>(even, 0);
+  wg.free_k(0);
+  if (last == 0) {
+    wg.free_q();
+    wg.softmax(0, even, P);
+    finish(wg, last, P);
+    return;
+  }
+  wg.issue_scores(odd, 1);
+  wg.softmax(0, even, P);  // under S of block 1
+  wg.wait_scores<0>(odd, 1);
+  wg.free_k(1);
+  if (last == 1) wg.free_q();
+  int j = 1;
+  for (; j + 1 < last; j += 2) {
+    step<false>(wg, j, odd, even, P, Q);
+    step<false>(wg, j + 1, even, odd, Q, P);
+  }
+  if (j < last) {
+    step<false>(wg, j, odd, even, P, Q);
+    step<true>(wg, j + 1, even, odd, Q, P);
+    finish(wg, last, P);
+  } else {
+    step<true>(wg, j, odd, even, P, Q);
+    finish(wg, last, Q);
+  }
 }
 
 ATTENTION_FORWARD

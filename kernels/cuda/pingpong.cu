@@ -10,19 +10,21 @@ __device__ __forceinline__ void produce(Producer& load, const Tile& tile) {
   }
 }
 
-__device__ __forceinline__ void consume(Consumer& wg, const Tile& tile) {
+__device__ __forceinline__ void consume(Consumer& wg) {
+  Scores S;
+  Weights P;
   wg.wait_q();
   wg.turn.take();
-  for (int j = 0; j < tile.blocks; ++j) {
-    wg.issue_scores(j);
+  for (int j = 0; j < wg.blocks; ++j) {
+    wg.issue_scores(S, j);
     wg.turn.give();  // the tensor cores are yours; I do softmax
-    wg.wait_scores<0>(j);
+    wg.wait_scores<0>(S, j);
     wg.free_k(j);
-    wg.softmax(tile, j);
-    wg.convert_p();
-    wg.rescale_o();
+    if (j == wg.blocks - 1) wg.free_q();
+    wg.softmax(j, S, P);
+    wg.rescale();
     wg.turn.take();
-    wg.issue_values(j);
+    wg.issue_values(P, j);
     wg.wait_values<0>(j);
     wg.free_v(j);
   }

@@ -21,38 +21,68 @@ template <int N> __device__ __forceinline__ void hold(float (&x)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
 
+// Weights are first taken from the maximum of the blocks before, so that no exponential waits for this block's maximum. A thread's
+// share of the block's row sum bounds its weights: while it stays below LIMIT they fit fp16 and lose nothing, and neither the
+// maximum nor O has to change. Only a block that passes LIMIT (or holds inf or NaN) looks for its maximum and starts again.
+constexpr float LIMIT = 1024.0f;
+
 struct RowState {
-  float top[2], sum[2], factor[2];  // running maximum (unscaled), this thread's share of the row sum, exp2(old - new maximum)
+  float top[2], sum[2], factor[2];  // the maximum in use (unscaled), this thread's share of the row sum, exp2(old - new maximum)
 
   __device__ __forceinline__ void start() {
 #pragma unroll
     for (int r = 0; r < 2; ++r) top[r] = NEGATIVE_INFINITY, sum[r] = 0.0f;
   }
 
-  // S becomes exp2(scale * (S - maximum)); maximum, sum and factor follow.
-  template <int N> __device__ __forceinline__ void online(float (&S)[N], float scale, bool masked) {
-    float shift[2];
+  // P = exp2(scale * (S - top)) as the A operand of P V: four registers per 16 keys. Whether O has to be rescaled.
+  template <int N> __device__ __forceinline__ bool online(const float (&S)[N], u32 (&P)[N / 2], float scale, bool first, bool masked) {
+    float block[2];
+    if (!first) {
+      const float shift[2] = {top[0] * scale, top[1] * scale};
+      weights(S, P, scale, shift, block);
+      const bool within = block[0] <= LIMIT && block[1] <= LIMIT;
+      // The branch also keeps the exponentials before the next wait for a WGMMA, which the compiler would move them past.
+      if (__all_sync(0xffffffffu, within)) {
+        sum[0] += block[0], sum[1] += block[1];
+        return false;
+      }
+    }
+    exact(S, P, scale, masked);
+    return true;
+  }
+
+  // The same from this block's own maximum.
+  template <int N> __device__ __forceinline__ void exact(const float (&S)[N], u32 (&P)[N / 2], float scale, bool masked) {
+    float shift[2], block[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float a = S[2 * r], b = S[2 * r + 1];
 #pragma unroll
       for (int i = 4; i < N; i += 4) a = fmaxf(a, S[i + 2 * r]), b = fmaxf(b, S[i + 2 * r + 1]);
-      const float high = quad_max(fmaxf(fmaxf(a, b), top[r]));
+      const float high = fmaxf(quad_max(fmaxf(a, b)), top[r]);
       // A row that has seen no key has maximum -inf; 0 in its place gives exp2(-inf) = 0 and not NaN.
       const float pivot = masked && high == NEGATIVE_INFINITY ? 0.0f : high;
       shift[r] = pivot * scale;
       factor[r] = exp2_approx(top[r] * scale - shift[r]);
       top[r] = high;
     }
+    weights(S, P, scale, shift, block);
 #pragma unroll
-    for (int i = 0; i < N; ++i) S[i] = exp2_approx(__fmaf_rn(S[i], scale, -shift[(i >> 1) & 1]));
+    for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(sum[r], factor[r], block[r]);
+  }
+
+  // exp2(scale * S - shift) in the operand type, and their sums over the thread's columns.
+  template <int N>
+  static __device__ __forceinline__ void weights(const float (&S)[N], u32 (&P)[N / 2], float scale, const float (&shift)[2], float (&total)[2]) {
+    float a[2] = {0.0f, 0.0f}, b[2] = {0.0f, 0.0f};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float a = S[2 * r], b = S[2 * r + 1];
-#pragma unroll
-      for (int i = 4; i < N; i += 4) a += S[i + 2 * r], b += S[i + 2 * r + 1];
-      sum[r] = __fmaf_rn(sum[r], factor[r], a + b);
+    for (int i = 0; i < N; i += 2) {
+      const int r = (i >> 1) & 1;
+      const float x = exp2_approx(__fmaf_rn(S[i], scale, -shift[r])), y = exp2_approx(__fmaf_rn(S[i + 1], scale, -shift[r]));
+      a[r] += x, b[r] += y;
+      P[i / 2] = pack<BF16>(x, y);
     }
+    total[0] = a[0] + b[0], total[1] = a[1] + b[1];
   }
 
   template <int N> __device__ __forceinline__ void rescale(float (&O)[N]) const {
@@ -84,8 +114,17 @@ template <int N> __device__ __forceinline__ void mask(float (&S)[N], int limit_l
   }
 }
 
-// The accumulator of S is already laid out as the A operand of P V: four registers per 16 keys.
-template <int N> __device__ __forceinline__ void convert(u32 (&P)[N / 2], const float (&S)[N]) {
+// A 4 x 4 transpose among the four lanes of a quad: lane i gives x[j] to lane j and receives lane j's x[i].
+__device__ __forceinline__ void transpose_quad(u32 (&x)[4]) {
 #pragma unroll
-  for (int i = 0; i < N / 2; ++i) P[i] = pack<BF16>(S[2 * i], S[2 * i + 1]);
+  for (int step = 1; step < 4; step *= 2) {
+    const bool upper = lane_id() & step;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & step) continue;
+      const u32 got = __shfl_xor_sync(0xffffffffu, upper ? x[i] : x[i | step], step);
+      if (upper) x[i] = got;
+      else x[i | step] = got;
+    }
+  }
 }

@@ -3,6 +3,7 @@
 #include "verbs.cuh"
 
 struct Params {
+  void* o;                    // (batch, seqlen_q, heads, head_dim), contiguous
   float* lse;                 // (batch, heads, seqlen_q)
   int* queue;                 // next tile and CTAs done, both zero before and after a launch
   unsigned long long* trace;  // see trace.cuh; null unless TRACE
@@ -13,7 +14,7 @@ struct Params {
 };
 
 // BLOCK_M queries of one head against `blocks` K/V blocks, walked from the last to the first.
-struct Tile {
+struct alignas(16) Tile {
   int m, head, batch, blocks;
 
   // How many of the walked blocks a warpgroup whose first row is `row` has to mask.
@@ -25,7 +26,7 @@ struct Tile {
 
 // The tiles of this CTA in turn. The producer finds each and posts it; consumers read the post.
 struct Work {
-  int4 post[2];
+  Tile post[2];
   Ring<2> posted;
 
   // Persistent, every CTA the same number of tiles (full mask), or from a queue, longest tiles first (causal).
@@ -64,16 +65,10 @@ struct Work {
   __device__ __forceinline__ void announce(int i, const Tile& tile) {
     posted.wait_free(i);
     if (elected()) {
-      post[i % 2] = make_int4(tile.m, tile.head, tile.batch, tile.blocks);
+      post[i % 2] = tile;
       mbarrier_arrive(posted.full_of(i));
     }
   }
-  // Consumer: the i-th tile of this CTA; blocks < 0 means that there is none.
-  __device__ __forceinline__ Tile read(int i) {
-    posted.wait(i);
-    const int4 at = post[i % 2];
-    __syncwarp();
-    posted.free<1>(i);
-    return Tile{at.x, at.y, at.z, at.w};
-  }
+  // Consumer: the i-th tile of this CTA, to be read where it lies until it is freed; blocks < 0 means that there is none.
+  __device__ __forceinline__ const Tile& tile(int i) const { return post[i % 2]; }
 };
