@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError
 from .. import __version__
 from ..simulator.errors import UsageError
 from . import commands
+from .calibrate import calibrate
 from .compare import compare
 from .doctor import doctor
 from .measure import measure
@@ -37,6 +38,7 @@ for _place, _command in enumerate(
         commands.disasm,
         commands.validate,
         measure,
+        calibrate,
         compare,
         doctor,
         commands.kernels,

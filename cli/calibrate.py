@@ -1,0 +1,94 @@
+"""`fasim calibrate`: microbenchmarks to a device file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from ..simulator.errors import UsageError
+from . import output
+from .options import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from ..kernels.calibrate.device_file import Calibrated
+    from ..simulator.device import Device
+
+
+def calibrate(
+    *,
+    out: Path | None = None,
+    recorded: Path | None = None,
+    only: Annotated[tuple[str, ...], Parameter(name="--only", negative=(), show_default=False)] = (),
+    write: Path | None = None,
+    base: str = "h200",
+    json: Json = False,
+) -> int:
+    """Measure the fields of a device file by microbenchmarks, and write them with spread, date and recording.
+
+    Runs WGMMA, pipes, softmax, their contention, shared memory, L2, HBM, barriers, launches and power on this machine's
+    Hopper GPU, some five minutes, and keeps a recording of each; then derives every calibrated field from the recordings
+    and shows it beside the device that comes with the package. No attention kernel takes part. With --recorded nothing
+    runs and no GPU is needed. Exit status: 3 without a Hopper GPU or what the microbenchmarks need.
+
+    Example: fasim calibrate --recorded traces/recorded/calibration
+
+    Theory: a constant fitted to attention would make the error table a circle. These come from loops that do one thing at
+    a time, so what is left of the error is the model's.
+
+    Parameters
+    ----------
+    out
+        Run the microbenchmarks and keep the recordings in this folder.
+    recorded
+        Derive from the recordings of this folder, and run nothing.
+    only
+        Run this microbenchmark alone; repeat it for several. Those left out must be in --out already.
+    write
+        Device file to update: its calibrated fields, nothing else. A new one starts from --base.
+    base
+        Built-in device to compare with and to start a new file from.
+    """
+    if (out is None) == (recorded is None):
+        raise UsageError("give --out DIR to run the microbenchmarks, or --recorded DIR to derive from recordings")
+    from ..kernels.calibrate import device_file
+    from ..kernels.validation.check import MissingTool
+    from ..simulator.device import load_device
+
+    if out is not None:
+        from ..kernels.calibrate import recorder
+
+        try:
+            recorder.require()
+            output.make_folder(out)
+            with output.progress("calibrating") as advance:
+                recorder.record(out, only, advance)
+        except MissingTool as error:
+            output.note(f"fasim: {error}")
+            return 3
+    fields = device_file.derive(device_file.read(out or recorded))
+    if write is not None:
+        output.write_file(write, device_file.updated(write, fields, base))
+        output.note(f"wrote {len(fields)} fields to {write}")
+    if json:
+        output.emit_json([dict(vars(each)) for each in fields])
+    else:
+        output.stdout().print(_shown(fields, load_device(base)))
+    return 0
+
+
+def _shown(fields: Sequence[Calibrated], device: Device) -> RenderableType:
+    from rich.text import Text
+
+    from .tables import house_table
+
+    table = house_table("field", f">{device.name} has", ">derived", "from")
+    for each in fields:
+        now = getattr(device, each.field)
+        table.add_row(each.field, f"{now:,g}", Text(f"{each.value:,g}", "" if now == each.value else "yellow"), Text(each.source))
+    return table

@@ -1,0 +1,396 @@
+"""A device file's calibrated fields from the recordings: each by one formula, with spread, date and the run it came from.
+
+`DERIVATIONS` is the whole list. A field without one is a datasheet figure, a published one, or a judgement over several
+loops (the watts of each unit), and says so in the file. Needs neither GPU nor torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import NormalDist, mean, median
+
+from ...simulator.device import FIELDS, load_device
+from ...simulator.errors import UsageError
+
+SCHEMA = "fasim.calibration/1"
+PLACE = "traces/recorded/calibration"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recording says of a field: the value, the lowest and highest that were seen, and how it was found."""
+
+    value: float
+    low: float
+    high: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A field of the device file, the recordings it takes, its formula and the digits it is given with."""
+
+    field: str
+    recordings: tuple[str, ...]
+    formula: Callable[..., Found]
+    digits: int = 0
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A field's new value and source."""
+
+    field: str
+    value: float | int
+    source: str
+
+
+def read(folder: Path) -> dict[str, dict]:
+    """The recordings of a folder by name. Raises UsageError where one is missing or is none."""
+    found = {}
+    for name in sorted({name for each in DERIVATIONS for name in each.recordings}):
+        path = folder / f"{name}.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"recording {path} is missing; record it with python -m fasim.kernels.calibrate.{name}") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"recording {path} cannot be read: {error}") from None
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise UsageError(f"{path} is not a calibration recording ({SCHEMA})")
+        found[name] = record
+    return found
+
+
+def derive(recordings: Mapping[str, dict]) -> list[Calibrated]:
+    """Every calibrated field, in the order of DERIVATIONS. Raises UsageError where a recording lacks a figure."""
+    answer = []
+    for each in DERIVATIONS:
+        records = [recordings[name] for name in each.recordings]
+        try:
+            found = each.formula(*(record["results"] for record in records))
+        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+            names = ", ".join(each.recordings)
+            raise UsageError(f"{each.field} cannot be derived from {names}: {type(error).__name__} {error}") from None
+        gpu = records[0]["device"].removeprefix("NVIDIA ")
+        places = " and ".join(f"{PLACE}/{name}.json" for name in each.recordings)
+        low, high = _shown(found.low, each.digits), _shown(found.high, each.digits)
+        spread = f"; seen {low} to {high}" if low != high else ""
+        value = round(found.value, each.digits) if each.digits else round(found.value)
+        answer.append(Calibrated(each.field, value, f"{places}, {gpu}, {records[0]['date']}: {found.how}{spread}"))
+    return answer
+
+
+def update(text: str, fields: list[Calibrated]) -> str:
+    """A device file's text with these fields' values and sources; every other line stays as it was.
+
+    Raises UsageError for a field that the text does not give on one line of its own.
+    """
+    for each in fields:
+        line = re.compile(rf"^{each.field} = \{{.*\}}$", re.MULTILINE)
+        if len(line.findall(text)) != 1:
+            raise UsageError(f"the device file does not give {each.field} on one line of its own")
+        text = line.sub(lambda _, each=each: line_of(each), text)
+    return text
+
+
+def updated(path: Path, fields: list[Calibrated], base: str) -> str:
+    """What the device file at `path` is to hold: its text with these fields, or a new one that starts from `base`."""
+    if not path.exists():
+        return new_file(base, fields)
+    try:
+        return update(path.read_text(encoding="utf-8"), fields)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"device file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def line_of(each: Calibrated) -> str:
+    """The field as a line of a device file."""
+    unit = FIELDS[each.field].metadata["unit"]
+    value = each.value if FIELDS[each.field].type == "int" else repr(float(each.value))
+    return f"{each.field} = {{ value = {value}, unit = {json.dumps(unit)}, source = {json.dumps(each.source)} }}"
+
+
+def new_file(base: str, fields: list[Calibrated]) -> str:
+    """A device file that starts from a built-in device and gives the calibrated fields. Raises UsageError for no such base."""
+    load_device(base)
+    return f'base = "{base}"\n\n[calibrated]\n' + "".join(line_of(each) + "\n" for each in fields)
+
+
+def _shown(value: float, digits: int) -> str:
+    return f"{value:,.{max(digits, 1) if value != round(value) else 0}f}"
+
+
+# -- the formulas -----------------------------------------------------------------------------------------------------
+
+
+def _one(sample: Mapping, how: str) -> Found:
+    """The median of a sample with its 5th and 95th percentile."""
+    return Found(sample["median"], sample["p05"], sample["p95"], how)
+
+
+def _hbm_efficiency(memory: dict) -> Found:
+    rate = {name: entry["bytes_per_s"] / 4.8e12 for name, entry in memory["hbm"].items()}
+    best = {kind: max(value for name, value in rate.items() if name.startswith(kind)) for kind in ("read", "write", "copy")}
+    how = "the best write loop over the datasheet's 4.8 TB/s, between the best copy and the best read"
+    return Found(best["write"], best["copy"], best["read"], how)
+
+
+def _l2_miss(l2: dict, mib: int) -> float:
+    """Share of a warm buffer that HBM delivered, mean of the patterns in which every line is read by many SMs."""
+    return mean(max(0.0, l2[f"{mib}MiB_{pattern}"]["warm_hbm_bytes_over_buffer"]) for pattern in ("same", "four_groups"))
+
+
+def _l2_distance(l2: dict) -> tuple[float, float]:
+    """Mean and standard deviation of the reuse distance at which a line is lost, over a partition's 30 MiB."""
+    normal, half = NormalDist(), 30.0
+    low, high = (normal.inv_cdf(min(0.999, max(0.001, _l2_miss(l2, mib)))) for mib in (28, 32))
+    spread = (32 - 28) / half / (high - low)
+    return 32 / half - high * spread, spread
+
+
+def _l2_fraction(l2: dict) -> Found:
+    how = "buffers that all SMs read: missed at 28, 32 and 36 MiB " + ", ".join(f"{_l2_miss(l2, mib):.2f}" for mib in (28, 32, 36))
+    return Found(_l2_distance(l2)[0], 28 / 30, 36 / 30, f"{how}; each half of L2 keeps its own copy in 30 MiB")
+
+
+def _l2_spread(l2: dict) -> Found:
+    spread = _l2_distance(l2)[1]
+    return Found(spread, spread, spread, "a normal distribution through the misses at 28 and 32 MiB")
+
+
+def _l2_rate(memory: dict) -> Found:
+    rates = [memory["streams"][f"{mib}MiB_132sm_8stages_four_groups"]["bytes_per_clk_chip"] for mib in (8, 16)]
+    return Found(mean(rates), min(rates), max(rates), "TMA of 132 SMs in four groups that read the same tiles, as four heads do")
+
+
+def _l2_rate_of_one(memory: dict) -> Found:
+    rates = [entry["bytes_per_clk_per_sm"] for name, entry in memory["streams"].items() if re.search(r"_1sm_(4|8|12)stages", name)]
+    return Found(max(rates), min(rates), max(rates), "TMA of one SM, four stages or more")
+
+
+def _hbm_latency(memory: dict) -> Found:
+    return _one(memory["load_latency"]["hbm_same_2mib_pages"], "plain load that misses L2")
+
+
+def _l2_latency(memory: dict) -> Found:
+    return _one(memory["load_latency"]["l2_hit_all_sms"], "plain load that hits, over SMs and lines")
+
+
+def _tma_latency(memory: dict) -> Found:
+    fit, plain = memory["tma_latency"]["fit_cycles_over_bytes"]["l2_hit"], memory["load_latency"]["l2_hit_all_sms"]["median"]
+    value, off = fit["intercept"] - plain, fit["worst_residual"]
+    how = f"TMA that hits L2 takes {fit['intercept']:.0f} at no bytes, a plain load {plain:.0f}"
+    return Found(value, value - off, value + off, how)
+
+
+def _mma_sync(mma: dict) -> Found:
+    beside, alone = mma["issue_cycles"]["mma"], mma["fits"]["cycles_per_mma_by_accumulators"]["chains8"]
+    how = f"m16n8k16 takes {beside} cycles of its sub-partition beside arithmetic, 4 at the peak"
+    return Found(4 / beside, *sorted((4 / beside, 4 / alone)), how)
+
+
+def _ldmatrix(mma: dict) -> Found:
+    worst = mma["issue_cycles"]["worst_residual"]
+    value = mma["issue_cycles"]["ldmatrix"]
+    how = f"with the mma.sync the elapsed time of {mma['issue_cycles']['cases']} pairings of GEMM and softmax, worst {worst:.1%}"
+    return Found(value, value, value, how)
+
+
+def _issued(tensor: dict, name: str) -> list[float]:
+    return tensor["solo_issue"][name]["issued"]
+
+
+def _wgmma_issue(tensor: dict) -> Found:
+    first = {name: _issued(tensor, name)[0] - tensor["solo_issue"][name]["start"] for name in ("ss_n176_k8", "rs_n128_k11")}
+    how = "the first k step of a GEMM from shared memory after its start; from registers the higher"
+    return Found(first["ss_n176_k8"], min(first.values()), max(first.values()), how)
+
+
+def _wgmma_step(tensor: dict) -> Found:
+    gaps = []
+    for name in ("ss_n176_k8", "rs_n128_k11"):
+        issued = _issued(tensor, name)
+        gaps += [b - a for a, b in pairwise(issued)]
+    how = "between the issues of two k steps, m64n176k16 from shared memory and m64n128k16 from registers"
+    return Found(median(gaps), min(gaps), max(gaps), how)
+
+
+def _wgmma_latency(tensor: dict) -> Found:
+    fits = [fit["intercept"] for name, fit in tensor["solo_fit_cycles_per_k16_step"].items() if name.startswith("ss")]
+    issue = _wgmma_issue(tensor).value
+    how = f"a lone GEMM returns {mean(fits):.0f} cycles later than its k steps take, less the {issue:.0f} of issue"
+    return Found(mean(fits) - issue, min(fits) - issue, max(fits) - issue, how)
+
+
+def _wgmma_queue(tensor: dict) -> Found:
+    steps, committed = len(_issued(tensor, "ss_n176_k32")), tensor["solo_issue"]["ss_n176_k32"]["committed"]
+    how = f"{steps} k steps of m64n176k16 ({steps * 88} cycles of work) are issued within {committed:.0f} cycles: no stall seen"
+    return Found(steps, steps, steps, how)
+
+
+def _wgmma_arbitration(tensor: dict) -> Found:
+    errors = {name: entry["to_24_steps"]["mean"] for name, entry in tensor["arbitration_error_cycles"].items()}
+    if min(errors, key=errors.get) != "fifo_by_step":
+        raise ValueError("k steps are not served in order of issue; the engine has no such arbitration by this value")
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in errors.items())
+    return Found(0, 0, 0, f"mean error in cycles of two or three warpgroups' returns: {shown}")
+
+
+def _pairings(contention: dict) -> tuple[list[float], list[float], list[float]]:
+    """Of softmax and GEMM side by side: rate the softmax loses per tensor cycle, cycles a GEMM comes later, its dilation."""
+    cycles = {
+        name: [unit["median"] for unit in case["cycles_per_unit"].values()] for name, case in contention["cases"].items()
+    }
+    lost, later, dilated = [], [], []
+    for name, found in cycles.items():
+        width, *roles = name.split("_")
+        softmax = [c for c, role in zip(found, roles, strict=True) if role == "softmax"]
+        gemm = [c for c, role in zip(found, roles, strict=True) if role in ("qk", "pv")]
+        if set(roles) - {"softmax", "qk", "pv"} or not softmax or not gemm:
+            continue
+        tensor = 4 * int(width[1:])  # cycles of one GEMM of the tile at the peak, d128
+        alone = mean(cycles["_".join([width] + ["softmax"] * len(softmax))])
+        lost.append((1 - alone / mean(softmax)) / (len(gemm) * tensor / mean(gemm)))
+        if len(gemm) == 1:
+            later.append(gemm[0] - cycles[f"{width}_{next(role for role in roles if role != 'softmax')}"][0])
+        else:
+            dilated.append(mean(gemm) / (len(gemm) * tensor) - 1)
+    return lost, later, dilated
+
+
+def _mean_of(number: int, how: str) -> Callable[[dict], Found]:
+    def formula(contention: dict) -> Found:
+        values = _pairings(contention)[number]
+        return Found(mean(values), min(values), max(values), f"{how}, mean of {len(values)} pairings")
+
+    return formula
+
+
+def _pipe(*names: str) -> Callable[[dict], Found]:
+    def formula(pipes: dict) -> Found:
+        cycles = [pipes["cycles_per_copy"][name]["cycles_at_4_warps"] for name in names]
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, cycles, strict=True))
+        return Found(mean(cycles), min(cycles), max(cycles), f"{shown} cycles of a sub-partition, four warps")
+
+    return formula
+
+
+def _latency(*names: str) -> Callable[[dict], Found]:
+    def formula(pipes: dict) -> Found:
+        cycles = [pipes["cycles_per_copy"][name]["latency"] for name in names]
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, cycles, strict=True))
+        return Found(mean(cycles), min(cycles), max(cycles), f"{shown}, each waiting for the last")
+
+    return formula
+
+
+def _mufu_spacing(softmax: dict) -> Found:
+    cycles = {name: entry["median"] for name, entry in softmax["cycles_per_tile"].items()}
+    alone = (cycles["exp_n176_d128_wg1"] - cycles["exp_n128_d64_wg1"]) / 24
+    two = (cycles["exp_n176_d128_wg2"] - cycles["exp_n128_d64_wg2"]) / 48
+    how = "exp phase, cycles per element from N = 128 to 176; of two warps the other end"
+    return Found(alone, min(alone, two), max(alone, two), how)
+
+
+def _mbarrier_wait(launch: dict) -> Found:
+    return _one(launch["barriers"]["mbarrier_try_wait_ready_cycles"], "try_wait on a completed phase")
+
+
+def _mbarrier_arrive(launch: dict) -> Found:
+    hand_off, wait = launch["barriers"]["mbarrier_handoff_cycles"], _mbarrier_wait(launch)
+    how = f"a hand-off between two warps takes {hand_off['median']:.0f}, less the {wait.value:.0f} of a wait"
+    return Found(hand_off["median"] - wait.value, hand_off["p05"] - wait.high, hand_off["p95"] - wait.low, how)
+
+
+def _named_barrier(launch: dict) -> Found:
+    sample = launch["barriers"]["named_barrier_handoff_cycles"]
+    how = f"half of a hand-off between two warpgroups, {sample['median']:.1f}: half is the arrival, half the wait"
+    return Found(sample["median"] / 2, sample["p05"] / 2, sample["p95"] / 2, how)
+
+
+def _tma_issue(memory: dict) -> Found:
+    return _one(memory["tma_latency"]["loads"]["rows_128"]["issue"], "issue of one load")
+
+
+def _kernel_launch(launch: dict) -> Found:
+    sample = launch["launch_overhead"]["empty_132x384_200kb"]["single_us"]
+    low, value, high = (sample[name] * 1980 for name in ("p05", "median", "p95"))
+    how = f"an empty kernel of 132 CTAs with 200 KB takes {sample['median']} us between two events, at 1.98 GHz"
+    return Found(value, low, high, how)
+
+
+def _cta_launch(launch: dict) -> Found:
+    how = "from the end of a CTA with 200 KB to the start of the next on its SM"
+    return _one(launch["cta_succession"]["cta_stamps_200kb"]["gap_cycles"], how)
+
+
+def _setup(memory: dict, launch: dict) -> Found:
+    first = memory["tma_latency"]["descriptor"]["first_use"]
+    use = first["first_tile_cycles"]["median"] - first["later_tile_cycles"]["median"]
+    meet = launch["barriers"]["bar_sync_384_threads_cycles"]["median"]
+    how = f"first use of a descriptor adds {use:.0f} to a load, a CTA-wide barrier takes {meet:.0f}"
+    return Found(use + meet, use + meet, use + meet, how)
+
+
+def _droop(power: dict) -> Found:
+    loops = [entry for name, entry in power["workloads"].items() if name.startswith("gemm_qk")]
+    points = [(entry["tensor_utilisation"], entry["sm_mhz_burst"]) for entry in loops]
+    top = power["workloads"]["sleep"]["sm_mhz_burst"]
+    shares = [(1 - clock / top) / busy for busy, clock in points]
+    full = max(points)[1]
+    how = f"{full / 1000:.3f} GHz of {top / 1000:.3f} in the first 30 ms of a full WGMMA stream; at lower activity, per unit of it"
+    return Found(1 - full / top, min(shares), max(shares), how)
+
+
+def _idle(power: dict) -> Found:
+    watts = power["workloads"]["sleep"]["watts_instant_sustained"]
+    return Found(watts, watts, watts, "a kernel that sleeps")
+
+
+JUDGED = ("tensor_w", "issue_w", "mufu_w", "smem_w", "l2_w", "hbm_joules_per_byte", "voltage_floor")
+"""Fields that recordings bear on, but that several loops share: a judgement, in words in the file, not a formula."""
+
+DERIVATIONS = (
+    Derivation("hbm_efficiency", ("memory",), _hbm_efficiency, 3),
+    Derivation("hbm_latency_cycles", ("memory",), _hbm_latency),
+    Derivation("l2_effective_fraction", ("l2_capacity",), _l2_fraction, 3),
+    Derivation("l2_spread", ("l2_capacity",), _l2_spread, 3),
+    Derivation("l2_bytes_per_cycle", ("memory",), _l2_rate),
+    Derivation("l2_bytes_per_cycle_per_sm", ("memory",), _l2_rate_of_one, 1),
+    Derivation("l2_hit_latency_cycles", ("memory",), _l2_latency),
+    Derivation("tma_latency_cycles", ("memory",), _tma_latency),
+    Derivation("mma_sync_efficiency", ("mma_sync",), _mma_sync, 4),
+    Derivation("ldmatrix_issue_cycles", ("mma_sync",), _ldmatrix, 3),
+    Derivation("wgmma_issue_cycles", ("tensor_cores",), _wgmma_issue),
+    Derivation("wgmma_contended_cycles", ("contention",), _mean_of(1, "a GEMM with its wait lasts longer beside softmax")),
+    Derivation("wgmma_step_issue_cycles", ("tensor_cores",), _wgmma_step),
+    Derivation("wgmma_latency_cycles", ("tensor_cores",), _wgmma_latency),
+    Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
+    Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
+    Derivation("tensor_interference", ("contention",), _mean_of(0, "rate a softmax loses per tensor cycle of WGMMA beside it"), 2),
+    Derivation("wgmma_dilation", ("contention",), _mean_of(2, "two GEMM streams beside softmax over their cycles at the peak"), 3),
+    Derivation("fma_cycles", ("pipes",), _pipe("FFMA", "FADD", "FMUL")),
+    Derivation("alu_cycles", ("pipes",), _pipe("FMNMX")),
+    Derivation("mufu_cycles", ("pipes",), _pipe("MUFU.EX2")),
+    Derivation("mufu_spacing_cycles", ("softmax",), _mufu_spacing),
+    Derivation("convert_cycles", ("pipes",), _pipe("F2FP")),
+    Derivation("shuffle_cycles", ("pipes",), _pipe("SHFL.BFLY")),
+    Derivation("dependent_latency_cycles", ("pipes",), _latency("FFMA", "FADD", "FMNMX", "F2FP")),
+    Derivation("shuffle_latency_cycles", ("pipes",), _latency("SHFL.BFLY")),
+    Derivation("mufu_latency_cycles", ("pipes",), _latency("MUFU.EX2")),
+    Derivation("mbarrier_arrive_cycles", ("launch",), _mbarrier_arrive),
+    Derivation("mbarrier_wait_cycles", ("launch",), _mbarrier_wait),
+    Derivation("named_barrier_cycles", ("launch",), _named_barrier),
+    Derivation("tma_issue_cycles", ("memory",), _tma_issue),
+    Derivation("kernel_launch_cycles", ("launch",), _kernel_launch),
+    Derivation("cta_launch_cycles", ("launch",), _cta_launch),
+    Derivation("setup_cycles", ("memory", "launch"), _setup),
+    Derivation("tensor_clock_droop", ("power",), _droop, 3),
+    Derivation("idle_w", ("power",), _idle, 1),
+)
