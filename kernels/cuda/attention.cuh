@@ -14,6 +14,9 @@ constexpr int ROW_BYTES = 128;  // of a panel
 constexpr int GROUP_BYTES = 8 * ROW_BYTES;
 constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr int SHARED_ROWS = BLOCK_N / CLUSTER;  // of K and V that each CTA of a cluster loads for all
+constexpr int WARP_ROWS = 16;                                      // of a warpgroup's 64, one warp's in every accumulator
+constexpr int STAGED = HEAD_DIM < 128 ? HEAD_DIM : 128;            // columns of O that pass through shared memory at a time
+constexpr int STAGED_PITCH = STAGED * 2 + 16;                      // bytes: rows of a matrix store fall into different banks
 static_assert(BLOCK_M == ROWS * CONSUMERS, "one WGMMA tile of 64 queries per consumer warpgroup");
 static_assert(SHARED_ROWS % 8 == 0, "a CTA's share of a block is whole swizzle groups");
 static_assert(CONSUMERS <= 3, "named barriers are numbered for three consumers");
@@ -22,6 +25,7 @@ struct Shared {
   alignas(1024) unsigned char Q[CONSUMERS][ROWS * HEAD_DIM * 2];
   alignas(1024) unsigned char K[STAGES][BLOCK_N * HEAD_DIM * 2];
   alignas(1024) unsigned char V[STAGES][BLOCK_N * HEAD_DIM * 2];
+  alignas(128) unsigned char O[CONSUMERS][4][WARP_ROWS * STAGED_PITCH];
   Ring<1> q[CONSUMERS];
   Ring<STAGES> k, v;
   Work work;
@@ -174,23 +178,28 @@ struct Consumer {
     if (grown) rows.rescale(O);
   }
 
-  // O /= l and LSE, straight from registers: no one waits for this warpgroup's epilogue.
+  // O /= l and LSE. Each warp stages its own rows and leaves the copy to the bulk engine: no one waits for an epilogue.
   __device__ __forceinline__ void store() {
     float lse[2];
     rows.normalize(O, problem.p.scale_log2, lse);
-    const int row = first_row();
-    const bool inside[2] = {row < problem.p.seqlen_q, row + 8 < problem.p.seqlen_q};
-    u32* o = output(row);
+    const int row = first_row(), lane = lane_id();
+    const u32 stage = smem_address(shared.O[rank][threadIdx.x % WARPGROUP / 32]);
+    const int mine = row - lane / 4 + lane;  // of lanes below WARP_ROWS: the row this lane sends
+    const bool sends = lane < WARP_ROWS && mine < problem.p.seqlen_q;
 #pragma unroll
-    for (int g = 0; g < HEAD_DIM / 8; g += 4) {
+    for (int column = 0; column < HEAD_DIM; column += STAGED) {
+      bulk_wait_read();
+      __syncwarp();
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        u32 x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = pack<BF16>(O[4 * (g + i) + 2 * r], O[4 * (g + i) + 2 * r + 1]);
-        transpose_quad(x);
-        if (inside[r]) *reinterpret_cast<uint4*>(o + r * 8 * row_words() + (g + lane_id() % 4) * 4) = make_uint4(x[0], x[1], x[2], x[3]);
+      for (int g = 0; g < STAGED / 8; g += 2) {
+        const float* o = O + 4 * (column / 8 + g);
+        store_matrices(stage + lane % 16 * STAGED_PITCH + (g + lane / 16) * 16, pack<BF16>(o[0], o[1]), pack<BF16>(o[2], o[3]),
+                       pack<BF16>(o[4], o[5]), pack<BF16>(o[6], o[7]));
       }
+      fence_async();
+      __syncwarp();
+      if (sends) bulk_store(output(mine) + column / 2, stage + lane * STAGED_PITCH, STAGED * 2);
+      bulk_commit();
     }
     store_lse(row, lse);
     trace.stamp(Label::STORE, 0);
@@ -266,6 +275,7 @@ __device__ __forceinline__ void run_consumer(Consumer& wg) {
       wg.store_nothing();
     }
   }
+  bulk_wait_read();  // shared memory must outlive the copies from it
 }
 
 // What the CTA is launched with, 168 x 384 or 128 x 512, dealt out anew: a register more and setmaxnreg waits for ever.

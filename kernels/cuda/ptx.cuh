@@ -89,13 +89,12 @@ __device__ __forceinline__ void tma_load_multicast(
       "l"(&map), "r"(smem_address(full)), "h"(ctas), "r"(column), "r"(row), "r"(head), "r"(batch)
       : "memory");
 }
-__device__ __forceinline__ void tma_store(const TensorMap& map, const void* from, int column, int row, int head, int batch) {
-  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
-               "r"(smem_address(from)), "r"(column), "r"(row), "r"(head), "r"(batch)
-               : "memory");
+// `bytes` in a row from shared to global memory, both on 16 bytes.
+__device__ __forceinline__ void bulk_store(void* to, u32 from, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void tma_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void tma_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 // Ordinary stores to shared memory become visible to TMA and WGMMA.
 __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -113,18 +113,3 @@ template <int N> __device__ __forceinline__ void mask(float (&S)[N], int limit_l
     if (i / 4 * 8 + (i & 1) >= limit) S[i] = NEGATIVE_INFINITY;
   }
 }
-
-// A 4 x 4 transpose among the four lanes of a quad: lane i gives x[j] to lane j and receives lane j's x[i].
-__device__ __forceinline__ void transpose_quad(u32 (&x)[4]) {
-#pragma unroll
-  for (int step = 1; step < 4; step *= 2) {
-    const bool upper = lane_id() & step;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & step) continue;
-      const u32 got = __shfl_xor_sync(0xffffffffu, upper ? x[i] : x[i | step], step);
-      if (upper) x[i] = got;
-      else x[i | step] = got;
-    }
-  }
-}
