@@ -30,6 +30,7 @@ def measure(
     counters: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     regime: str = "sustained",
     l2: str = "cold",
+    seconds: float = 1.5,
     out: Path | None = None,
     json: Json = False,
 ) -> int:
@@ -58,6 +59,8 @@ def measure(
         sustained or burst.
     l2
         cold (inputs rotate through more than L2) or warm (the same inputs every time).
+    seconds
+        Length of a sustained run; its last two thirds count.
     out
         Folder to keep the runs in, for `fasim compare`.
     """
@@ -77,7 +80,7 @@ def measure(
             room.require_gpu()
             output.make_folder(out)
         with output.progress("measuring") as advance:
-            for found in room.measure_all(entries, counters=counters, regime=regime, l2=l2, advance=advance):
+            for found in room.measure_all(entries, counters=counters, regime=regime, l2=l2, seconds=seconds, advance=advance):
                 if isinstance(found, room.Refused):
                     refused.append(found)
                     continue

@@ -2,7 +2,8 @@
 
 ncu repeats each kernel until every metric is read, emptying L2 before each pass and leaving the clock alone. The child
 (`python -m fasim.kernels.measure --child PLAN`) launches, for each entry of the plan, a marker kernel and then the call;
-the markers part the rows of ncu's table, and being nearly empty, tell what a launch alone costs.
+the markers part the rows of ncu's table. Our CUDA kernels are one kernel a call: a plan of these alone needs no markers,
+but for a call that fails, in whose place one stands.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ..simulator.errors import UsageError
 from ..traces import nsight
 from ..traces.nsight import Profiled
+from .cuda.config import SCHEDULES
 from .validation.check import MissingTool
 
 MARKER = "spin_kernel"
@@ -55,7 +58,7 @@ def profile(plan: Sequence[dict]) -> list[list[Profiled]]:
     with tempfile.TemporaryDirectory(prefix="fasim-ncu-") as folder:
         listed, log = Path(folder) / "plan.json", Path(folder) / "ncu.csv"
         listed.write_text(json.dumps(list(plan)), encoding="utf-8")
-        done = _run([*command(ncu, log, known_metrics(ncu)), *child(listed)])
+        done = _run([*command(ncu, log, list(known_metrics(ncu))), *child(listed)])
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if kept := os.environ.get("FASIM_KEEP_NCU_LOG"):
         Path(kept).write_text(text, encoding="utf-8")
@@ -67,7 +70,12 @@ def profile(plan: Sequence[dict]) -> list[list[Profiled]]:
         )
     if done.returncode and '"ID"' not in text:
         raise UsageError(f"ncu failed with status {done.returncode}: {nsight.complaint(text + done.stderr)}")
-    return part(nsight.parse(text), len(plan))
+    return part(nsight.parse(text), len(plan), marked(plan))
+
+
+def marked(plan: Sequence[dict]) -> bool:
+    """Whether a marker goes before every call."""
+    return any(entry["kernel"] not in SCHEDULES for entry in plan)
 
 
 def command(ncu: str, log: Path, metrics: Sequence[str]) -> list[str]:
@@ -83,19 +91,22 @@ def child(plan: Path) -> list[str]:
     return [sys.executable, "-m", f"{__package__}.measure", "--child", str(plan)]
 
 
-def known_metrics(ncu: str) -> list[str]:
+@lru_cache(maxsize=1)
+def known_metrics(ncu: str) -> tuple[str, ...]:
     """The metrics to ask for: the needed ones, and those welcome that this ncu lists for this GPU."""
     listed = _run([ncu, "--query-metrics"], timeout_s=120).stdout
     names = set(re.findall(r"^(\w+__\w+)\s", listed, re.MULTILINE))
-    return [*nsight.NEEDED, *(name for name in nsight.WELCOME if name.partition(".")[0] in names)]
+    return (*nsight.NEEDED, *(name for name in nsight.WELCOME if name.partition(".")[0] in names))
 
 
-def part(kernels: Sequence[Profiled], count: int) -> list[list[Profiled]]:
-    """The rows behind each marker. Raises UsageError unless there is one marker for each of `count` entries."""
+def part(kernels: Sequence[Profiled], count: int, marked: bool = True) -> list[list[Profiled]]:
+    """The kernels of each of `count` calls. Raises UsageError where the rows do not fit the plan."""
     groups: list[list[Profiled]] = []
     for kernel in kernels:
         if MARKER in kernel.name:
             groups.append([])
+        elif not marked:
+            groups.append([kernel])
         elif groups:
             groups[-1].append(kernel)
     if len(groups) != count:

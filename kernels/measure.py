@@ -1,8 +1,8 @@
 """Measure: run a kernel on the GPU and return a Run with origin "measured".
 
 Calls follow one another on one stream, over random normal inputs; every call lies between two CUDA events. Of a train of
-calls that starts on an idle GPU, the first 30 ms are the "burst" regime and the last second the "sustained" one, in
-which the power limit has settled (kernels/calibrate/NOTES.md, clock and power). The clock is what the SMs count
+calls that starts on an idle GPU, the first 30 ms are the "burst" regime and the last two thirds the "sustained" one,
+in which the power limit has settled (kernels/calibrate/NOTES.md, clock and power). The clock is what the SMs count
 (clock_probe.py); NVML's power and energy are read between batches of calls while others are queued. L2 is "cold" where
 the inputs of consecutive calls rotate through several times L2, "warm" where every call reads the same. Where launching
 takes longer than the kernel, the calls are replayed from a CUDA graph. O is held to the fp64 reference before anything is
@@ -23,7 +23,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from .cuda.config import DTYPES as CUDA_DTYPES
 from .cuda.config import HEAD_DIMS, config_for
 from .cuda.config import SCHEDULES as CUDA_SCHEDULES
 from .plan import Entry, read
-from .trains import BURST_S, Gpu, burst_trains, sustained_train, work_of
+from .trains import BURST_S, SUSTAINED_S, Gpu, burst_trains, sustained_train, work_of
 from .validation.check import Case, Fault, MissingTool
 from .validation.subjects import Subject, resolve
 
@@ -45,6 +45,8 @@ REGIMES = ("sustained", "burst")
 L2_STATES = ("cold", "warm")
 L2_TIMES = 3
 MAX_BUFFERS = 64
+CHUNK = 64
+"""Entries counted by one process under Nsight Compute."""
 TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2}
 """Relative error of O above which nothing is timed: some eight times what a right kernel makes. `fasim validate` judges finely."""
 CHECKED_ROWS = 512
@@ -74,6 +76,7 @@ def measure(
     counters: bool = False,
     regime: str = "sustained",
     l2: str = "cold",
+    seconds: float = SUSTAINED_S,
 ) -> Run:
     """Run a kernel on the current GPU and measure it.
 
@@ -82,7 +85,7 @@ def measure(
     `counters` counts them, with everything else, in a second process under Nsight Compute. Raises UsageError for what
     the kernel does not take, MissingTool for a GPU, a library or a program that is not here, Fault for a wrong output.
     """
-    (found,) = measure_all([Entry(kernel, workload)], counters=counters, regime=regime, l2=l2)
+    (found,) = measure_all([Entry(kernel, workload)], counters=counters, regime=regime, l2=l2, seconds=seconds)
     if isinstance(found, Refused):
         raise UsageError(found.reason)
     return found
@@ -94,34 +97,54 @@ def measure_all(
     counters: bool = False,
     regime: str = "sustained",
     l2: str = "cold",
+    seconds: float = SUSTAINED_S,
     advance: Advance | None = None,
 ) -> Iterator[Run | Refused]:
-    """Measure every entry of a plan, one process under Nsight Compute counting for all; see `measure`.
+    """Measure every entry of a plan, one process under Nsight Compute counting for CHUNK of them; see `measure`.
 
-    Counters come first, so that a machine without them says so before it has worked for minutes.
+    Counters come first, so that a machine without them says so before it has worked for minutes. Where one of several
+    processes fails, its runs lack counters and say so in their warnings.
     """
     if regime not in REGIMES:
         raise UsageError(f"regime {regime!r} is not known ({', '.join(REGIMES)})")
+    if not 0.1 <= seconds <= 60:
+        raise UsageError(f"seconds={seconds:g} is not possible: give the length of a sustained run, 0.1 to 60")
     if l2 not in L2_STATES:
         raise UsageError(f"l2 {l2!r} is not a state ({', '.join(L2_STATES)})")
     require_gpu()
-    if advance and counters:
-        advance(0, len(plan), "counters, by Nsight Compute")
-    counted = nsight_process.profile([entry.to_dict() for entry in plan]) if counters else [None] * len(plan)
-    bench = Bench(regime, l2)
-    for number, (entry, kernels) in enumerate(zip(plan, counted, strict=True)):
-        if advance:
-            advance(number, len(plan), f"{entry.kernel}, {entry.workload}")
-        try:
-            run = bench.measure(entry)
-        except MissingTool:
-            raise
-        except Exception as error:  # out of memory, or whatever a user's kernel raises: the other runs go on
-            if isinstance(error, Fault) and len(plan) == 1:
+    if counters:
+        nsight_process.require()
+    bench = Bench(regime, l2, seconds)
+    for first in range(0, len(plan), CHUNK):
+        chunk = plan[first : first + CHUNK]
+        counted: Sequence = [()] * len(chunk)
+        missing = ""
+        if counters:
+            if advance:
+                advance(first, len(plan), "counters, by Nsight Compute")
+            try:
+                counted = nsight_process.profile([entry.to_dict() for entry in chunk])
+            except UsageError as error:
+                if len(plan) == 1:
+                    raise
+                missing = f"no counters: {error}"
+        for number, (entry, kernels) in enumerate(zip(chunk, counted, strict=True), start=first):
+            if advance:
+                advance(number, len(plan), f"{entry.kernel}, {entry.workload}")
+            try:
+                run = bench.measure(entry)
+            except MissingTool:
                 raise
-            yield Refused(entry, _reason(error))
-            continue
-        yield run if not kernels else nsight.with_counters(run, kernels)
+            except Exception as error:  # out of memory, or whatever a user's kernel raises: the other runs go on
+                if isinstance(error, Fault) and len(plan) == 1:
+                    raise
+                yield Refused(entry, _reason(error))
+                continue
+            if kernels:
+                run = nsight.with_counters(run, kernels)
+            elif counters:
+                run = replace(run, warnings=(missing or "no counters: the call launched no kernel under Nsight Compute",))
+            yield run
 
 
 def require_gpu() -> None:
@@ -192,9 +215,10 @@ def _sha256(path: Path) -> str:
 class Bench:
     """A GPU that is asked to run one kernel after another."""
 
-    def __init__(self, regime: str, l2: str, gpu: Gpu | None = None) -> None:
+    def __init__(self, regime: str, l2: str, seconds: float = SUSTAINED_S, gpu: Gpu | None = None) -> None:
         self.regime = regime
         self.l2 = l2
+        self.seconds = seconds
         self.gpu = gpu or Gpu()
 
     def measure(self, entry: Entry) -> Run:
@@ -211,8 +235,8 @@ class Bench:
             seconds = burst = [t for train in trains for t in train.within(0.0, BURST_S)]
             energy = None
         else:
-            train = sustained_train(self.gpu, work)
-            seconds, looks, energy = train.within(train.window_s), train.looks_within(train.window_s), train.energy_j
+            train = sustained_train(self.gpu, work, self.seconds)
+            seconds, looks, energy = train.within(train.settle_s), train.looks_within(train.settle_s), train.energy_j
             burst = train.within(0.0, BURST_S)
         seconds, time_s = sorted(seconds), statistics.median(seconds)
         counted = [look.clock_hz for look in looks if look.clock_hz is not None]
@@ -364,9 +388,10 @@ def _packages() -> dict[str, str]:
 
 
 def launch_for_profiler(plan: Sequence[Entry]) -> None:
-    """Warm every entry up, then launch a marker and one call of each with the profiler on; one that fails has no call."""
+    """Warm every entry up, then launch one call of each with the profiler on, a marker before it or in its place."""
     import torch
 
+    marked = nsight_process.marked([entry.to_dict() for entry in plan])
     for entry in plan:
         call = attend = inputs = None
         try:
@@ -380,7 +405,8 @@ def launch_for_profiler(plan: Sequence[Entry]) -> None:
             call = None
         torch.cuda.synchronize()
         torch.cuda.cudart().cudaProfilerStart()
-        torch.cuda._sleep(1)
+        if marked or not call:
+            torch.cuda._sleep(1)
         if call:
             call()
         torch.cuda.synchronize()
@@ -396,6 +422,7 @@ def main() -> int:
     parser.add_argument("--counters", action="store_true", help="also count under Nsight Compute")
     parser.add_argument("--regime", default="sustained", choices=REGIMES)
     parser.add_argument("--l2", default="cold", choices=L2_STATES)
+    parser.add_argument("--seconds", type=float, default=SUSTAINED_S, help="length of a sustained run")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     try:
@@ -417,7 +444,8 @@ def _take(given: argparse.Namespace) -> int:
     plan = read(given.plan)
     given.out.mkdir(parents=True, exist_ok=True)
     status = 0
-    for entry, found in zip(plan, measure_all(plan, counters=given.counters, regime=given.regime, l2=given.l2), strict=True):
+    how = {"counters": given.counters, "regime": given.regime, "l2": given.l2, "seconds": given.seconds}
+    for entry, found in zip(plan, measure_all(plan, **how), strict=True):
         if isinstance(found, Refused):
             status = 1
             sys.stdout.write(f"{entry.kernel}, {entry.workload}: {found.reason}\n")
@@ -432,6 +460,7 @@ def summary(run: Run) -> str:
     """One line: what ran, how long, at which clock, and how many cycles were counted."""
     taken, report = run.measurement, run.to_dict()
     share = f", tensor {report['tensor_utilization']:.1%}" if report["tensor_utilization"] is not None else ""
+    share += "".join(f" ({warning})" for warning in run.warnings)
     return (
         f"{run.schedule}, {run.workload}: {taken.time_s * 1e6:.1f} us "
         f"({taken.time_p10_s * 1e6:.1f} to {taken.time_p90_s * 1e6:.1f}), "

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from .board import Board, Sample
@@ -15,8 +15,8 @@ from .clock_probe import ClockProbe
 from .validation.check import MissingTool
 
 IDLE_S, BURST_S = 0.2, 0.03
-SETTLE_S, WINDOW_S = 0.5, 1.0
-"""A sustained train runs SETTLE_S before the WINDOW_S that counts: at its limit the board swings about once a second."""
+SUSTAINED_S, SETTLE_SHARE = 1.5, 1 / 3
+"""Length of a sustained train, whose last two thirds count: at its limit the board swings about once a second."""
 BURSTS = 6
 QUEUED_S = 0.01
 """Work enqueued between two looks at the board."""
@@ -90,6 +90,7 @@ class Train:
     begins: list[float]
     looks: list[Look]  # while the GPU was busy
     end: Sample  # when it was done
+    settle_s: float = 0.0  # what counts begins then
 
     def within(self, first_s: float, last_s: float = math.inf) -> list[float]:
         """Seconds of a call, of the entries that began in this stretch of the train."""
@@ -103,17 +104,12 @@ class Train:
         ]
 
     @property
-    def window_s(self) -> float:
-        """Where the window that counts begins."""
-        return max(0.0, self.begins[-1] - WINDOW_S)
-
-    @property
     def energy_j(self) -> float | None:
         """Joules of one call in the window that counts; None where the board does not count energy."""
-        first, last = self.looks_within(self.window_s)[0].sample, self.end
+        first, last = self.looks_within(self.settle_s)[0].sample, self.end
         if first.energy_j is None or last.energy_j is None or last.host_s <= first.host_s:
             return None
-        return (last.energy_j - first.energy_j) / (last.host_s - first.host_s) * statistics.fmean(self.within(self.window_s))
+        return (last.energy_j - first.energy_j) / (last.host_s - first.host_s) * statistics.fmean(self.within(self.settle_s))
 
 
 def work_of(gpu: Gpu, call: Callable[[int], object], sets: int) -> Work:
@@ -147,9 +143,10 @@ def burst_trains(gpu: Gpu, work: Work) -> list[Train]:
     return [_train(gpu, work, BURST_S, 3) for _ in range(BURSTS)]
 
 
-def sustained_train(gpu: Gpu, work: Work) -> Train:
+def sustained_train(gpu: Gpu, work: Work, length_s: float = SUSTAINED_S) -> Train:
     """One long train."""
-    return _train(gpu, work, SETTLE_S + WINDOW_S, 6)
+    train = _train(gpu, work, length_s, 6)
+    return replace(train, settle_s=train.begins[-1] * SETTLE_SHARE)
 
 
 def _train(gpu: Gpu, work: Work, length_s: float, at_least: int) -> Train:
