@@ -108,10 +108,10 @@ def _number(text: str) -> float | None:
 
 
 def total(kernels: Sequence[Profiled]) -> dict[str, float]:
-    """The metrics of a call that launched these kernels one after another.
+    """The counters of a call that launched these kernels one after another.
 
-    Sums add up, and so do cycles; percentages are averaged, the L2 hit rate by sectors and all others by cycles. A
-    metric that one of the kernels lacks is left out.
+    Sums add up, and so do cycles; percentages are averaged, the L2 hit rate by sectors and all others by cycles. What one
+    of the kernels lacks is left out, and so is what ncu prints unasked: attributes of the device and the launch.
     """
     if not kernels:
         return {}
@@ -119,17 +119,18 @@ def total(kernels: Sequence[Profiled]) -> dict[str, float]:
     found = {}
     for name in sorted(shared):
         values = [kernel.metrics[name] for kernel in kernels]
-        if name == CYCLES or name.endswith(".sum"):
+        if name == CYCLES or (name.endswith(".sum") and not name.startswith("profiler__")):
             found[name] = sum(values)
-        elif len(kernels) == 1:
-            found[name] = values[0]
-        elif name.endswith((".pct", ".pct_of_peak_sustained_elapsed", ".pct_of_peak_sustained_active")):
+        elif name in NEEDED + WELCOME:
             by = (L2_READ_SECTORS, L2_WRITE_SECTORS) if name == L2_HIT_RATE else (CYCLES,)
-            if shared.issuperset(by):
-                weights = [sum(kernel.metrics[each] for each in by) for kernel in kernels]
-                if sum(weights):
-                    found[name] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+            weights = [sum(kernel.metrics.get(each, 0.0) for each in by) for kernel in kernels]
+            if len(kernels) == 1 or all(weights):
+                found[name] = values[0] if len(kernels) == 1 else _mean(values, weights)
     return found
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
 def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
