@@ -1,0 +1,114 @@
+"""The recorded runs: of today's kernels, by their hashes, and within the errors that the model is held to."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import fasim
+from fasim.kernels.plan import read
+from fasim.simulator.run import Run
+from fasim.traces import store
+from fasim.traces.compare import Report, compare_all
+
+ROOT = Path(fasim.__file__).parent
+BUDGET = {
+    "cycles": (0.05, 0.12), "SM clock": (0.03, None), "time": (0.06, None), "HBM read": (0.05, None), "HBM written": (0.08, None),
+    "tensor cores": (0.03, None), "MUFU": (0.03, None), "issue slots": (0.03, None),
+}  # fmt: skip
+"""Mean and worst error over the runs of our kernels; shares in points."""
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    return store.load_folder(store.RECORDED)
+
+
+@pytest.fixture(scope="module")
+def report(runs) -> Report:
+    return compare_all(runs)
+
+
+def stale(run: Run) -> list[str]:
+    """The files of the run's kernel that are no longer as they were when it was recorded."""
+    known = run.measurement.sources
+    return [path for path, digest in known.items() if not (ROOT / path).exists() or _sha256(ROOT / path) != digest]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_every_recorded_run_is_of_todays_kernel(runs):
+    assert {name: stale(run) for name, run in runs.items() if stale(run)} == {}
+
+
+def test_a_run_of_ours_without_its_sources_would_not_go_unnoticed(runs):
+    assert all(run.measurement.sources for run in runs.values() if run.measurement.implementation in ("cuda", "triton"))
+
+
+def test_a_stale_run_is_found(runs):
+    run = next(iter(runs.values()))
+    path = "kernels/cuda/fa3.cu"
+    now = replace(run, measurement=replace(run.measurement, sources={path: _sha256(ROOT / path)}))
+    assert stale(now) == []
+    changed = replace(run, measurement=replace(run.measurement, sources={path: "0" * 64, "kernels/cuda/gone.cu": "0" * 64}))
+    assert stale(changed) == [path, "kernels/cuda/gone.cu"]
+
+
+def test_every_recorded_run_has_its_name_its_counters_and_a_right_output(runs):
+    for name, run in runs.items():
+        assert store.file_name(run).startswith(name + ".run.json")
+        assert run.origin == "measured" and run.measurement.counters and run.warnings == ()
+        assert run.measurement.relative_error < 2e-2
+        assert run.measurement.clock_from == "SM cycle counters"
+
+
+def test_the_plan_of_the_recording_covers_what_it_must():
+    entries = read(store.RECORDED / "plan.toml")
+    workloads = [entry.workload for entry in entries]
+    assert len(entries) >= 80
+    assert {entry.kernel for entry in entries} == {"warp-specialized", "pingpong", "overlap-2stage", "overlap-3stage", "fa3"}
+    assert {w.head_dim for w in workloads} == {64, 128, 256} and {w.causal for w in workloads} == {False, True}
+    assert {32768, 65536, 131072} <= {w.seqlen_k for w in workloads} and {w.heads_per_kv for w in workloads} >= {1, 4, 32}
+
+
+# -- kernels of PyTorch: the bytes of the same tile are the same ---
+
+
+def test_bytes_that_the_sms_read_from_l2_are_exact_where_the_tile_is_the_kernels(report):
+    """FlashAttention-2 takes our fa2's 128 queries to a tile; at 512 it splits the keys."""
+    (found,) = (c for c in report.comparisons if c.name.startswith("torch-fa2") and c.measured.workload.seqlen == 32768)
+    assert found.predicted.tile.block_m == 128
+    assert abs(found.row("L2 read").error) < 1e-3
+    assert abs(found.row("HBM read").error) < 0.03  # past the cliff: 1.6 times the compulsory bytes
+    assert found.measured.traffic.total("hbm_read") > 1.4 * found.measured.workload.compulsory_read_bytes
+
+
+def test_hbm_writes_of_a_kernel_that_writes_o_once_are_those_of_the_l2_model(report):
+    cudnn = [c.row("HBM written") for c in report.comparisons if c.measured.schedule == "torch-cudnn"]
+    assert len(cudnn) == 4 and all(abs(row.error) < 0.10 for row in cudnn)
+
+
+# -- kernels of ours: the error budget ---
+
+
+@pytest.mark.parametrize("which", ["all", "unseen"])
+@pytest.mark.parametrize("name", BUDGET)
+def test_the_error_budget_of_our_kernels(report, name, which):
+    if not report.count(which):
+        pytest.skip("no run of our kernels is recorded yet")
+    column = next(column for column in report.columns(which) if column.quantity.name == name)
+    mean, worst = BUDGET[name]
+    assert column.count == report.count(which)
+    assert column.mape <= mean, column
+    assert worst is None or abs(column.worst) <= worst, column
+
+
+def test_schedules_rank_as_on_the_hardware(report):
+    if not report.count("all"):
+        pytest.skip("no run of our kernels is recorded yet")
+    assert report.ranking.reversed == ()
