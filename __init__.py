@@ -21,16 +21,20 @@ _HOME = {
     "Run": ".simulator.run",
     "UsageError": ".simulator.errors",
     "predict": ".simulator.predict",
+    "measure": ".kernels.measure",
+    "compare": ".traces.compare",
 }
 
-__all__ = ["Run", "Tile", "UsageError", "Workload", "__version__", "predict"]
+__all__ = ["Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict"]
 
 if TYPE_CHECKING:
+    from .kernels.measure import measure
     from .simulator.errors import UsageError
     from .simulator.predict import predict
     from .simulator.run import Run
     from .simulator.tile import Tile
     from .simulator.workload import Workload
+    from .traces.compare import compare
 
 
 def __getattr__(name: str) -> object:
