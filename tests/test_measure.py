@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -357,3 +359,33 @@ def test_without_a_gpu_measuring_says_so():
         pytest.skip("this machine has a GPU")
     with pytest.raises(MissingTool, match="needs an NVIDIA GPU"):
         measure.measure("fa2", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--plan", "none.toml", "--out", "runs"), 2, "plan none.toml does not exist"),
+        (("--plan", "plan.toml"), 2, "give --plan and --out"),
+        (("--plan", "plan.toml", "--out", "runs", "--seconds", "0"), 2, "seconds=0"),
+        (("--plan", "plan.toml", "--out", "runs", "--l2", "hot"), 2, "invalid choice"),
+    ],
+)
+def test_the_module_refuses_what_it_cannot_do_in_one_sentence(tmp_path, arguments, status, said):
+    written(tmp_path, '[[runs]]\nkernels = "torch-cudnn"\nbatch = 1\nheads = 1\nseqlen = 64\n')
+    command = [sys.executable, "-m", "fasim.kernels.measure", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (status, "") and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_module_exits_3_without_a_gpu(tmp_path):
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    except ImportError:
+        pass
+    written(tmp_path, '[[runs]]\nkernels = "torch-cudnn"\nbatch = 1\nheads = 1\nseqlen = 64\n')
+    command = [sys.executable, "-m", "fasim.kernels.measure", "--plan", "plan.toml", "--out", "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
