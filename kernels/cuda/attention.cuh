@@ -16,7 +16,6 @@ constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr int SHARED_ROWS = BLOCK_N / CLUSTER;  // of K and V that each CTA of a cluster loads for all
 constexpr int WARP_ROWS = 16;                                      // of a warpgroup's 64, one warp's in every accumulator
 constexpr int STAGED = HEAD_DIM < 128 ? HEAD_DIM : 128;            // columns of O that pass through shared memory at a time
-constexpr int STAGED_PITCH = STAGED * 2 + 16;                      // bytes: rows of a matrix store fall into different banks
 static_assert(BLOCK_M == ROWS * CONSUMERS, "one WGMMA tile of 64 queries per consumer warpgroup");
 static_assert(SHARED_ROWS % 8 == 0, "a CTA's share of a block is whole swizzle groups");
 static_assert(CONSUMERS <= 3, "named barriers are numbered for three consumers");
@@ -25,14 +24,14 @@ struct Shared {
   alignas(1024) unsigned char Q[CONSUMERS][ROWS * HEAD_DIM * 2];
   alignas(1024) unsigned char K[STAGES][BLOCK_N * HEAD_DIM * 2];
   alignas(1024) unsigned char V[STAGES][BLOCK_N * HEAD_DIM * 2];
-  alignas(128) unsigned char O[CONSUMERS][4][WARP_ROWS * STAGED_PITCH];
+  alignas(1024) unsigned char O[CONSUMERS][4][WARP_ROWS * STAGED * 2];
   Ring<1> q[CONSUMERS];
   Ring<STAGES> k, v;
   Work work;
 };
 
 struct Problem {
-  const TensorMap &q, &k, &v;
+  const TensorMap &q, &k, &v, &o;
   const Params& p;
 };
 
@@ -59,15 +58,15 @@ struct Producer {
                    tile.head, tile.batch);
       }
     }
-    trace.stamp(Label::LOAD_Q, 0);
+    trace.stamp(Label::LOAD_Q, base);
   }
   __device__ __forceinline__ void load_k(const Tile& tile, int j) {
     load(problem.k, shared.k, shared.K[(base + j) % STAGES], tile, j);
-    trace.stamp(Label::LOAD_K, j);
+    trace.stamp(Label::LOAD_K, base + j);
   }
   __device__ __forceinline__ void load_v(const Tile& tile, int j) {
     load(problem.v, shared.v, shared.V[(base + j) % STAGES], tile, j);
-    trace.stamp(Label::LOAD_V, j);
+    trace.stamp(Label::LOAD_V, base + j);
   }
   // Block j of the walk; in a cluster every CTA loads its share of the rows for all.
   __device__ __forceinline__ void load(const TensorMap& map, Ring<STAGES>& ring, unsigned char* to, const Tile& tile, int j) {
@@ -98,11 +97,13 @@ struct Consumer {
   const int rank;
   Trace trace;
   Baton turn;
-  int tiles = 0, base = 0;     // tiles begun, K/V blocks before this tile
-  int blocks = 0, masked = 0;  // of this tile to walk, and of these the first ones to mask
+  int tiles = 0;                 // begun
+  int first = 0, last = -1;      // K/V blocks of this tile, numbered over the kernel's life, in the order of the walk
+  int unmasked = 0;              // the first of them that needs no mask
+  bool started = false;          // whether O holds a product of this tile
+  bool grown = false;            // whether the last block moved the maximum
   float O[HEAD_DIM / 2];
   RowState rows;
-  bool grown = false;  // whether the last block moved the maximum
 
   __device__ __forceinline__ Consumer(Shared& shared, const Problem& problem, int rank)
       : shared(shared), problem(problem), rank(rank), trace(problem.p.trace, 1 + rank), turn{rank} {}
@@ -110,27 +111,39 @@ struct Consumer {
   // Wait for the next tile; false when there is none.
   __device__ __forceinline__ bool begin() {
     shared.work.posted.wait(tiles);
-    blocks = tile().blocks;
-    if (blocks < 0) return false;
-    masked = tile().masked(problem.p, first_row() - lane_id() / 4 - threadIdx.x % WARPGROUP / 32 * 16);
+    if (tile().blocks < 0) return false;
+    first = last + 1;
+    last += tile().blocks;
+    unmasked = first + tile().masked(problem.p, tile().m * BLOCK_M + rank * ROWS);
+    started = false;
     rows.start();
     return true;
   }
   __device__ __forceinline__ void end() {
     __syncwarp();
     shared.work.posted.free<1>(tiles);
-    base += blocks;
     ++tiles;
   }
   __device__ __forceinline__ const Tile& tile() const { return shared.work.tile(tiles); }
   __device__ __forceinline__ void wait_q() { shared.q[rank].wait(tiles); }
   __device__ __forceinline__ void free_q() { shared.q[rank].free<1>(tiles); }
 
+  // The tensor cores are this warpgroup's until it gives them on.
+  __device__ __forceinline__ void take(int j) {
+    turn.take();
+    trace.stamp(Label::TAKE, j);
+  }
+  __device__ __forceinline__ void give(int j) {
+    turn.give();
+    trace.stamp(Label::GIVE, j);
+  }
+
   // Issue S = Q K[j]^T.
   __device__ __forceinline__ void issue_scores(Scores& S, int j) {
-    shared.k.wait(base + j);
-    const u64 a = matrix_descriptor(shared.Q[rank], 0, GROUP_BYTES);
-    const u64 b = matrix_descriptor(shared.K[(base + j) % STAGES], 0, GROUP_BYTES);
+    shared.k.wait(j);
+    // Zero is added, but only we know: descriptors kept from one block to the next would cost registers that d256 has not got.
+    const u64 a = matrix_descriptor(shared.Q[rank], 0, GROUP_BYTES) + ((u32)j >> 31);
+    const u64 b = matrix_descriptor(shared.K[j % STAGES], 0, GROUP_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k)
@@ -140,11 +153,12 @@ struct Consumer {
   }
   // Issue O += P V[j]; the first product of a tile starts O.
   __device__ __forceinline__ void issue_values(const Weights& P, int j) {
-    shared.v.wait(base + j);
-    const u64 b = matrix_descriptor(shared.V[(base + j) % STAGES], BLOCK_N * ROW_BYTES, GROUP_BYTES);
+    shared.v.wait(j);
+    const u64 b = matrix_descriptor(shared.V[j % STAGES], BLOCK_N * ROW_BYTES, GROUP_BYTES);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < BLOCK_N / 16; ++k) Wgmma<HEAD_DIM>::rs(O, P + 4 * k, b + k * (2 * GROUP_BYTES / 16), k > 0 || j > 0);
+    for (int k = 0; k < BLOCK_N / 16; ++k) Wgmma<HEAD_DIM>::rs(O, P + 4 * k, b + k * (2 * GROUP_BYTES / 16), k > 0 || started);
+    started = true;
     wgmma_commit();
     trace.stamp(Label::VALUES, j);
   }
@@ -159,18 +173,18 @@ struct Consumer {
     hold(O);
     trace.stamp(Label::VALUES_DONE, j);
   }
-  __device__ __forceinline__ void free_k(int j) { shared.k.free<CLUSTER>(base + j); }
-  __device__ __forceinline__ void free_v(int j) { shared.v.free<CLUSTER>(base + j); }
+  __device__ __forceinline__ void free_k(int j) { shared.k.free<CLUSTER>(j); }
+  __device__ __forceinline__ void free_v(int j) { shared.v.free<CLUSTER>(j); }
 
   // Online softmax of block j, P as the operand of the second GEMM. O is not touched, so P V of another block may still run.
   __device__ __forceinline__ void softmax(int j, Scores& S, Weights& P) {
-    if (j < masked) {
+    if (j < unmasked) {
       const Params& p = problem.p;
-      const int first = (blocks - 1 - j) * BLOCK_N;
-      const int end = p.seqlen_k - first, diagonal = first_row() + p.seqlen_k - p.seqlen_q + 1 - first;
+      const int key = (last - j) * BLOCK_N;  // the block's first
+      const int end = p.seqlen_k - key, diagonal = first_row() + p.seqlen_k - p.seqlen_q + 1 - key;
       mask(S, CAUSAL ? min(end, diagonal) : end, CAUSAL ? min(end, diagonal + 8) : end);
     }
-    grown = rows.online(S, P, problem.p.scale_log2, j == 0, j < masked);
+    grown = rows.online(S, P, problem.p.scale_log2, j == first, j < unmasked);
     trace.stamp(Label::SOFTMAX, j);
   }
   // Multiply O by exp2(old - new maximum) where the maximum has moved; no product may be in flight.
@@ -178,58 +192,66 @@ struct Consumer {
     if (grown) rows.rescale(O);
   }
 
-  // O /= l and LSE. Each warp stages its own rows and leaves the copy to the bulk engine: no one waits for an epilogue.
+  // O /= l and LSE. Each warp stages its own rows and leaves the copy to TMA: no one waits for an epilogue.
   __device__ __forceinline__ void store() {
     float lse[2];
     rows.normalize(O, problem.p.scale_log2, lse);
-    const int row = first_row(), lane = lane_id();
-    const u32 stage = smem_address(shared.O[rank][threadIdx.x % WARPGROUP / 32]);
-    const int mine = row - lane / 4 + lane;  // of lanes below WARP_ROWS: the row this lane sends
-    const bool sends = lane < WARP_ROWS && mine < problem.p.seqlen_q;
+    const int lane = lane_id();
+    const u32 at = stage() + lane % WARP_ROWS * ROW_BYTES;
 #pragma unroll
     for (int column = 0; column < HEAD_DIM; column += STAGED) {
-      bulk_wait_read();
-      __syncwarp();
+      claim_stage();
 #pragma unroll
       for (int g = 0; g < STAGED / 8; g += 2) {
         const float* o = O + 4 * (column / 8 + g);
-        store_matrices(stage + lane % 16 * STAGED_PITCH + (g + lane / 16) * 16, pack<BF16>(o[0], o[1]), pack<BF16>(o[2], o[3]),
+        const int chunk = g % 8 + lane / 16;
+        store_matrices(at + g / 8 * (WARP_ROWS * ROW_BYTES) + (chunk ^ lane % 8) * 16, pack<BF16>(o[0], o[1]), pack<BF16>(o[2], o[3]),
                        pack<BF16>(o[4], o[5]), pack<BF16>(o[6], o[7]));
       }
-      fence_async();
-      __syncwarp();
-      if (sends) bulk_store(output(mine) + column / 2, stage + lane * STAGED_PITCH, STAGED * 2);
-      bulk_commit();
+      send_stage(column);
     }
-    store_lse(row, lse);
-    trace.stamp(Label::STORE, 0);
+    store_lse(lse);
+    trace.stamp(Label::STORE, last);
   }
   // Queries that see no key: O = 0, LSE = -inf.
   __device__ __forceinline__ void store_nothing() {
     wait_q();
     free_q();
-    const int row = first_row();
-    u32* o = output(row);
-    for (int r = 0; r < 2; ++r)
-      for (int i = lane_id() % 4; i < HEAD_DIM / 2; i += 4)
-        if (row + 8 * r < problem.p.seqlen_q) o[r * 8 * row_words() + i] = 0;
+    for (int column = 0; column < HEAD_DIM; column += STAGED) {
+      claim_stage();
+      for (int chunk = lane_id(); chunk < WARP_ROWS * STAGED / 8; chunk += 32) store_zeros(stage() + chunk * 16);
+      send_stage(column);
+    }
     const float lse[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
-    store_lse(row, lse);
+    store_lse(lse);
+  }
+  __device__ __forceinline__ int warp() const { return thread_id() % WARPGROUP / 32; }
+  __device__ __forceinline__ u32 stage() const { return smem_address(shared.O[rank][warp()]); }
+  __device__ __forceinline__ void claim_stage() const {
+    if (lane_id() == 0) tma_wait_read();
+    __syncwarp();
+  }
+  __device__ __forceinline__ void send_stage(int column) const {
+    fence_async();
+    __syncwarp();
+    if (lane_id() == 0) {
+#pragma unroll
+      for (int c = 0; c < STAGED; c += PANEL)
+        tma_store(problem.o, stage() + c * (WARP_ROWS * ROW_BYTES / PANEL), column + c, first_row(), tile().head, tile().batch);
+      tma_commit();
+    }
+  }
+  __device__ __forceinline__ void store_lse(const float (&lse)[2]) const {
+    const Params& p = problem.p;
+    const int row = first_row();
+    float* to = p.lse + (u64)(u32)(tile().batch * p.heads + tile().head) * (u32)p.seqlen_q + row;
+    if (lane_id() % 4 != 0) return;
+    if (row < p.seqlen_q) to[0] = lse[0];
+    if (row + 8 < p.seqlen_q) to[8] = lse[1];
   }
   // Of this thread's two rows the first; the other is 8 further.
   __device__ __forceinline__ int first_row() const {
-    return tile().m * BLOCK_M + rank * ROWS + threadIdx.x % WARPGROUP / 32 * 16 + lane_id() / 4;
-  }
-  __device__ __forceinline__ long long row_words() const { return (long long)problem.p.heads * (HEAD_DIM / 2); }
-  __device__ __forceinline__ u32* output(int row) const {
-    const Params& p = problem.p;
-    return static_cast<u32*>(p.o) + ((long long)tile().batch * p.seqlen_q + row) * row_words() + tile().head * (HEAD_DIM / 2);
-  }
-  __device__ __forceinline__ void store_lse(int row, const float (&lse)[2]) const {
-    const Params& p = problem.p;
-    float* to = p.lse + ((long long)tile().batch * p.heads + tile().head) * p.seqlen_q + row;
-    if (lane_id() % 4 == 0 && row < p.seqlen_q) to[0] = lse[0];
-    if (lane_id() % 4 == 0 && row + 8 < p.seqlen_q) to[8] = lse[1];
+    return tile().m * BLOCK_M + rank * ROWS + warp() * 16 + lane_id() / 4;
   }
 };
 
@@ -268,14 +290,14 @@ __device__ __forceinline__ void run_producer(Producer& load) {
 __device__ __forceinline__ void run_consumer(Consumer& wg) {
   wg.turn.start();
   for (; wg.begin(); wg.end()) {
-    if (wg.blocks > 0) {
+    if (wg.first <= wg.last) {
       consume(wg);
       wg.store();
     } else {
       wg.store_nothing();
     }
   }
-  bulk_wait_read();  // shared memory must outlive the copies from it
+  wg.claim_stage();  // shared memory must outlive the copies from it
 }
 
 // What the CTA is launched with, 168 x 384 or 128 x 512, dealt out anew: a register more and setmaxnreg waits for ever.
@@ -289,7 +311,7 @@ __device__ __forceinline__ void attention(const Problem& problem) {
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int warpgroup = uniform(threadIdx.x / WARPGROUP);
   if (threadIdx.x == 0) {
-    tma_prefetch(problem.q), tma_prefetch(problem.k), tma_prefetch(problem.v);
+    tma_prefetch(problem.q), tma_prefetch(problem.k), tma_prefetch(problem.v), tma_prefetch(problem.o);
     for (int wg = 0; wg < CONSUMERS; ++wg) shared.q[wg].init(4);
     shared.k.init(4 * CONSUMERS * CLUSTER);
     shared.v.init(4 * CONSUMERS * CLUSTER);
@@ -320,6 +342,6 @@ __constant__ int attention_smem_bytes = sizeof(Shared);
 #define ATTENTION_FORWARD                                                                                                          \
   extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                                         \
       attention_forward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, \
-                        const __grid_constant__ Params p) {                                                                        \
-    attention(Problem{q, k, v, p});                                                                                                \
+                        const __grid_constant__ TensorMap o, const __grid_constant__ Params p) {                                   \
+    attention(Problem{q, k, v, o, p});                                                                                             \
   }

@@ -26,13 +26,15 @@ ELEMENT_BYTES = 2
 BOX_COLUMNS = 64
 """128 bytes, the widest row that the 128-byte swizzle takes (PTX ISA, tensor swizzling modes)."""
 CONSUMER_ROWS = 64
-"""Rows of Q and O in a box: one consumer warpgroup's."""
+"""Rows of Q in a box: one consumer warpgroup's."""
+WARP_ROWS = 16
+"""Rows of O in a box: each warp sends its own."""
 TMA_ALIGNMENT = 16
 LOG2_E = math.log2(math.e)
 MAPS_KEPT = 64
 """Tensor maps kept per operand of a plan."""
-PARAMS = struct.Struct("@PPPPiiiiiiif")
-"""struct Params of the kernels: o, lse, queue, trace, batch, heads, kv_heads, seqlen_q, seqlen_k, m_tiles, section, scale_log2."""
+PARAMS = struct.Struct("@PPPiiiiiiif")
+"""struct Params of the kernels: lse, queue, trace, batch, heads, kv_heads, seqlen_q, seqlen_k, m_tiles, section, scale_log2."""
 
 
 def forward(
@@ -87,14 +89,16 @@ class Plan:
         self.threads = config.threads
         self.function = kernel.function
         self.smem_bytes = kernel.smem_bytes
-        self.contiguous = strides[0] == (seqlen_q * heads * head_dim, heads * head_dim, head_dim, 1)
+        contiguous = (seqlen_q * heads * head_dim, heads * head_dim, head_dim, 1)
+        self.contiguous = strides[0] == contiguous
         q_box, kv_box = (BOX_COLUMNS, CONSUMER_ROWS), (BOX_COLUMNS, config.kv_box_rows)
-        self.q, self.k, self.v = (
+        self.q, self.k, self.v, self.o = (
             _Operand(config.dtype, shape, stride, box)
             for shape, stride, box in (
                 (q_shape, strides[0], q_box),
                 (k_shape, strides[1], kv_box),
                 (k_shape, strides[2], kv_box),
+                (q_shape, contiguous, (BOX_COLUMNS, WARP_ROWS)),
             )
         )
 
@@ -121,7 +125,6 @@ class Plan:
         PARAMS.pack_into(
             params,
             0,
-            o.data_ptr(),
             lse.data_ptr(),
             queue.data_ptr(),
             trace.data_ptr() if trace is not None else 0,
@@ -129,8 +132,8 @@ class Plan:
             softmax_scale * LOG2_E,
         )
         # The maps are named, so that no other thread's eviction frees one before the driver has read it.
-        q_map, k_map, v_map = self.q.map(q), self.k.map(k), self.v.map(v)
-        pointers[0], pointers[1], pointers[2] = q_map.address, k_map.address, v_map.address
+        q_map, k_map, v_map, o_map = self.q.map(q), self.k.map(k), self.v.map(v), self.o.map(o)
+        pointers[0], pointers[1], pointers[2], pointers[3] = q_map.address, k_map.address, v_map.address, o_map.address
         self.launch(stream)
         return o, lse
 
@@ -188,8 +191,8 @@ class _Local(threading.local):
     def prepare(self) -> tuple[bytearray, ctypes.Array]:
         self.params = bytearray(PARAMS.size)
         self.held = (ctypes.c_char * PARAMS.size).from_buffer(self.params)
-        self.pointers = (ctypes.c_void_p * 4)()
-        self.pointers[3] = ctypes.addressof(self.held)
+        self.pointers = (ctypes.c_void_p * 5)()
+        self.pointers[4] = ctypes.addressof(self.held)
         self.pointers_address = ctypes.addressof(self.pointers)
         launch = driver.library().cuLaunchKernel
         launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]

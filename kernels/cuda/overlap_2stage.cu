@@ -19,39 +19,38 @@ __device__ __forceinline__ void step(Consumer& wg, int j, const Weights& P, Weig
   wg.issue_values(P, j - 1);
   wg.wait_scores<1>(S, j);
   wg.free_k(j);
-  if (j == wg.blocks - 1) wg.free_q();
+  if (j == wg.last) wg.free_q();
   wg.softmax(j, S, next);
   wg.wait_values<0>(j - 1);
   wg.free_v(j - 1);
   wg.rescale();
 }
 
-__device__ __forceinline__ void finish(Consumer& wg, int last, const Weights& P) {
-  wg.issue_values(P, last);
-  wg.wait_values<0>(last);
-  wg.free_v(last);
+__device__ __forceinline__ void finish(Consumer& wg, const Weights& P) {
+  wg.issue_values(P, wg.last);
+  wg.wait_values<0>(wg.last);
+  wg.free_v(wg.last);
 }
 
 __device__ __forceinline__ void consume(Consumer& wg) {
-  const int last = wg.blocks - 1;
   Scores S;
   Weights P, other;
+  int j = wg.first;
   wg.wait_q();
-  wg.issue_scores(S, 0);
-  wg.wait_scores<0>(S, 0);
-  wg.free_k(0);
-  if (last == 0) wg.free_q();
-  wg.softmax(0, S, P);
-  int j = 1;
-  for (; j < last; j += 2) {  // two at a time: P of one block is still read while the next is written
+  wg.issue_scores(S, j);
+  wg.wait_scores<0>(S, j);
+  wg.free_k(j);
+  if (j == wg.last) wg.free_q();
+  wg.softmax(j, S, P);
+  for (++j; j < wg.last; j += 2) {  // two at a time: P of one block is still read while the next is written
     step(wg, j, P, other);
     step(wg, j + 1, other, P);
   }
-  if (j == last) {
+  if (j == wg.last) {
     step(wg, j, P, other);
-    finish(wg, last, other);
+    finish(wg, other);
   } else {
-    finish(wg, last, P);
+    finish(wg, P);
   }
 }
 

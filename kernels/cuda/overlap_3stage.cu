@@ -26,48 +26,48 @@ __device__ __forceinline__ void step(Consumer& wg, int j, Scores& S, Scores& nex
   if (!LAST) {
     wg.wait_scores<0>(next, j + 1);
     wg.free_k(j + 1);
-    if (j + 1 == wg.blocks - 1) wg.free_q();
+    if (j + 1 == wg.last) wg.free_q();
   }
   wg.rescale();
 }
 
-__device__ __forceinline__ void finish(Consumer& wg, int last, const Weights& P) {
-  wg.issue_values(P, last);
-  wg.wait_values<0>(last);
-  wg.free_v(last);
+__device__ __forceinline__ void finish(Consumer& wg, const Weights& P) {
+  wg.issue_values(P, wg.last);
+  wg.wait_values<0>(wg.last);
+  wg.free_v(wg.last);
 }
 
 __device__ __forceinline__ void consume(Consumer& wg) {
-  const int last = wg.blocks - 1;
-  Scores even, odd;  // S of blocks 0, 2, ... and 1, 3, ...
+  Scores even, odd;  // S of the first block, the third, ... and of the second, the fourth, ...
   Weights P, Q;      // and their P
+  int j = wg.first;
   wg.wait_q();
-  wg.issue_scores(even, 0);
-  wg.wait_scores<0>(even, 0);
-  wg.free_k(0);
-  if (last == 0) {
+  wg.issue_scores(even, j);
+  wg.wait_scores<0>(even, j);
+  wg.free_k(j);
+  if (j == wg.last) {
     wg.free_q();
-    wg.softmax(0, even, P);
-    finish(wg, last, P);
+    wg.softmax(j, even, P);
+    finish(wg, P);
     return;
   }
-  wg.issue_scores(odd, 1);
-  wg.softmax(0, even, P);  // under S of block 1
-  wg.wait_scores<0>(odd, 1);
-  wg.free_k(1);
-  if (last == 1) wg.free_q();
-  int j = 1;
-  for (; j + 1 < last; j += 2) {
+  wg.issue_scores(odd, j + 1);
+  wg.softmax(j, even, P);  // under S of the second block
+  ++j;
+  wg.wait_scores<0>(odd, j);
+  wg.free_k(j);
+  if (j == wg.last) wg.free_q();
+  for (; j + 1 < wg.last; j += 2) {
     step<false>(wg, j, odd, even, P, Q);
     step<false>(wg, j + 1, even, odd, Q, P);
   }
-  if (j < last) {
+  if (j < wg.last) {
     step<false>(wg, j, odd, even, P, Q);
     step<true>(wg, j + 1, even, odd, Q, P);
-    finish(wg, last, P);
+    finish(wg, P);
   } else {
     step<true>(wg, j, odd, even, P, Q);
-    finish(wg, last, Q);
+    finish(wg, Q);
   }
 }
 

@@ -14,21 +14,21 @@ __device__ __forceinline__ void consume(Consumer& wg) {
   Scores S;
   Weights P;
   wg.wait_q();
-  wg.turn.take();
-  for (int j = 0; j < wg.blocks; ++j) {
+  wg.take(wg.first);
+  for (int j = wg.first; j <= wg.last; ++j) {
     wg.issue_scores(S, j);
-    wg.turn.give();  // the tensor cores are yours; I do softmax
+    wg.give(j);  // the tensor cores are yours; I do softmax
     wg.wait_scores<0>(S, j);
     wg.free_k(j);
-    if (j == wg.blocks - 1) wg.free_q();
+    if (j == wg.last) wg.free_q();
     wg.softmax(j, S, P);
     wg.rescale();
-    wg.turn.take();
+    wg.take(j);
     wg.issue_values(P, j);
     wg.wait_values<0>(j);
     wg.free_v(j);
   }
-  wg.turn.give();
+  wg.give(wg.last);
 }
 
 ATTENTION_FORWARD

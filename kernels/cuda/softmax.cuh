@@ -96,7 +96,7 @@ struct RowState {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float l = quad_sum(sum[r]);
-      inverse[r] = l == 0.0f ? 0.0f : __frcp_rn(l);
+      inverse[r] = l == 0.0f ? 0.0f : reciprocal_approx(l);
       lse[r] = l == 0.0f ? NEGATIVE_INFINITY : (top[r] * scale + log2_approx(l)) * 0.6931471805599453f;
     }
 #pragma unroll

@@ -3,7 +3,6 @@
 #include "verbs.cuh"
 
 struct Params {
-  void* o;                    // (batch, seqlen_q, heads, head_dim), contiguous
   float* lse;                 // (batch, heads, seqlen_q)
   int* queue;                 // next tile and CTAs done, both zero before and after a launch
   unsigned long long* trace;  // see trace.cuh; null unless TRACE

@@ -30,16 +30,16 @@ template <int COUNT> struct Ring {
   }
 };
 
-// Named barriers: 0 is __syncthreads, then one turn and one epilogue barrier per consumer warpgroup.
-constexpr int TURN_BARRIER = 1, EPILOGUE_BARRIER = 4;
+// Named barriers: 0 is __syncthreads, then one turn per consumer warpgroup.
+constexpr int TURN_BARRIER = 1;
 constexpr int WARPGROUP = 128;
 
-// Consumer warpgroups pass the tensor cores round; warpgroup 0 has the first turn.
+// Consumer warpgroups pass the tensor cores round; warpgroup 0 has the first turn. A thread's warpgroup is 1 + its rank.
 struct Baton {
   int rank;
   __device__ __forceinline__ void start() const {
     if (rank == CONSUMERS - 1) give();
   }
   __device__ __forceinline__ void take() const { barrier_sync(TURN_BARRIER + rank, 2 * WARPGROUP); }
-  __device__ __forceinline__ void give() const { barrier_arrive(TURN_BARRIER + (rank + 1) % CONSUMERS, 2 * WARPGROUP); }
+  __device__ __forceinline__ void give() const { barrier_arrive(TURN_BARRIER + thread_id() / WARPGROUP % CONSUMERS, 2 * WARPGROUP); }
 };

@@ -13,11 +13,11 @@ __device__ __forceinline__ void consume(Consumer& wg) {
   Scores S;
   Weights P;
   wg.wait_q();
-  for (int j = 0; j < wg.blocks; ++j) {
+  for (int j = wg.first; j <= wg.last; ++j) {
     wg.issue_scores(S, j);
     wg.wait_scores<0>(S, j);
     wg.free_k(j);
-    if (j == wg.blocks - 1) wg.free_q();
+    if (j == wg.last) wg.free_q();
     wg.softmax(j, S, P);
     wg.rescale();
     wg.issue_values(P, j);
