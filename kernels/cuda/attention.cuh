@@ -14,8 +14,8 @@ constexpr int ROW_BYTES = 128;  // of a panel
 constexpr int GROUP_BYTES = 8 * ROW_BYTES;
 constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr int SHARED_ROWS = BLOCK_N / CLUSTER;  // of K and V that each CTA of a cluster loads for all
-constexpr int WARP_ROWS = 16;                                      // of a warpgroup's 64, one warp's in every accumulator
-constexpr int STAGED = HEAD_DIM < 128 ? HEAD_DIM : 128;            // columns of O that pass through shared memory at a time
+constexpr int WARP_ROWS = 16;                   // of a warpgroup's 64, one warp's in every accumulator
+constexpr int STAGED = HEAD_DIM < 128 ? HEAD_DIM : 128;  // columns of O that pass through shared memory at a time
 static_assert(BLOCK_M == ROWS * CONSUMERS, "one WGMMA tile of 64 queries per consumer warpgroup");
 static_assert(SHARED_ROWS % 8 == 0, "a CTA's share of a block is whole swizzle groups");
 static_assert(CONSUMERS <= 3, "named barriers are numbered for three consumers");
@@ -147,7 +147,7 @@ struct Consumer {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k)
-      Wgmma<BLOCK_N>::ss(S, a + (k / 4) * (ROWS * ROW_BYTES / 16) + (k % 4) * 2, b + (k / 4) * (BLOCK_N * ROW_BYTES / 16) + (k % 4) * 2, k > 0);
+      Wgmma<BLOCK_N>::ss(S, a + k / 4 * (ROWS * ROW_BYTES / 16) + k % 4 * 2, b + k / 4 * (BLOCK_N * ROW_BYTES / 16) + k % 4 * 2, k > 0);
     wgmma_commit();
     trace.stamp(Label::SCORES, j);
   }
@@ -250,9 +250,7 @@ struct Consumer {
     if (row + 8 < p.seqlen_q) to[8] = lse[1];
   }
   // Of this thread's two rows the first; the other is 8 further.
-  __device__ __forceinline__ int first_row() const {
-    return tile().m * BLOCK_M + rank * ROWS + warp() * 16 + lane_id() / 4;
-  }
+  __device__ __forceinline__ int first_row() const { return tile().m * BLOCK_M + rank * ROWS + warp() * WARP_ROWS + lane_id() / 4; }
 };
 
 __device__ __forceinline__ void produce(Producer& load, const Tile& tile);

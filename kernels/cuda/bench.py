@@ -2,7 +2,10 @@
 
 The protocol is that of kernels/bench.py: bursts in shuffled turns, random normal data that rotates through buffers larger
 than L2, the median over all calls between CUDA events, clock and power by NVML in mid-burst, every output held to the fp64
-oracle first. FlashAttention-3 cannot be in the process; cuDNN can, and both were measured once on one H200
+oracle first. Each burst is short and follows a rest, so that the clock is not yet at the power limit: only then does cuDNN
+run at the rates it had beside FlashAttention-3. With --sustained there is no rest and the board draws all it may.
+
+FlashAttention-3 cannot be in the process; cuDNN can, and both were measured once on one H200
 (traces/published/h200_tflops.csv). "vs FA3" is thus our rate over FlashAttention-3's of then, times cuDNN's rate of then
 over cuDNN's in this run. Writes cuda.json; the table goes to stdout, progress to stderr.
 """
@@ -34,6 +37,9 @@ LENGTHS = {64: (1024, 4096, 16384), 128: (512, 1024, 2048, 4096, 8192, 16384), 2
 ABLATION = (4, 16, 8448)
 """Batch, heads and length of FlashAttention-3 Table 2, at head_dim 128, full."""
 PEERS = ("cudnn", "fa2-pytorch")
+REST_S, BURST_S = 0.1, 0.01
+"""A pause, then a burst that ends before the power limit takes hold, 35 to 80 ms later (kernels/calibrate/NOTES.md)."""
+ROUNDS = 6
 TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2}
 """Relative error of O above which a kernel is not timed; `fasim validate` judges finely."""
 PUBLISHED = {"FlashAttention-3 (source of 2026-08, CUDA 13.0)": "fa3", "cuDNN 9.19 through torch 2.11 SDPA": "cudnn"}
@@ -65,7 +71,7 @@ def versus_fa3(ours: float, cudnn: float, then: dict[str, float]) -> float:
     return (ours / cudnn) / (then["fa3"] / then["cudnn"])
 
 
-def run_case(workload: Workload, kernels: Sequence[str], meter: bench.Meter, rounds: int) -> list[dict]:
+def run_case(workload: Workload, kernels: Sequence[str], meter: bench.Meter, rounds: int, sustained: bool) -> list[dict]:
     """One row per kernel; a kernel that is wrong, or that cannot run, says so and has no time."""
     case = bench.Case(False, workload)
     sets = bench.buffers(case)
@@ -86,11 +92,14 @@ def run_case(workload: Workload, kernels: Sequence[str], meter: bench.Meter, rou
             rows[name]["refused"] = f"{type(error).__name__}: {error}"[:300]
             continue
         calls[name] = call
-        counts[name] = max(5, math.ceil(bench.BURST_S * 1000 / statistics.median(times)))
+        counts[name] = max(5, math.ceil((bench.BURST_S if sustained else BURST_S) * 1000 / statistics.median(times)))
     readings = {name: ([], [], []) for name in calls}
     turns = random.Random(workload.seqlen)
     for _ in range(rounds):
         for name in turns.sample(list(calls), len(calls)):
+            if not sustained:
+                torch.cuda.synchronize()
+                time.sleep(REST_S)
             times, clock, power = meter.burst(calls[name], counts[name])
             readings[name][0].extend(times[1:])
             readings[name][1].append(clock)
@@ -161,14 +170,14 @@ def means_of(rows: Iterable[dict]) -> list[dict]:
     return found
 
 
-def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> dict:
+def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int, sustained: bool = False) -> dict:
     """All cases with their provenance."""
     meter = bench.Meter()
     ours = [schedule for schedule in available() if f"fasim-{schedule}" in kernels]
     build.build_all([config_for(name, w.dtype, w.head_dim, w.causal).source for w in works for name in ours])
     rows = []
     for workload in works:
-        done = run_case(workload, kernels, meter, rounds)
+        done = run_case(workload, kernels, meter, rounds, sustained)
         rows += done
         sys.stderr.write(line_of(done) + "\n")
     sources = [HERE.parent / "ops.py", HERE / "launch.py", HERE / "wgmma.py", *sorted(HERE.glob("*.cu*"))]
@@ -183,7 +192,8 @@ def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> di
         "packages": {name: importlib.metadata.version(name) for name in ("torch", "triton", "cuda-core", "nvidia-cuda-nvrtc")},
         "protocol": {
             "rounds": rounds,
-            "burst_s": bench.BURST_S,
+            "rest_s": 0 if sustained else REST_S,
+            "burst_s": bench.BURST_S if sustained else BURST_S,
             "buffers": bench.BUFFERS,
             "data": "normal",
             "statistic": "median",
@@ -240,14 +250,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="fp16")
     parser.add_argument("--ablation", action="store_true", help="only the shape of FlashAttention-3's ablation")
     parser.add_argument("--flex", action="store_true", help="FlexAttention too; its autotuner takes a minute per shape")
-    parser.add_argument("--rounds", type=int, default=bench.ROUNDS, help="turns of each kernel in a case")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each kernel in a case")
+    parser.add_argument("--sustained", action="store_true", help="no rest between bursts: at the power limit")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     works = workloads(given.head_dims, given.seqlens, given.dtype)
     if given.ablation:
         works = [Workload(*ABLATION, 128, given.dtype, False)]
     kernels = [*(f"fasim-{schedule}" for schedule in given.schedules), *PEERS, *(["flex"] if given.flex else [])]
-    result = report(works, kernels, given.rounds)
+    result = report(works, kernels, given.rounds, given.sustained)
     (given.out / "cuda.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table_of(result))
 

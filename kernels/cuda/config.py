@@ -40,7 +40,7 @@ class KernelConfig:
     @property
     def path(self) -> Path:
         """The schedule's .cu."""
-        return HERE / f"{self.schedule.replace('-', '_')}.cu"
+        return path_of(self.schedule)
 
     @property
     def threads(self) -> int:
@@ -95,9 +95,14 @@ def variants() -> list[KernelConfig]:
     ]
 
 
+def path_of(schedule: str) -> Path:
+    """The .cu of a schedule."""
+    return HERE / f"{schedule.replace('-', '_')}.cu"
+
+
 def available() -> tuple[str, ...]:
     """Schedules whose source is here."""
-    return tuple(schedule for schedule in SCHEDULES if (HERE / f"{schedule.replace('-', '_')}.cu").exists())
+    return tuple(schedule for schedule in SCHEDULES if path_of(schedule).exists())
 
 
 @lru_cache(maxsize=1)

@@ -83,7 +83,7 @@ class Plan:
         self.keyless = seqlen_k == 0
         self.m_tiles = -(-seqlen_q // tile.block_m)
         sharing = heads // kv_heads if kv_heads else 1
-        section = section_heads(seqlen_k, head_dim, sharing) if seqlen_k else 1
+        section = min(batch * heads, section_heads(seqlen_k, head_dim, sharing)) if seqlen_k else 1
         self.sizes = (batch, heads, kv_heads, seqlen_q, seqlen_k, self.m_tiles, section)
         self.grid = grid_of(batch * heads, self.m_tiles, tile.cluster, _sm_count(device))
         self.threads = config.threads

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...simulator.errors import UsageError
+from ..cuda import config as cuda
 from .check import Case, MissingTool
 
-OURS = ("standard", "fa1", "fa2")
+OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES)
 """Schedules with a kernel of their own behind `kernels.ops.flash_attn_func`."""
 
 HALF = ("fp16", "bf16")
@@ -107,7 +108,8 @@ def _ours(schedule: str, device: str) -> Subject:
     """`flash_attn_func` of one schedule."""
     if importlib.util.find_spec("triton") is None:
         raise MissingTool(f"the kernel {schedule!r} needs triton, which is not installed: pip install 'fasim[kernels]' on Linux")
-    if device == "cpu":
+    on_hopper = schedule in cuda.SCHEDULES  # its backward is Triton's all the same
+    if device == "cpu" and not on_hopper:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
     try:
         from ..ops import flash_attn_func
@@ -118,16 +120,20 @@ def _ours(schedule: str, device: str) -> Subject:
         return flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal, schedule=schedule, return_lse=True)
 
     rooms = Path(__file__).parents[1]
+    own = sorted((rooms / "triton").glob("*.py"))
+    if on_hopper:
+        room = rooms / "cuda"
+        own = [room / "launch.py", room / "wgmma.py", cuda.path_of(schedule), *sorted(room.glob("*.cuh"))]
     return Subject(
         name=schedule,
         forward=forward,
         head_dims=(64, 128, 256),
-        tile=128 if device == "cuda" else 16,
+        tile=128 if device == "cuda" or on_hopper else 16,
         dtypes=HALF,
-        needs_cuda=device == "cuda",
+        needs_cuda=device == "cuda" or on_hopper,
         returns_lse=True,
         differentiable=True,
-        sources=(rooms / "ops.py", *sorted((rooms / "triton").glob("*.py"))),
+        sources=(rooms / "ops.py", *own),
     )
 
 
