@@ -159,15 +159,16 @@ class _Checker:
             self.pending[warp].append(_Group(label, slot, (int(ins["tile"]), int(ins["step"]))))
 
     def _compute(self, warp: int, ins: np.void) -> None:
-        """Registers: scores are there once their GEMM has been waited for; O and P are the PV's until then."""
+        """Registers: scores are there once their GEMM has been waited for; O and the P it reads are the PV's until then."""
         label, name = self.program.labels[ins["label"]], self.program.warps[warp]
         changes_output = label in ("convert P", "rescale O", "normalize O", "stage O")
         if label.startswith("stage "):
             self._stage(warp, ins, label.removeprefix("stage "))
-        changes_output |= label == "softmax" and ins["d"] > 0  # it converts P and rescales O as well
+        sets = self.program.operand_sets
         for group in self.pending[warp]:
             scores = group.label.startswith("S") and label == "softmax" and group.where == (ins["tile"], ins["step"])
-            if scores or (changes_output and group.label.startswith("O")):
+            converts = label == "softmax" and ins["d"] > 0 and (group.where[1] - ins["step"]) % sets == 0
+            if scores or ((changes_output or converts) and group.label.startswith("O")):
                 raise IllegalProgram(
                     f"race: {name} does '{label}' while its '{group.label}' on {group.slot} may still run; wait for it first"
                 )

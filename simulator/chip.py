@@ -80,13 +80,14 @@ def measure_durations(
     later = np.zeros((len(known), ctas_per_sm))
     busy = np.zeros((len(known), len(UNITS)))
     for row, n in enumerate(known):
-        tiles = 2 if whole_head else min(8, max(3, STEADY_BLOCKS // max(1, n)))
+        drains = int(kernel.persistent)  # only behind the last tile does it wait until O has left
+        tiles = 2 if whole_head else min(8, max(3 + drains, STEADY_BLOCKS // max(1, n)))
         program = trace(kernel, workload, tile, [(n, masked(n))] * tiles)
         for company in range(1, ctas_per_sm + 1):
             run = replay([program] * company, device, memory, eight_bit=workload.element_bytes == 1)
             ends = run.tile_ends.mean(axis=0)
-            first[row, company - 1] = ends[0]
-            later[row, company - 1] = (ends[-1] - ends[0]) / (tiles - 1)
+            later[row, company - 1] = (ends[-1 - drains] - ends[0]) / (tiles - 1 - drains)
+            first[row, company - 1] = ends[-1] - (tiles - 1) * later[row, company - 1] if drains else ends[0]
             busy[row] = run.busy[0] / (tiles * company)
     view = TileView(tile, workload, 1)
     steps = np.cumsum([len(view.q_blocks(j)) if whole_head else 1 for j in range(int(lengths.max()) + 1)])

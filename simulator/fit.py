@@ -31,12 +31,13 @@ class Occupancy:
 
 
 def register_parts(schedule: Schedule, workload: Workload, tile: Tile) -> dict[str, int]:
-    """Registers per consumer thread by what holds them: fp32 S and O accumulators, P as operand, addressing."""
+    """Registers per consumer thread by what holds them: fp32 S and O accumulators, sets of P as operand, addressing."""
     rows = tile.block_m // tile.consumers
     scores = -(-rows * tile.block_n // WARPGROUP)
+    sets = schedule.kernels[0].softmax.operand_sets
     parts = {
         "S": scores * schedule.scores_live,
-        "P": scores * workload.element_bytes // 4,
+        "P": scores * workload.element_bytes // 4 * sets,
         "O": -(-rows * workload.head_dim // WARPGROUP),
         "addressing": ADDRESSING_REGISTERS,
     }

@@ -20,12 +20,12 @@ from .order import work_items
 from .program import ACCESS_FIELDS, Program, trace
 from .run import Activity, Run, Traffic
 from .schedules import Kernel, Schedule, find_schedule
+from .softmax import STATISTICS
 from .tile import HEAD_DIMS, Tile, TileView, default_for
 from .traffic import ACCESS, KV, PAIR, ROW, Launch, TensorLayout, replay_traffic
 from .workload import LSE_BYTES, Workload
 
 _MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
-_STATISTICS = ("LSE", "l", "m")
 TIMELINE_BLOCKS = 10
 """Loop length of the two tiles whose spans a Run keeps for the timeline."""
 MAX_SPANS = 40_000
@@ -212,10 +212,10 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
         recorded = _every_block(recorded, TileView(tile, workload, longest), program.tensors)
     names = np.array([tensors.index(name) for name in program.tensors])
     mode = np.array([_MODE.get(name, ROW) for name in tensors])
-    elements = np.array([1 if name in _STATISTICS else workload.head_dim for name in tensors])
+    elements = np.array([1 if name in STATISTICS else workload.head_dim for name in tensors])
     size = np.array(
         [
-            LSE_BYTES if name in _STATISTICS else workload.output_bytes if name == "O" else workload.element_bytes
+            LSE_BYTES if name in STATISTICS else workload.output_bytes if name == "O" else workload.element_bytes
             for name in tensors
         ]
     )

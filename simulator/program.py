@@ -24,6 +24,7 @@ class RingInfo:
     """A ring of shared-memory buffers as the program uses it."""
 
     name: str
+    tensor: str  # what it holds: its name, but for rings that hold a consumer's part
     nbytes: int
     stages: int
     alias: str  # the ring over whose memory it is laid, if any
@@ -45,11 +46,15 @@ class Program:
     tensors: tuple[str, ...]
     accesses: tuple[tuple, ...]  # ACCESS_FIELDS of the first tile's loads and stores, in program order
     tiles: int
+    operand_sets: int = 1  # register sets that P alternates between from block to block
 
     @property
     def smem_parts(self) -> dict[str, int]:
         """Shared memory in bytes, buffer by buffer (aliases take none), with the barriers."""
-        parts = {ring.name: ring.nbytes * ring.stages for ring in self.rings if not ring.alias}
+        parts: dict[str, int] = {}
+        for ring in self.rings:
+            if not ring.alias:
+                parts[ring.tensor] = parts.get(ring.tensor, 0) + ring.nbytes * ring.stages
         return parts | {"barriers": 1024}
 
     def stream(self, warp: int) -> np.ndarray:
@@ -84,12 +89,13 @@ def record(cta: Cta, name: str) -> Program:
         warps=tuple(warp.name for warp in cta.warps),
         barriers=tuple(cta.barriers),
         rings=tuple(
-            RingInfo(r.name, r.nbytes, r.stages, r.over, tuple(r.full), tuple(r.empty)) for r in cta.rings.values()
+            RingInfo(r.name, r.tensor, r.nbytes, r.stages, r.over, tuple(r.full), tuple(r.empty)) for r in cta.rings.values()
         ),
         labels=tuple(cta.labels),
         tensors=tuple(cta.tensors),
         accesses=tuple(cta.accesses),
         tiles=cta.tile_number + 1,
+        operand_sets=cta.tile.softmax.operand_sets,
     )
 
 
@@ -100,7 +106,7 @@ def trace(kernel, workload: Workload, tile: Tile, loops: Sequence[tuple[int, int
     kernel runs on from tile to tile; any other ends its CTA and starts the next. A loop of 0 (a fully masked row of
     tiles) stores zeros only.
     """
-    views = [TileView(tile, workload, loop, masked, looped=kernel.walk) for loop, masked in loops]
+    views = [TileView(tile, workload, loop, masked, looped=kernel.walk, softmax=kernel.softmax) for loop, masked in loops]
     cta = Cta(views[0])
     for view in views:
         cta.begin_tile(view, kernel.persistent)

@@ -4,14 +4,21 @@ A WGMMA accumulator of m x n scores leaves m * n / 128 fp32 values in each of a 
 per thread, four threads (a quad) to a row (PTX ISA, wgmma register fragments). mma.sync kernels have the same counts
 for four warps. Phases are cut into chunks of eight elements, so that warps share the pipes as finely as the
 interleaved instructions of a compiled kernel do.
+
+There are two softmaxes. Online looks for the maximum of every block before its exponentials (FlashAttention-2 and -3).
+Running takes the weights from the maximum of the blocks before and looks for a new one only where they grow large, which
+on ordinary data is a tile's first block (kernels/cuda/softmax.cuh).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 THREADS = 128
 CHUNK = 8
+STATISTICS = ("LSE", "l", "m")
+"""Results of one fp32 number per row."""
 
 
 @dataclass(frozen=True)
@@ -67,33 +74,6 @@ def exponentials(tile) -> Phase:
     return Phase(fma=2 * CHUNK, mufu=CHUNK, chunks=_chunks(scores_per_thread(tile)))
 
 
-def online(tile, masked: bool) -> list[Phase]:
-    """One online softmax step up to the probabilities in fp32 (FlashAttention-3 Algorithm 2, P and O still in use by PV)."""
-    return [*scores_to_max(tile, masked), exponentials(tile)]
-
-
-def online_to_operand(tile, masked: bool) -> list[Phase]:
-    """A whole step: converts P and rescales O as well, their instructions interleaved with exp2 as a compiler does.
-
-    FlashAttention-2 Algorithm 1 lines 8 to 10, FlashAttention-3 Algorithm 1.
-    """
-    base = exponentials(tile)
-    hidden = [convert(tile), rescale(tile)]
-
-    def per_chunk(name: str) -> int:
-        return -(-sum(getattr(phase, name) * phase.chunks for phase in hidden) // base.chunks)
-
-    merged = Phase(
-        fma=base.fma + per_chunk("fma"),
-        mufu=base.mufu,
-        convert=per_chunk("convert"),
-        other=per_chunk("other"),
-        chunks=base.chunks,
-        latencies=max(phase.latencies for phase in hidden),
-    )
-    return [*scores_to_max(tile, masked), merged]
-
-
 def convert(tile) -> Phase:
     """P to the operand type: one F2FP per two elements; e4m3 also permutes bytes into the operand layout (FA3 section 3.3)."""
     chunks = _chunks(scores_per_thread(tile))
@@ -115,7 +95,75 @@ def normalize(tile) -> list[Phase]:
 
 def stage_out(tile, name: str) -> Phase:
     """Convert a result to its output type and put it in shared memory by STSM (8 values each), then fence and barrier."""
-    if name in ("LSE", "l", "m"):
+    if name in STATISTICS:
         return Phase(other=2 * rows_per_thread(tile))
     elements = outputs_per_thread(tile) if name == "O" else scores_per_thread(tile)
     return Phase(convert=CHUNK // 2, other=2, chunks=_chunks(elements), latencies=1)
+
+
+# -- the two softmaxes --------------------------------------------------------------------------------------------------
+
+Labelled = tuple[str, Phase]
+
+
+class Softmax(Protocol):
+    """How the weights of a block are made, and what is left to do once no product reads P or writes O any more."""
+
+    name: ClassVar[str]
+    operand_sets: ClassVar[int]  # register sets for P: with two, weights become operands while a product reads those before
+
+    def block(self, tile, j: int, under_product: bool) -> tuple[list[Phase], list[Labelled]]:
+        """(phases of the softmax of block j, labelled phases left for the verb `rescale`)."""
+
+
+class Online:
+    """The maximum of every block first: FlashAttention-2 Algorithm 1 lines 8 to 10, FlashAttention-3 Algorithms 1 and 2."""
+
+    name = "online"
+    operand_sets = 1
+
+    def block(self, tile, j: int, under_product: bool) -> tuple[list[Phase], list[Labelled]]:
+        """Under a product that uses P and O, both are left alone until it is over; else a compiler hides all under exp2."""
+        before, weights = scores_to_max(tile, tile.is_masked(j)), exponentials(tile)
+        if under_product:
+            return [*before, weights], [("convert P", convert(tile)), ("rescale O", rescale(tile))]
+        return [*before, _interleaved(weights, [convert(tile), rescale(tile)])], []
+
+
+class Running:
+    """Weights from the maximum of the blocks before: no exponential waits for a maximum, and O keeps its scale.
+
+    Per element FFMA, EX2, FADD and half an F2FP; per row FMUL, two FADD and FSETP, per block one VOTE, as compiled. A tile's
+    first block has no maximum before it and takes the online way; then O is rescaled if the schedule says so.
+    """
+
+    name = "running"
+    operand_sets = 2
+
+    def block(self, tile, j: int, under_product: bool) -> tuple[list[Phase], list[Labelled]]:
+        """P is converted at once, whatever runs."""
+        weights = _interleaved(exponentials(tile), [convert(tile)])
+        if j == 0:
+            return [*scores_to_max(tile, tile.is_masked(j)), weights], [("rescale O", rescale(tile))]
+        rows = rows_per_thread(tile)
+        bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=1)
+        return [*([mask(tile)] if tile.is_masked(j) else []), weights, bound], []
+
+
+def _interleaved(base: Phase, hidden: list[Phase]) -> Phase:
+    """`base` with the instructions of other phases spread over its chunks, as a compiler does."""
+
+    def per_chunk(name: str) -> int:
+        return -(-sum(getattr(phase, name) * phase.chunks for phase in hidden) // base.chunks)
+
+    return Phase(
+        fma=base.fma + per_chunk("fma"),
+        mufu=base.mufu,
+        convert=per_chunk("convert"),
+        other=per_chunk("other"),
+        chunks=base.chunks,
+        latencies=max(phase.latencies for phase in hidden),
+    )
+
+
+ONLINE, RUNNING = Online(), Running()

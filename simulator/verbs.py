@@ -9,7 +9,7 @@ rings and batons go on where they stopped, so the producer runs ahead into the n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from . import softmax
@@ -84,6 +84,7 @@ class Ring:
     full: list[int]
     empty: list[int]
     over: str = ""  # the ring whose memory it shares
+    part: int = 0  # of a tensor that every consumer has its own part of: which consumer's
     base: int = 0
     used: int = 0
     readers: set[int] = field(default_factory=set)
@@ -91,6 +92,21 @@ class Ring:
 
     def __getitem__(self, index: int) -> Slot:
         return Slot(self, index)
+
+    @property
+    def tensor(self) -> str:
+        """What it holds: the ring's name, less the consumer's number."""
+        return self.name.rstrip("0123456789")
+
+
+@dataclass
+class Private:
+    """A buffer of one stage for each consumer: `Q[wg]` is that consumer's."""
+
+    rings: list[Ring]
+
+    def __getitem__(self, warp: Warp) -> Slot:
+        return Slot(self.rings[warp.rank], 0)
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,8 @@ class Warp:
         self.cta, self.number, self.name, self.rank = cta, number, name, rank
         self.code: list[tuple] = []
         self.groups = 0
+        self.products: set[int] = set()  # groups of O += P V not yet waited for
+        self.left: list[softmax.Labelled] = []  # what the last softmax left to do after them
 
     # -- loads and stores ------------------------------------------------------------------------------------------
 
@@ -144,13 +162,13 @@ class Warp:
         ring.used = max(ring.used, slot.index + 1)
         if slot.generation > 0:
             self._emit(Op.WAIT, "free", slot, barrier=ring.empty[slot.stage], target=slot.generation)
-        shared = 1 if cp_async else self.cta.tile.sharing(ring.name)
-        if self.rank <= 0:  # cp.async: every warp copies its share of the tile, the access is the CTA's
-            step = self.cta.tile.step(ring.name, slot.index)
-            self.cta.access(ring.name, block, step, write=0, multicast=int(shared > 1))
+        shared = 1 if cp_async else self.cta.tile.sharing(ring.tensor)
+        if self.rank <= 0 and ring.part == 0:  # however many copy their part of a tile, the access is the CTA's
+            step = self.cta.tile.step(ring.tensor, slot.index)
+            self.cta.access(ring.tensor, block, step, write=0, multicast=int(shared > 1))
         self._emit(
-            Op.LOAD, f"load {ring.name}", slot, barrier=ring.full[slot.stage],
-            a=ring.nbytes // (self.cta.tile.consumers if cp_async else 1), b=self.cta.tensor(ring.name), c=shared, d=cp_async,
+            Op.LOAD, f"load {ring.tensor}", slot, barrier=ring.full[slot.stage],
+            a=ring.nbytes // (self.cta.tile.consumers if cp_async else 1), b=self.cta.tensor(ring.tensor), c=shared, d=cp_async,
         )  # fmt: skip
 
     def reclaim(self, slot: Slot) -> None:
@@ -161,14 +179,26 @@ class Warp:
     def store(self, name: str, block: int = 0, slot: Slot | None = None, step: int = -1) -> None:
         """Convert this warp's share of a result, stage it in shared memory and copy it out by TMA (or plain stores).
 
-        With a `slot` the staging buffer is released once the copy has left shared memory.
+        A staging buffer of this warp's own (`cta.staging`) is written once the copies before have left it, in as many
+        rounds as the result is larger, and the warp runs on. Any other `slot` is released once the copy has left it.
         """
         tile = self.cta.tile
         if self.rank == 0:
             self.cta.access(name, block, step, write=1, multicast=0)
+        if slot is not None and not slot.ring.full:
+            rounds = -(-tile.store_bytes(name) // slot.ring.nbytes)
+            phase = softmax.stage_out(tile, name)
+            for _ in range(rounds):
+                self._emit(Op.STORE_WAIT, f"claim {name}", slot, step=step)
+                self._compute(replace(phase, chunks=-(-phase.chunks // rounds)), f"stage {name}", step)
+                self._emit(
+                    Op.STORE, f"store {name}", slot, a=tile.store_bytes(name) // rounds, b=self.cta.tensor(name), step=step
+                )
+            return
         self._compute(softmax.stage_out(tile, name), f"stage {name}", step)
         self._emit(Op.STORE, f"store {name}", None, a=tile.store_bytes(name), b=self.cta.tensor(name), step=step)
-        self._emit(Op.STORE_WAIT, f"store {name}", None, step=step)
+        if name not in softmax.STATISTICS:  # those leave from registers
+            self._emit(Op.STORE_WAIT, f"store {name}", None, step=step)
         if slot is not None:
             slot.ring.used = max(slot.ring.used, slot.index + 1)
             slot.ring.readers.add(self.number)
@@ -184,6 +214,7 @@ class Warp:
             self._emit(Op.WAIT, "wait", what, barrier=what.ring.full[what.stage], target=what.generation + 1)
         else:
             self._emit(Op.WGMMA_WAIT, f"wait {what.label}", None, a=self.groups - 1 - what.group)
+            self.products = {group for group in self.products if group > what.group}
 
     def free(self, slot: Slot) -> None:
         """This warp no longer reads the slot; when every reader has said so the producer may refill its stage."""
@@ -214,6 +245,8 @@ class Warp:
         self._emit(
             Op.WGMMA, label, slot, a=shape.k_steps, b=shape.m, c=shape.n, d=shape.a_in_registers, e=shape.k_per_step
         )
+        if not label.startswith("S"):
+            self.products.add(self.groups)
         self.groups += 1
         return Result(label, self.groups - 1)
 
@@ -227,22 +260,16 @@ class Warp:
         )  # fmt: skip
 
     def softmax(self, j: int) -> None:
-        """Online softmax of block j: (mask,) max, scale and exp2, sum, convert P, rescale O by exp(m_old - m_new)."""
-        for phase in softmax.online_to_operand(self.cta.tile, masked=self.cta.tile.is_masked(j)):
+        """Weights of block j, by the kernel's softmax (simulator/softmax.py); what must wait for a PV in flight is left."""
+        phases, self.left = self.cta.tile.softmax.block(self.cta.tile, j, under_product=bool(self.products))
+        for phase in phases:
             self._compute(phase, "softmax", j)
-
-    def softmax_apart(self, j: int) -> None:
-        """Online softmax of block j in fp32 only, while a PV in flight still reads P and writes O."""
-        for phase in softmax.online(self.cta.tile, masked=self.cta.tile.is_masked(j)):
-            self._compute(phase, "softmax", j)
-
-    def convert(self, j: int) -> None:
-        """P of block j to the operand type of the second GEMM."""
-        self._compute(softmax.convert(self.cta.tile), "convert P", j)
 
     def rescale(self, j: int) -> None:
-        """Multiply the O accumulator by exp(m_old - m_new) (FlashAttention-2 section 3.1)."""
-        self._compute(softmax.rescale(self.cta.tile), "rescale O", j)
+        """What the softmax of block j has left: P to the operand type, O times exp(m_old - m_new) (FlashAttention-2, 3.1)."""
+        for label, phase in self.left:
+            self._compute(phase, label, j)
+        self.left = []
 
     def normalize(self) -> None:
         """Epilogue: reduce the row sums across the quad, O /= l, LSE = m + log l."""
@@ -266,7 +293,7 @@ class Warp:
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         cta = self.cta
         if slot is not None and step < 0:
-            step = cta.tile.step(slot.ring.name, slot.index)
+            step = cta.tile.step(slot.ring.tensor, slot.index)
         self.code.append(
             (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, ring, index, step, cta.tile_number)
         )
@@ -298,6 +325,14 @@ class Cta:
             empty = [self._barrier(f"empty {name}.{s}", kind, 1) for s in range(stages)]
             self.rings[name] = Ring(self, name, nbytes, stages, len(self.rings), full, empty, over=over.name if over else "")
         return self.rings[name]
+
+    def private(self, name: str, nbytes: int) -> Private:
+        """A buffer of `nbytes` that is loaded in parts, one for each consumer, who waits for and frees its own."""
+        return Private([self._part(name, nbytes, rank, loaded=True) for rank in range(self.tile.consumers)])
+
+    def staging(self, name: str, nbytes: int) -> Private:
+        """A buffer of `nbytes` that results leave through, each consumer's by its own part; no one loads into it."""
+        return Private([self._part(name, nbytes, rank, loaded=False) for rank in range(self.tile.consumers)])
 
     def baton(self, first: int = 0) -> Baton:
         """A turn that starts with consumer `first` and passes on at every give."""
@@ -362,6 +397,15 @@ class Cta:
     def _barrier(self, name: str, kind: BarrierKind, expected: int, initial: int = 0) -> int:
         self.barriers.append(Barrier(name, kind, expected, initial))
         return len(self.barriers) - 1
+
+    def _part(self, name: str, nbytes: int, rank: int, loaded: bool) -> Ring:
+        own = f"{name}{rank}"
+        if own not in self.rings:
+            full, empty = (
+                [self._barrier(f"{kind} {own}", BarrierKind.MBARRIER, 1)] if loaded else [] for kind in ("full", "empty")
+            )
+            self.rings[own] = Ring(self, own, nbytes // self.tile.consumers, 1, len(self.rings), full, empty, part=rank)
+        return self.rings[own]
 
     def _warp(self, name: str, rank: int) -> Warp:
         for warp in self.warps:

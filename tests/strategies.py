@@ -13,7 +13,7 @@ from fasim.simulator.device import Device, load_device
 from fasim.simulator.engine import Memory
 from fasim.simulator.program import Program, trace
 from fasim.simulator.schedules import Kernel
-from fasim.simulator.softmax import Phase
+from fasim.simulator.softmax import ONLINE, RUNNING, Phase
 from fasim.simulator.tile import Tile
 from fasim.simulator.workload import Workload
 
@@ -95,8 +95,10 @@ class RandomSchedule:
         consumer.finish()
         if meeting is not None and self._says():
             warps.meet(meeting)
+        own = consumer.own if self.turns.random() < 0.5 else None
+        over = staged[0] if staged is not None and self._says() else None
         for name in ("S", "LSE", "O")[self.turns.randint(0, 2) :]:
-            warps.store(name, slot=staged[0] if name == "O" and staged is not None and self._says() else None)
+            warps.store(name, slot=None if name != "O" else over or (own and own[warps]))
 
 
 class Consumer:
@@ -110,6 +112,7 @@ class Consumer:
         self.begun = {"K": 0, "V": 0}  # blocks whose GEMM has been issued
         self.pending: deque = deque()  # (ring, j, result) in order of issue
         self.read: deque = deque()  # (ring, j) waited for, not yet freed
+        self.own = warps.cta.staging("O", tile.stage_bytes)
         if not self.shape.producer:
             warps.cp_async(rings["Q"][0])
         warps.wait(rings["Q"][0])
@@ -186,13 +189,16 @@ class Consumer:
                 self.warps.free(self.rings[name][j])
 
     def _arithmetic(self) -> None:
-        """Softmax of a block whose scores are there; what touches P or O only while no PV is in flight."""
+        """Softmax of a block whose scores are there, and whose P no PV in flight reads; what it has left under no PV."""
         j = self.turns.randrange(max(1, self.begun["K"]))
         verbs = ["compute"]
+        products = [entry[1] for entry in self.pending if entry[0] == "V"]
+        sets = self.tile.softmax.operand_sets
         if not self.says() or not any(entry[:2] == ("K", j) for entry in self.pending):
-            verbs.append("softmax_apart")
-            if not self.says() or not any(entry[0] == "V" for entry in self.pending):
-                verbs += ["softmax", "convert", "rescale"]
+            if not self.says() or sets == 1 or all((j - other) % sets for other in products):
+                verbs.append("softmax")
+            if not self.says() or not products:
+                verbs.append("rescale")
         verb = self.turns.choice(verbs)
         if verb != "compute":
             getattr(self.warps, verb)(j)
@@ -223,7 +229,8 @@ def record(shape: Shape) -> Program:
     """The program of a random schedule, over all of its tiles."""
     workload = Workload(1, 1, 256, (64, 128)[shape.seed % 2], dtype=("fp16", "e4m3")[shape.seed // 2 % 2])
     tile = Tile(64 * shape.consumers, (32, 48, 80)[shape.seed % 3], shape.stages, shape.consumers, shape.cluster)
-    kernel = Kernel(RandomSchedule(shape), "rows", persistent=shape.persistent)
+    softmax = (ONLINE, RUNNING)[shape.seed // 4 % 2]
+    kernel = Kernel(RandomSchedule(shape), "rows", persistent=shape.persistent, softmax=softmax)
     return trace(kernel, workload, tile, [(loop, loop // 2) for loop in shape.loops])
 
 

@@ -15,6 +15,7 @@ from fasim.simulator.engine import Deadlock, Memory, replay
 from fasim.simulator.errors import UsageError
 from fasim.simulator.program import Program, trace
 from fasim.simulator.schedules import Kernel
+from fasim.simulator.softmax import ONLINE, RUNNING, rescale
 from fasim.simulator.tile import Tile
 from fasim.simulator.workload import Workload
 
@@ -92,15 +93,14 @@ class Pingpong:
         if makes("second give"):
             wg.give(turn)
         if makes("rescale under PV"):
-            wg.rescale(j)
+            wg.compute("rescale O", rescale(wg.cta.tile), j)
         wg.wait(PV)
         wg.free(V[j])
 
 
-def program(schedule, loops=((4, 0), (4, 0)), stages: int = 2, persistent: bool = True) -> Program:
-    return trace(
-        Kernel(schedule, "rows", persistent=persistent), Workload(1, 1, 512, 128), Tile(128, 128, stages, 2), loops
-    )
+def program(schedule, loops=((4, 0), (4, 0)), stages: int = 2, persistent: bool = True, softmax=ONLINE) -> Program:
+    kernel = Kernel(schedule, "rows", persistent=persistent, softmax=softmax)
+    return trace(kernel, Workload(1, 1, 512, 128), Tile(128, 128, stages, 2), loops)
 
 
 def refusal(schedule, **options) -> str:
@@ -174,6 +174,34 @@ def test_a_ring_of_the_wrong_depth_is_named_with_its_depth():
 
     check(program(two_at_once, stages=2))
     assert "have not freed K[0] (ring K has 1 stage(s))" in refusal(two_at_once, stages=1)
+
+
+def test_weights_may_be_converted_under_a_product_that_reads_the_other_set_alone():
+    def overlapped(blocks):
+        def schedule(cta, tile):
+            K, V = (cta.ring(name, tile.k_bytes, 2) for name in "KV")
+            load = cta.producer()
+            for j in tile.kv_blocks:
+                load.tma(K[j])
+                load.tma(V[j])
+            for wg in cta.consumers():
+                for j in tile.kv_blocks:
+                    wg.wait(wg.gemm("S=QK^T", K[j]))
+                    wg.free(K[j])
+                PV = wg.gemm("O+=PV", V[0])
+                for j in blocks:
+                    wg.softmax(j)
+                wg.wait(PV)
+                wg.wait(wg.gemm("O+=PV", V[1]))
+                for j in tile.kv_blocks:
+                    wg.free(V[j])
+
+        return schedule
+
+    check(program(overlapped([1]), loops=[(2, 0)], softmax=RUNNING))
+    check(program(overlapped([0, 1]), loops=[(2, 0)], softmax=ONLINE))  # which leaves P alone
+    sentence = refusal(overlapped([0]), loops=[(2, 0)], softmax=RUNNING)
+    assert sentence == "race: WG0 does 'softmax' while its 'O+=PV' on V[0] may still run; wait for it first"
 
 
 @pytest.mark.parametrize("persistent", [True, False])

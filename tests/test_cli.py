@@ -133,7 +133,11 @@ def test_published_prints_bars_errors_and_groups(fasim):
     status, out, _ = fasim("published", "--figure", "ablation")
     assert status == 0 and "661" in out and "570" in out and "%" in out
     _, out, _ = fasim("published", "--figure", "ablation", "--json")
-    assert {g["schedule"] for g in json.loads(out)["groups"]} == {"fa3", "pingpong", "warp-specialized"}
+    assert {g["schedule"] for g in json.loads(out)["groups"]} == {
+        "fa3-published",
+        "pingpong-published",
+        "warp-specialized-published",
+    }
 
 
 def test_schedules_and_devices_list_what_there_is(fasim):

@@ -83,7 +83,7 @@ def test_grouped_heads_share_their_keys_and_values():
 
 
 def test_a_cluster_halves_what_l2_is_asked_for():
-    shared, alone = (predict(ABLATION, "fa3", "h200", Tile(128, 176, 2, 2, c)) for c in (2, 1))
+    shared, alone = (predict(ABLATION, "fa3", "h200", Tile(128, 128, 2, 2, c)) for c in (2, 1))
     assert shared.traffic.by_tensor["K"].l2_read * 2 == alone.traffic.by_tensor["K"].l2_read
     assert shared.traffic.by_tensor["K"].algorithmic_read == alone.traffic.by_tensor["K"].algorithmic_read
 
@@ -105,7 +105,7 @@ def test_a_pinned_clock_changes_seconds_and_not_the_work():
         (Workload(1, 1, 128), "pingpong", "a100-sxm", None, "--schedule fa2"),
         (Workload(1, 1, 128, dtype="e4m3"), "fa2", "h200", None, "fp16, bf16"),
         (Workload(1, 1, 128), "fa3", "h200", Tile(128, 240), "shared memory: Q 32768 \\+ K 122880"),
-        (Workload(1, 1, 128), "fa3", "h200", Tile(128, 224, 1), "registers: S 112 \\+ P 56 \\+ O 64"),
+        (Workload(1, 1, 128), "fa3", "h200", Tile(128, 176, 1), "registers: S 88 \\+ P 88 \\+ O 64"),
         (Workload(1, 1, 128), "fa3", "h200", Tile(64, 64), "64 query rows"),
         (Workload(1, 1, 384), "fa3", "h200", Tile(128, 128, cluster=2), "does not divide the 3"),
         (Workload(4, 16, 10**8), "fa3", "h200", None, "tile loads"),

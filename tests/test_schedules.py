@@ -46,7 +46,9 @@ def test_each_block_is_loaded_once_and_multiplied_twice(name, loop):
     loads = Counter(
         (program.rings[i["ring"]].name, int(i["index"])) for i in program.code[program.code["op"] == Op.LOAD]
     )
-    wanted = {("Q", 0)} | {(ring, j) for ring in "KV" for j in range(loop)}
+    parts = [ring.name for ring in program.rings if ring.tensor == "Q"]
+    assert sum(ring.nbytes for ring in program.rings if ring.tensor == "Q") == tile.block_m * workload.head_dim * 2
+    wanted = {(q, 0) for q in parts} | {(ring, j) for ring in "KV" for j in range(loop)}
     assert set(loads) == wanted
     assert set(loads.values()) == {1 if SCHEDULES[name].hopper else tile.consumers}
     gemms = program.code[np.isin(program.code["op"], [Op.WGMMA, Op.MMA])]
@@ -106,6 +108,26 @@ def test_fa3_is_two_stage_overlap_with_turns():
     plain = [label for label, _ in consumer_ops(program_of("overlap-2stage")[0])]
     assert [label for label in fa3 if "turn" not in label] == plain
     assert fa3.count("take turn") == fa3.count("give turn") == 3
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SCHEDULES if name.endswith("-published")))
+def test_the_papers_own_program_issues_its_gemms_as_ours_does(name):
+    ours, theirs = (
+        [(label, step) for label, step in consumer_ops(program_of(each)[0]) if "turn" in label or "=" in label]
+        for each in (name.removesuffix("-published"), name)
+    )
+    assert ours == theirs
+
+
+def test_weights_from_the_maximum_so_far_look_for_a_maximum_in_the_first_block_alone():
+    program, _, tile = program_of("fa3", loops=[(4, 0)])
+    code = program.stream(program.warps.index("WG0"))
+    softmax = code[[program.labels[i] == "softmax" for i in code["label"]]]
+    alu = {j: int((softmax["b"] * softmax["f"])[softmax["step"] == j].sum()) for j in range(4)}
+    scores = tile.block_m // 2 * tile.block_n // 128
+    assert alu[0] > scores  # FMNMX of every score
+    assert set(list(alu.values())[1:]) == {2}  # a comparison of each row's sum
+    assert "rescale O" not in program.labels
 
 
 @pytest.mark.parametrize(("name", "gemms_per_turn"), [("pingpong", 2), ("fa3", 2)])

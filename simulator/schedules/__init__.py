@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..softmax import ONLINE, RUNNING, Softmax
 from .fa1 import fa1
 from .fa2 import fa2
 from .fa3 import fa3
 from .overlap_2stage import overlap_2stage
 from .overlap_3stage import overlap_3stage
 from .pingpong import pingpong
+from .published import fa3_published, pingpong_published, warp_specialized_published
 from .standard import scores, softmax_three_pass, values
 from .standard_online import softmax_online
 from .warp_specialized import warp_specialized
@@ -27,6 +29,7 @@ class Kernel:
     persistent: bool = False
     descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
     skips_masked: bool = True  # whether blocks above the diagonal are left out
+    softmax: Softmax = ONLINE
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class Schedule:
     @property
     def hopper(self) -> bool:
         """Whether it needs TMA and WGMMA."""
-        return self.family in ("hopper", "3-stage")
+        return self.family in ("hopper", "3-stage", "published")
 
     @property
     def producer_warpgroups(self) -> int:
@@ -57,8 +60,19 @@ class Schedule:
         return int(self.hopper)
 
 
-def _rows(body: Callable, persistent: bool) -> Kernel:
-    return Kernel(body, "rows", persistent=persistent, descending=True)
+def _rows(body: Callable, persistent: bool, softmax: Softmax = ONLINE) -> Kernel:
+    return Kernel(body, "rows", persistent=persistent, descending=True, softmax=softmax)
+
+
+def _published(name: str, body: Callable, section: str) -> Schedule:
+    return Schedule(
+        f"{name}-published",
+        f"{name} as FlashAttention-3 ships it: online softmax, its tiles, O staged over V",
+        f"FlashAttention-3 (arXiv:2407.08608) {section}, and its source",
+        "published",
+        (_rows(body, persistent=True),),
+        dtypes=_HOPPER_DTYPES,
+    )
 
 
 _HOPPER_DTYPES = ("fp16", "bf16", "e4m3")
@@ -104,7 +118,7 @@ _ALL = (
         "a producer warp loads by TMA, free-running consumer warpgroups compute by WGMMA",
         "FlashAttention-3 (arXiv:2407.08608) section 3.1, Algorithm 1",
         "hopper",
-        (_rows(warp_specialized, persistent=True),),
+        (_rows(warp_specialized, persistent=True, softmax=RUNNING),),
         dtypes=_HOPPER_DTYPES,
     ),
     Schedule(
@@ -112,7 +126,7 @@ _ALL = (
         "one warpgroup's softmax hides under the other's GEMMs, by named barriers",
         "FlashAttention-3 (arXiv:2407.08608) section 3.1",
         "hopper",
-        (_rows(pingpong, persistent=True),),
+        (_rows(pingpong, persistent=True, softmax=RUNNING),),
         dtypes=_HOPPER_DTYPES,
     ),
     Schedule(
@@ -120,7 +134,7 @@ _ALL = (
         "a warpgroup's softmax runs under its own PV of the block before",
         "FlashAttention-3 (arXiv:2407.08608) section 3.2, Algorithm 2",
         "hopper",
-        (_rows(overlap_2stage, persistent=True),),
+        (_rows(overlap_2stage, persistent=True, softmax=RUNNING),),
         dtypes=_HOPPER_DTYPES,
     ),
     Schedule(
@@ -128,7 +142,7 @@ _ALL = (
         "softmax under both the PV before and the QK^T after; two score blocks live",
         "FlashAttention-3 (arXiv:2407.08608) appendix B.3",
         "3-stage",
-        (_rows(overlap_3stage, persistent=True),),
+        (_rows(overlap_3stage, persistent=True, softmax=RUNNING),),
         scores_live=2,
         dtypes=_HOPPER_DTYPES,
     ),
@@ -137,9 +151,12 @@ _ALL = (
         "pingpong between warpgroups and two-stage overlap within each",
         "FlashAttention-3 (arXiv:2407.08608) sections 3.1 and 3.2",
         "hopper",
-        (_rows(fa3, persistent=True),),
+        (_rows(fa3, persistent=True, softmax=RUNNING),),
         dtypes=_HOPPER_DTYPES,
     ),
+    _published("warp-specialized", warp_specialized_published, "section 3.1"),
+    _published("pingpong", pingpong_published, "section 3.1"),
+    _published("fa3", fa3_published, "sections 3.1 and 3.2"),
 )
 SCHEDULES: dict[str, Schedule] = {schedule.name: schedule for schedule in _ALL}
 

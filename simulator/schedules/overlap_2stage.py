@@ -7,43 +7,43 @@ softmax of block j runs while PV of block j-1 still occupies the tensor cores.
 
 def overlap_2stage(cta, tile):
     """QK^T of this block, PV of the last, and softmax between their ends."""
-    Q = cta.ring("Q", tile.q_bytes, stages=1)
+    Q = cta.private("Q", tile.q_bytes)
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
-    O = cta.ring("O", tile.o_bytes, stages=1, over=V)
-    done = cta.meeting()
+    O = cta.staging("O", tile.stage_bytes)
     last = tile.kv_blocks[-1]
 
     load = cta.producer()
-    load.tma(Q[0])
+    for wg in cta.consumers():
+        load.tma(Q[wg])
     load.tma(K[0])
-    load.reclaim(O[0])
     for j in tile.kv_blocks[1:]:
         load.tma(K[j])
         load.tma(V[j - 1])
     load.tma(V[last])
 
     for wg in cta.consumers():
-        wg.wait(Q[0])
+        wg.wait(Q[wg])
         S = wg.gemm("S=QK^T", K[0])
         wg.wait(S)
         wg.free(K[0])
+        if last == 0:
+            wg.free(Q[wg])
         wg.softmax(0)
         for j in tile.kv_blocks[1:]:
             S = wg.gemm("S=QK^T", K[j])
             PV = wg.gemm("O+=PV", V[j - 1])
             wg.wait(S)
             wg.free(K[j])
-            wg.softmax_apart(j)  # under PV of block j-1
+            if j == last:
+                wg.free(Q[wg])
+            wg.softmax(j)  # under PV of block j-1
             wg.wait(PV)
             wg.free(V[j - 1])
-            wg.convert(j)
             wg.rescale(j)
-        wg.free(Q[0])
         PV = wg.gemm("O+=PV", V[last])
         wg.wait(PV)
         wg.free(V[last])
         wg.normalize()
+        wg.store("O", slot=O[wg])
         wg.store("LSE")
-        wg.meet(done)  # no one reads V any more
-        wg.store("O", slot=O[0])

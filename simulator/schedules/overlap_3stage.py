@@ -1,24 +1,24 @@
 """Three-stage overlap inside a warpgroup (FlashAttention-3 appendix B.3): softmax under both GEMMs.
 
 Beside overlap_2stage.py, S of block j+1 is already issued while block j is in its softmax: two S blocks are live at
-once, which costs registers and so a narrower tile.
+once, which costs registers and so a narrower tile. Both GEMMs are waited for before the next step: a compiler that finds
+an accumulator in flight from one step to the next serialises all WGMMA.
 """
 
 
 def overlap_3stage(cta, tile):
-    """QK^T of the next block, PV of the last, and softmax of this one in flight together."""
-    Q = cta.ring("Q", tile.q_bytes, stages=1)
+    """PV of the block before and QK^T of the next one in flight under the softmax of this one."""
+    Q = cta.private("Q", tile.q_bytes)
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
-    O = cta.ring("O", tile.o_bytes, stages=1, over=V)
-    done = cta.meeting()
-    first, last = tile.kv_blocks[0], tile.kv_blocks[-1]
+    O = cta.staging("O", tile.stage_bytes)
+    last = tile.kv_blocks[-1]
 
     load = cta.producer()
-    load.tma(Q[0])
+    for wg in cta.consumers():
+        load.tma(Q[wg])
     for j in tile.kv_blocks[:2]:
         load.tma(K[j])
-    load.reclaim(O[0])
     for j in tile.kv_blocks[2:]:
         load.tma(V[j - 2])
         load.tma(K[j])
@@ -26,35 +26,31 @@ def overlap_3stage(cta, tile):
         load.tma(V[j])
 
     for wg in cta.consumers():
-        wg.wait(Q[0])
-        S = [wg.gemm("S=QK^T", K[j]) for j in tile.kv_blocks[:2]]
-        wg.wait(S[first])
-        wg.free(K[first])
-        wg.softmax(first)
-        for j in tile.kv_blocks[1:-1]:
-            wg.wait(S[j])
-            wg.free(K[j])
-            PV = wg.gemm("O+=PV", V[j - 1])
-            S.append(wg.gemm("S=QK^T", K[j + 1]))
-            wg.softmax_apart(j)  # under PV of block j-1 and QK^T of block j+1
-            wg.wait(PV)
-            wg.free(V[j - 1])
-            wg.convert(j)
-            wg.rescale(j)
-        for j in tile.kv_blocks[1:][-1:]:
-            wg.wait(S[j])
-            wg.free(K[j])
-            PV = wg.gemm("O+=PV", V[j - 1])
-            wg.softmax_apart(j)
-            wg.wait(PV)
-            wg.free(V[j - 1])
-            wg.convert(j)
-            wg.rescale(j)
-        wg.free(Q[0])
+        wg.wait(Q[wg])
+        S = wg.gemm("S=QK^T", K[0])
+        wg.wait(S)
+        wg.free(K[0])
+        if last == 0:
+            wg.free(Q[wg])
+        for j in tile.kv_blocks:
+            if j > 0:
+                PV = wg.gemm("O+=PV", V[j - 1])
+            if j < last:
+                S = wg.gemm("S=QK^T", K[j + 1])
+            wg.softmax(j)  # under PV of block j-1 and QK^T of block j+1
+            if j > 0:
+                wg.wait(PV)
+                wg.free(V[j - 1])
+            if j < last:
+                wg.wait(S)
+                wg.free(K[j + 1])
+            if j + 1 == last:
+                wg.free(Q[wg])
+            if j > 0:
+                wg.rescale(j)
         PV = wg.gemm("O+=PV", V[last])
         wg.wait(PV)
         wg.free(V[last])
         wg.normalize()
+        wg.store("O", slot=O[wg])
         wg.store("LSE")
-        wg.meet(done)  # no one reads V any more
-        wg.store("O", slot=O[0])

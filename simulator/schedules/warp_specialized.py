@@ -6,33 +6,32 @@ The consumers are free-running: nothing but the tensor cores' own arbitration ke
 
 def warp_specialized(cta, tile):
     """Algorithm 1 of FlashAttention-3: GEMM, softmax, GEMM, one after the other in each warpgroup."""
-    Q = cta.ring("Q", tile.q_bytes, stages=1)
+    Q = cta.private("Q", tile.q_bytes)
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
-    O = cta.ring("O", tile.o_bytes, stages=1, over=V)
-    done = cta.meeting()
+    O = cta.staging("O", tile.stage_bytes)
+    last = tile.kv_blocks[-1]
 
     load = cta.producer()
-    load.tma(Q[0])
-    load.tma(K[0])
-    load.reclaim(O[0])
-    load.tma(V[0])
-    for j in tile.kv_blocks[1:]:
+    for wg in cta.consumers():
+        load.tma(Q[wg])
+    for j in tile.kv_blocks:
         load.tma(K[j])
         load.tma(V[j])
 
     for wg in cta.consumers():
-        wg.wait(Q[0])
+        wg.wait(Q[wg])
         for j in tile.kv_blocks:
             S = wg.gemm("S=QK^T", K[j])
             wg.wait(S)
             wg.free(K[j])
+            if j == last:
+                wg.free(Q[wg])
             wg.softmax(j)
+            wg.rescale(j)
             PV = wg.gemm("O+=PV", V[j])
             wg.wait(PV)
             wg.free(V[j])
-        wg.free(Q[0])
         wg.normalize()
+        wg.store("O", slot=O[wg])
         wg.store("LSE")
-        wg.meet(done)  # no one reads V any more
-        wg.store("O", slot=O[0])
