@@ -88,8 +88,8 @@ def timeline(
     """
     if width is not None and not 40 <= width <= 1000:
         raise UsageError(f"--width {width} is not possible: give 40 to 1000 columns")
-    span = _range("--cycles", cycles) if cycles else None
-    first, last = _range("--iterations", iterations)
+    span = whole_range("--cycles", cycles) if cycles else None
+    first, last = whole_range("--iterations", iterations)
     run = machine.predict(workload.build(), schedule)
 
     from ..traces.perfetto import chrome_trace
@@ -116,7 +116,7 @@ def timeline(
     console.print(Timeline(window))
 
 
-def _range(option: str, text: str) -> tuple[int, int]:
+def whole_range(option: str, text: str) -> tuple[int, int]:
     """Two whole numbers from "1-4", or one from "3"."""
     parts = text.split("-")
     if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):

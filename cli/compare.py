@@ -31,14 +31,21 @@ def compare(
     schedule: str | None = None,
     device: str | None = None,
     markdown: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    timeline: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    cta: str | None = None,
+    iterations: str = "1-3",
+    width: int | None = None,
+    svg: Path | None = None,
+    trace: Path | None = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Set recorded runs beside their predictions: error per quantity, the mean, the worst, and why.
 
     Every measured run is predicted with its own tile. One run shows all its numbers; several show the errors and, per
     quantity, the mean absolute error and the worst run. A fixed third of the runs, chosen by a hash of schedule and
     workload, is held out and scored apart. Runs of kernels that are not ours are set beside the nearest schedule, and
-    not counted. Needs no GPU.
+    not counted. With --timeline it draws what each warp of a CTA was recorded to do under what the model says it does, and
+    says how long each phase takes in both. Needs no GPU. Exit status: 1 where a kernel's recorded order is not its schedule's.
 
     Example: fasim compare traces/recorded/runs
 
@@ -55,7 +62,23 @@ def compare(
         Device model, where the GPU has none by its name: a name or a TOML file.
     markdown
         Print the table of errors as Markdown, for a README.
+    timeline
+        Compare in-kernel traces (`fasim measure --timeline`). [default: those that came with the source]
+    cta
+        The CTA to draw, as CTA0. [default: the first that was kept]
+    iterations
+        K/V blocks of the first tile to draw, as 1-3 or 2.
+    width
+        Columns to draw in (default: the terminal's); pixels for --svg are 10 times that.
+    svg
+        Also write the timeline of one run as an SVG file.
+    trace
+        Also write the timeline of one run as a Chrome trace, for Perfetto.
     """
+    if timeline:
+        from .overlay import Drawing, timelines
+
+        return timelines(paths, Drawing(device, cta, iterations, width, svg, trace, json))
     from ..traces import compare as book
     from ..traces.store import RECORDED, load_paths
 
@@ -70,6 +93,7 @@ def compare(
         output.stdout().print(_one(report.comparisons[0]))
     else:
         output.stdout().print(_several(report))
+    return 0
 
 
 def _one(found: Comparison) -> RenderableType:

@@ -31,6 +31,7 @@ def measure(
     regime: str = "sustained",
     l2: str = "cold",
     seconds: float = 1.5,
+    timeline: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     out: Path | None = None,
     json: Json = False,
 ) -> int:
@@ -61,6 +62,8 @@ def measure(
         cold (inputs rotate through more than L2) or warm (the same inputs every time).
     seconds
         Length of a sustained run; its last two thirds count.
+    timeline
+        Measure the build that stamps what it does, and keep the spans of three CTAs (our CUDA kernels; not with --counters).
     out
         Folder to keep the runs in, for `fasim compare`.
     """
@@ -80,7 +83,8 @@ def measure(
             room.require_gpu()
             output.make_folder(out)
         with output.progress("measuring") as advance:
-            for found in room.measure_all(entries, counters=counters, regime=regime, l2=l2, seconds=seconds, advance=advance):
+            how = {"counters": counters, "regime": regime, "l2": l2, "seconds": seconds, "timeline": timeline}
+            for found in room.measure_all(entries, **how, advance=advance):
                 if isinstance(found, room.Refused):
                     refused.append(found)
                     continue
@@ -138,9 +142,11 @@ def _one(run: Run) -> RenderableType:
         ("tensor cores", shown(metrics.tensor_utilization(run), ""), ""),
         ("MUFU", shown(metrics.mufu_utilization(run), ""), ""),
         ("issue slots", shown(metrics.issue_utilization(run), ""), ""),
+        ("tracing costs", shown(taken.trace_overhead, ""), f"in cycles; {len(run.spans):,} spans kept"),
         ("relative error", f"{taken.relative_error:.1e}", "of O, against fp64"),
     ):
-        table.add_row(Text(name, "dim"), value, Text(remark, "dim"))
+        if name != "tracing costs" or taken.trace_overhead is not None:
+            table.add_row(Text(name, "dim"), value, Text(remark, "dim"))
     title = Text.assemble((run.schedule, "bold"), f" on {taken.gpu}, {run.workload}\n{taken.regime}, L2 {taken.l2}")
     return Group(title, "", table)
 

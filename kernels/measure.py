@@ -8,7 +8,7 @@ the inputs of consecutive calls rotate through several times L2, "warm" where ev
 takes longer than the kernel, the calls are replayed from a CUDA graph. O is held to the fp64 reference before anything is
 timed.
 
-`python -m fasim.kernels.measure --out DIR --plan PLAN [--counters]` takes many runs where only torch is installed.
+`python -m fasim.kernels.measure --out DIR --plan PLAN [--counters | --timeline]` takes many runs where only torch is installed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from .cuda.config import DTYPES as CUDA_DTYPES
 from .cuda.config import HEAD_DIMS, config_for
 from .cuda.config import SCHEDULES as CUDA_SCHEDULES
 from .plan import Entry, read
+from .timeline import record
 from .trains import BURST_S, SUSTAINED_S, Gpu, burst_trains, sustained_train, work_of
 from .validation.check import Case, Fault, MissingTool
 from .validation.subjects import Subject, resolve
@@ -77,15 +78,18 @@ def measure(
     regime: str = "sustained",
     l2: str = "cold",
     seconds: float = SUSTAINED_S,
+    timeline: bool = False,
 ) -> Run:
     """Run a kernel on the current GPU and measure it.
 
     `kernel` is a name that `kernels.validation.subjects` knows or the user's package.module:function. Time is the median
     of one call by CUDA events, energy and clock those of the same calls; cycles are time x clock, unless
-    `counters` counts them, with everything else, in a second process under Nsight Compute. Raises UsageError for what
-    the kernel does not take, MissingTool for a GPU, a library or a program that is not here, Fault for a wrong output.
+    `counters` counts them, with everything else, in a second process under Nsight Compute. `timeline` measures the build
+    that stamps what it does, and keeps the spans of a few CTAs (timeline.py). Raises UsageError for what the kernel does
+    not take, MissingTool for a GPU, a library or a program that is not here, Fault for a wrong output.
     """
-    (found,) = measure_all([Entry(kernel, workload)], counters=counters, regime=regime, l2=l2, seconds=seconds)
+    how = {"counters": counters, "regime": regime, "l2": l2, "seconds": seconds, "timeline": timeline}
+    (found,) = measure_all([Entry(kernel, workload)], **how)
     if isinstance(found, Refused):
         raise UsageError(found.reason)
     return found
@@ -98,6 +102,7 @@ def measure_all(
     regime: str = "sustained",
     l2: str = "cold",
     seconds: float = SUSTAINED_S,
+    timeline: bool = False,
     advance: Advance | None = None,
 ) -> Iterator[Run | Refused]:
     """Measure every entry of a plan, one process under Nsight Compute counting for CHUNK of them; see `measure`.
@@ -111,6 +116,8 @@ def measure_all(
         raise UsageError(f"seconds={seconds:g} is not possible: give the length of a sustained run, 0.1 to 60")
     if l2 not in L2_STATES:
         raise UsageError(f"l2 {l2!r} is not a state ({', '.join(L2_STATES)})")
+    if timeline and counters:
+        raise UsageError("counters are of the plain build, a timeline is of the one that stamps: take them apart")
     require_gpu()
     if counters:
         nsight_process.require()
@@ -132,7 +139,7 @@ def measure_all(
             if advance:
                 advance(number, len(plan), f"{entry.kernel}, {entry.workload}")
             try:
-                run = bench.measure(entry)
+                run = record(bench, entry) if timeline else bench.measure(entry)
             except MissingTool:
                 raise
             except Exception as error:  # out of memory, or whatever a user's kernel raises: the other runs go on
@@ -221,12 +228,12 @@ class Bench:
         self.seconds = seconds
         self.gpu = gpu or Gpu()
 
-    def measure(self, entry: Entry) -> Run:
-        """One run, without counters; raises as `measure` does."""
+    def measure(self, entry: Entry, attend: Callable | None = None) -> Run:
+        """One run, without counters, by `attend(q, k, v)` where another build is called; raises as `measure` does."""
         subject, workload = subject_of(entry.kernel, self.gpu.name), entry.workload
         _accept(subject, workload)
-        sets = self._inputs(workload)
-        attend = caller(subject, workload)
+        sets = self.inputs(workload)
+        attend = attend or caller(subject, workload)
         error = _check(subject.name, workload, attend(*sets[0]), sets[0])
         work = work_of(self.gpu, lambda number: attend(*sets[number % len(sets)]), len(sets))
         if self.regime == "burst":
@@ -285,7 +292,7 @@ class Bench:
             measurement=taken,
         )
 
-    def _inputs(self, workload: Workload) -> list[tuple]:
+    def inputs(self, workload: Workload) -> list[tuple]:
         """Sets of (q, k, v): one for a warm L2, for a cold one enough to rotate through several times its size."""
         size = workload.tensor_bytes
         needed = 1 + math.ceil(L2_TIMES * self.gpu.properties.L2_cache_size / sum(size[name] for name in "QKV"))
@@ -420,6 +427,7 @@ def main() -> int:
     parser.add_argument("--plan", type=Path, help="TOML file of [[runs]]")
     parser.add_argument("--out", type=Path, help="folder for the runs")
     parser.add_argument("--counters", action="store_true", help="also count under Nsight Compute")
+    parser.add_argument("--timeline", action="store_true", help="measure the build that stamps what it does; keep its spans")
     parser.add_argument("--regime", default="sustained", choices=REGIMES)
     parser.add_argument("--l2", default="cold", choices=L2_STATES)
     parser.add_argument("--seconds", type=float, default=SUSTAINED_S, help="length of a sustained run")
@@ -444,7 +452,7 @@ def _take(given: argparse.Namespace) -> int:
     plan = read(given.plan)
     given.out.mkdir(parents=True, exist_ok=True)
     status = 0
-    how = {"counters": given.counters, "regime": given.regime, "l2": given.l2, "seconds": given.seconds}
+    how = {name: getattr(given, name) for name in ("counters", "regime", "l2", "seconds", "timeline")}
     for entry, found in zip(plan, measure_all(plan, **how), strict=True):
         if isinstance(found, Refused):
             status = 1
@@ -460,6 +468,8 @@ def summary(run: Run) -> str:
     """One line: what ran, how long, at which clock, and how many cycles were counted."""
     taken, report = run.measurement, run.to_dict()
     share = f", tensor {report['tensor_utilization']:.1%}" if report["tensor_utilization"] is not None else ""
+    if taken.trace_overhead is not None:
+        share += f", {len(run.spans):,} spans, tracing costs {taken.trace_overhead:+.1%} cycles"
     share += "".join(f" ({warning})" for warning in run.warnings)
     return (
         f"{run.schedule}, {run.workload}: {taken.time_s * 1e6:.1f} us "

@@ -114,6 +114,7 @@ class Measurement:
     clock_asked_hz: float | None = None  # what NVML said meanwhile; under load the SMs run at less
     clock_p10_hz: float | None = None  # spread of the clock
     clock_p90_hz: float | None = None
+    trace_overhead: float | None = None  # of a build that stamps a timeline: its cycles over the plain build's, less one
     energy_j: float | None = None  # of one call, from the board's energy counter
     relative_error: float | None = None  # of O against the fp64 reference, norm of the difference over norm
     cycles_from: str = "time x clock"  # or the name of the counter

@@ -259,12 +259,17 @@ def compare_all(
         if run.origin != "measured":
             raise UsageError(f"run {name} is predicted; compare takes measured runs and predicts them itself")
         chosen, note = _counterpart(name, run, schedule)
-        model = device or run.device
-        if model not in DEVICE_NAMES and not model.endswith(".toml"):
-            raise UsageError(f"run {name} was taken on {model}, which has no device model; give one with --device")
-        predicted = predict(run.workload, schedule=chosen, device=model, tile=_tile(run))
+        predicted = predict(run.workload, schedule=chosen, device=model_of(name, run, device), tile=_tile(run))
         found.append(compare(predicted, run, name, note))
     return Report(tuple(found))
+
+
+def model_of(name: str, run: Run, device: str | None = None) -> str:
+    """The device model to predict a run with: the one asked for, or its GPU's. Raises UsageError where it has none."""
+    model = device or run.device
+    if model not in DEVICE_NAMES and not model.endswith(".toml"):
+        raise UsageError(f"run {name} was taken on {model}, which has no device model; give one with --device")
+    return model
 
 
 def _counterpart(name: str, run: Run, schedule: str | None) -> tuple[str, str]:

@@ -24,10 +24,14 @@ from ..simulator.run import SPAN, Run
 from ..simulator.workload import Workload
 from .files import write_whole
 
-SCHEMA, VERSION = "fasim.recorded-run", 1
+SCHEMA, VERSION = "fasim.recorded-run", 2
+ADDED = {2: ("trace_overhead",)}
+"""Version -> fields of a measurement that it added; older files leave them out, and they read as None."""
 SUFFIXES = (".run.json", ".run.json.gz")
 RECORDED = Path(__file__).parent / "recorded" / "runs"
 """The runs that come with the source."""
+TIMELINES = RECORDED.parent / "timelines"
+"""Those with the in-kernel trace of some CTAs."""
 
 
 def save(run: Run, path: Path) -> None:
@@ -54,6 +58,10 @@ def load(path: Path) -> Run:
     body = document.get("run")
     if not isinstance(body, dict) or document.get("sha256") != _checksum(body):
         raise UsageError(f"run file {path} is damaged: its contents do not match its checksum; record it again")
+    version = int(document["schema"].rpartition("/")[2])
+    if isinstance(body.get("measurement"), dict):
+        later = [name for number, names in ADDED.items() if number > version for name in names]
+        body["measurement"] = dict.fromkeys(later) | body["measurement"]
     try:
         return _run(body)
     except (TypeError, ValueError, KeyError, OverflowError) as error:

@@ -76,7 +76,7 @@ def by_iterations(run: Run, first: int, last: int) -> Window:
     spans = run.spans
     if not len(spans):
         raise UsageError(f"the run of {run.schedule!r} keeps no spans to draw")
-    ahead = [i for i, lane in enumerate(run.lanes) if lane.name in ("producer", "TMA")]  # they run ahead of the loop
+    ahead = [i for i, lane in enumerate(run.lanes) if {"producer", "TMA"} & set(lane.name.split())]  # they run ahead of the loop
     work = (spans["wait"] == 0) & ~np.isin(spans["lane"], ahead)
     inside = work & (spans["tile"] == spans["tile"].min()) & (spans["step"] >= first) & (spans["step"] <= last)
     if not inside.any():
@@ -139,5 +139,5 @@ def _rows(run: Run, number: int, spans: np.ndarray, start: int, end: int) -> lis
 
 
 def _consumers(run: Run) -> list[int]:
-    """Lanes of the consumer warpgroups: WG0, WG1, or CTA0 WG0, CTA1 WG0 where two CTAs share the SM."""
-    return [i for i, lane in enumerate(run.lanes) if lane.kind == "warp" and "WG" in lane.name]
+    """Consumer warpgroups' lanes: WG0, WG1, or CTA0 WG0, CTA1 WG0 where two CTAs share the SM. Of an overlay those predicted."""
+    return [i for i, lane in enumerate(run.lanes) if lane.kind == "warp" and "WG" in lane.name.split()[-1]]

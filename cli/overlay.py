@@ -1,0 +1,96 @@
+"""`fasim compare --timeline`: recorded and predicted lanes under each other, and the phases of both as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..simulator.errors import UsageError
+from . import output
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..traces.overlay import Pair
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What to draw of a timeline, and where to."""
+
+    device: str | None
+    cta: str | None
+    iterations: str
+    width: int | None
+    svg: Path | None
+    trace: Path | None
+    json: bool
+
+
+def timelines(paths: Sequence[Path], wanted: Drawing) -> int:
+    """Draw every recorded timeline of files and folders beside its prediction; 1 where one does not conform."""
+    from ..traces.overlay import pair
+    from ..traces.perfetto import chrome_trace
+    from ..traces.store import TIMELINES, load_paths
+    from ..traces.window import by_iterations
+    from .commands import whole_range
+    from .timeline import Timeline
+
+    if wanted.width is not None and not 40 <= wanted.width <= 1000:
+        raise UsageError(f"--width {wanted.width} is not possible: give 40 to 1000 columns")
+    first, last = whole_range("--iterations", wanted.iterations)
+    runs = load_paths(paths or (TIMELINES,))
+    if len(runs) > 1 and (wanted.svg or wanted.trace):
+        raise UsageError(f"--svg and --trace draw one timeline, and {len(runs)} were given: {', '.join(runs)}")
+    with output.progress("predicting") as advance:
+        pairs = []
+        for done, (name, run) in enumerate(runs.items()):
+            advance(done, len(runs), name)
+            pairs.append(pair(name, run, wanted.cta, wanted.device))
+    for each in pairs if wanted.svg or wanted.trace else ():
+        if wanted.svg:
+            from .svg import svg
+
+            output.write_file(wanted.svg, svg(by_iterations(each.both, first, last), (wanted.width or 128) * 10))
+            output.note(f"wrote {wanted.svg}")
+        if wanted.trace:
+            import json
+
+            output.write_file(wanted.trace, json.dumps(chrome_trace(each.both)) + "\n")
+            output.note(f"wrote {wanted.trace}")
+    if wanted.json:
+        output.emit_json([each.to_dict() for each in pairs])
+    else:
+        console = output.stdout(wanted.width)
+        for each in pairs:
+            window = by_iterations(each.both, first, last)
+            console.print(window.title, style="bold", markup=False)
+            console.print(Timeline(window))
+            console.print(_phases(each))
+    return 0 if all(each.conformance.holds for each in pairs) else 1
+
+
+def _phases(pair: Pair) -> RenderableType:
+    """The phases of both sides with their difference, whether the order holds, and what tracing cost."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from .tables import house_table
+
+    table = house_table("cycles up to the end of", ">predicted", ">measured", ">difference")
+    for phase in pair.phases:
+        values = [_cycles(value) for value in (phase.predicted, phase.measured)]
+        table.add_row(Text(phase.name, "dim"), *values, "-" if phase.difference is None else f"{phase.difference:+,.0f}")
+    found, cost = pair.conformance, pair.measured.measurement.trace_overhead
+    order = f"{found.events:,} events of {found.warps} warps " + ("in the schedule's order" if found.holds else "compared:")
+    lines = [Text(order), *(Text(f"not the schedule's order: {each}", "yellow") for each in found.differences)]
+    if cost is not None:
+        lines.append(Text(f"stamping costs the kernel {cost:+.1%} cycles", "dim"))
+    note = Text("Mean over warpgroups, per K/V block in the steady state of the first tile; first block and epilogue once.", "dim")
+    return Group(Text(""), table, note, *lines)
+
+
+def _cycles(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"

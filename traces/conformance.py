@@ -1,0 +1,145 @@
+"""Conformance: is the order of events that a kernel recorded the order that the schedule of its name says?
+
+Both sides become the same list per warp: GEMMs issued and waited for, softmaxes, turns, loads and stores, each with its
+tile and K/V block. Times do not matter, the order does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..simulator.errors import UsageError
+from ..simulator.order import work_items
+from ..simulator.program import Program, trace
+from ..simulator.run import Run
+from ..simulator.schedules import find_schedule
+from ..simulator.verbs import Op
+from .kernel_trace import LABELS
+
+TURNS = ("take turn", "give turn")
+
+
+class Event(NamedTuple):
+    """One thing a warp did; `step` is the K/V block within the tile, -1 outside the loop and for turns, which have none."""
+
+    tile: int
+    label: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"'{self.label}'" + (f" of block {self.step}" if self.step >= 0 else "") + f" in tile {self.tile}"
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """How many events of how many warps were compared, and the first difference of each warp that has one."""
+
+    warps: int
+    events: int
+    differences: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every warp did what the schedule says, in its order."""
+        return not self.differences
+
+    def to_dict(self) -> dict:
+        """As plain JSON values."""
+        return {"warps": self.warps, "events": self.events, "holds": self.holds, "differences": list(self.differences)}
+
+
+def said(program: Program) -> dict[str, list[Event]]:
+    """What a recorded schedule says, by warp, as events."""
+    return {name: _said(program, program.stream(warp)) for warp, name in enumerate(program.warps)}
+
+
+def _said(program: Program, stream: np.ndarray) -> list[Event]:
+    out: list[Event] = []
+    groups: list[Event] = []
+    for row in stream:
+        op, label, tile, step = Op(int(row["op"])), program.labels[row["label"]], int(row["tile"]), int(row["step"])
+        event = None
+        if op == Op.WGMMA:
+            event = Event(tile, label, step)
+            groups.append(event)
+        elif op == Op.WGMMA_WAIT:
+            over = groups[len(groups) - 1 - int(row["a"])]
+            event = Event(over.tile, f"wait {over.label}", over.step)
+        elif op == Op.STORE:  # the last of a tile is LSE's, from registers
+            event = Event(tile, "store O", -1) if label == "store LSE" else None
+        elif op == Op.LOAD or label == "softmax" or label in TURNS:
+            event = Event(tile, label, step)
+        if event is not None and out[-1:] != [event]:  # chunks of one softmax, parts of one Q
+            out.append(event)
+    return out
+
+
+def recorded(run: Run) -> dict[str, dict[str, list[Event]]]:
+    """CTA -> warp -> events, of a measured run that holds an in-kernel trace. Raises UsageError where it holds none."""
+    if not len(run.spans) or not set(run.labels) <= set(LABELS):
+        raise UsageError(f"the run of {run.schedule!r} holds no in-kernel trace; `fasim measure --timeline` records one")
+    found: dict[str, dict[str, list[Event]]] = {}
+    for number, lane in enumerate(run.lanes):
+        cta, _, warp = lane.name.partition(" ")
+        spans = run.spans[run.spans["lane"] == number]
+        found.setdefault(cta, {})[warp] = [
+            Event(int(s["tile"]), run.labels[s["label"]], -1 if run.labels[s["label"]] in TURNS else int(s["step"])) for s in spans
+        ]
+    return found
+
+
+def conforms(run: Run) -> Conformance:
+    """Hold the in-kernel trace of a measured run to the schedule of its name, over the tiles that each CTA worked on.
+
+    A tile whose end was not kept is held to the schedule as far as it goes. Raises UsageError where the run holds no
+    trace or its kernel has no schedule.
+    """
+    kernel = find_schedule(run.schedule).kernels[0]
+    possible = {int(n) for n in work_items(run.workload, run.tile.block_m, run.tile.block_n, _order(run))["blocks"]}
+    warps = events = 0
+    differences = []
+    for cta, by_warp in recorded(run).items():
+        warps, events = warps + len(by_warp), events + sum(map(len, by_warp.values()))
+        loops, ended = _loops(by_warp)
+        unknown = len(loops) > ended  # the last tile was cut off: it may be any that is as long as was seen
+        lengths = sorted(n for n in possible if n >= loops[-1]) if unknown else loops[-1:]
+        if wrong := [n for n in loops[:ended] if n not in possible] or ([] if lengths else loops[-1:]):
+            differences.append(f"{cta}: a tile of {wrong[0]} K/V blocks, which {run.workload} does not have in tile {run.tile}")
+            continue
+        for last in lengths:
+            expected = said(trace(kernel, run.workload, run.tile, [(n, 0) for n in (*loops[:-1], last)]))
+            found = [(warp, _differs(did, expected.get(warp, []), ended)) for warp, did in by_warp.items()]
+            if not any(difference for _, difference in found):
+                break
+        differences += [f"{cta} {warp}: {difference}" for warp, difference in found if difference]
+    return Conformance(warps, events, tuple(differences))
+
+
+def _order(run: Run) -> str:
+    return "longest-first" if run.workload.causal else "persistent"
+
+
+def _loops(by_warp: dict[str, list[Event]]) -> tuple[list[int], int]:
+    """K/V blocks of each tile as WG0 has gone through it, and how many it ended; of one that was cut off, as any warp has come."""
+    ended = sum(event.label == "store O" for event in by_warp["WG0"])
+    blocks = [0] * (max(event.tile for event in by_warp["WG0"]) + 1)
+    for warp, did in by_warp.items():
+        for event in did:
+            if warp == "WG0" or event.tile in range(ended, len(blocks)):
+                blocks[event.tile] = max(blocks[event.tile], event.step + 1)
+    return blocks, ended
+
+
+def _differs(did: Sequence[Event], should: Sequence[Event], ended: int) -> str:
+    """The first difference as a sentence, empty if there is none."""
+    for number, (event, wanted) in enumerate(zip(did, should, strict=False), start=1):
+        if event != wanted:
+            return f"event {number} is {event}, where the schedule says {wanted}"
+    if len(did) > len(should):
+        return f"event {len(should) + 1} is {did[len(should)]}, where the schedule ends"
+    missing = [event for event in should[len(did) :] if event.tile < ended]
+    return f"it ends after {len(did)} events, where the schedule says {missing[0]}" if missing else ""
