@@ -1,0 +1,108 @@
+"""Every CUDA kernel, compiled without a GPU: registers, shared memory, instructions, and the simulator's tiles."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+
+import pytest
+
+from fasim.kernels import build
+from fasim.kernels.calibrate import sass
+from fasim.kernels.cuda import catalog
+from fasim.kernels.cuda.config import SCHEDULES, config_for, variants
+from fasim.simulator.device import load_device
+from fasim.simulator.predict import default_tile
+from fasim.simulator.workload import Workload
+
+pytestmark = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
+
+REGISTER_FILE = 65536
+WARPGROUP = 128
+MAX_SMEM_BYTES = 227 * 1024
+TAKES_TURNS = {"pingpong", "fa3"}
+TURN = f"{2 * WARPGROUP:#x}"
+"""Threads of a turn's named barrier: the warpgroup that gives it and the one that takes it."""
+CONFIGS = [config for config in variants() if config.schedule not in catalog.missing()]
+TRACED = [config_for(schedule, "fp16", 128, True, trace=True) for schedule in SCHEDULES if schedule not in catalog.missing()]
+each = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name.replace(" ", "-"))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Config -> its Built, or its CompileError; on all cores, and from the cache where it can be."""
+    configs = [*CONFIGS, *TRACED]
+    return dict(zip(configs, build.build_all([config.source for config in configs]), strict=True))
+
+
+@cache
+def instructions(cubin: bytes) -> list[tuple[str, str]]:
+    """(opcode, operands) of the kernel."""
+    return [(opcode, operands.strip()) for _, opcode, operands in sass.instructions(cubin)[build.ENTRY]]
+
+
+@pytest.fixture
+def code(compiled, config):
+    if sass.disassembler() is None:
+        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
+    assert isinstance(compiled[config], build.Built), compiled[config]
+    return instructions(compiled[config].cubin)
+
+
+def test_every_schedule_of_the_ladder_has_a_kernel():
+    assert catalog.missing() == ()
+
+
+@each
+def test_it_compiles_without_spills_within_its_registers_and_shared_memory(compiled, config):
+    found = compiled[config]
+    assert isinstance(found, build.Built), found
+    report = found.report
+    assert (report.spill_bytes, report.stack_bytes) == (0, 0)
+    assert 0 < report.registers <= REGISTER_FILE // config.threads // 8 * 8
+    assert 0 < report.smem_bytes <= MAX_SMEM_BYTES
+    assert report.remarks == ()  # such as "wgmma instructions are serialized"
+
+
+@each
+def test_it_loads_by_tma_multiplies_by_wgmma_and_moves_registers_to_its_consumers(code, config):
+    opcodes = Counter(opcode.split(".")[0] for opcode, _ in code)
+    assert opcodes["HGMMA"] and opcodes["UTMALDG"]
+    assert not {"HMMA", "LDL", "STL"} & opcodes.keys()
+    splits = {opcode.split(".")[1]: operands for opcode, operands in code if opcode.startswith("USETMAXREG")}
+    producer, consumer = (int(splits[way].split(",")[-1], 16) for way in ("DEALLOC", "TRY_ALLOC"))
+    assert WARPGROUP * (producer + config.tile.consumers * consumer) <= REGISTER_FILE
+    assert consumer == {2: 240, 3: 160}[config.tile.consumers]
+    highest = max(int(register) for _, operands in code for register in re.findall(r"\bR(\d+)\b", operands))
+    assert highest < consumer
+
+
+@each
+def test_its_instructions_have_the_tile_of_the_simulator(code, config):
+    workload = Workload(1, 1, 8448, config.head_dim, config.dtype, config.causal)
+    assert config.tile == default_tile(workload, config.schedule, load_device("h200"))
+    shapes = {re.match(r"HGMMA\.64x(\d+)x16", opcode)[1] for opcode, _ in code if opcode.startswith("HGMMA")}
+    assert shapes == {str(config.tile.block_n), str(config.head_dim)}
+    types = {"BF16" in opcode for opcode, _ in code if opcode.startswith("HGMMA")}
+    assert types == {config.dtype == "bf16"}
+    multicast = any("MULTICAST" in opcode for opcode, _ in code)
+    assert multicast == (config.tile.cluster > 1)
+
+
+@each
+def test_it_takes_turns_by_named_barriers_if_its_schedule_does(code, config):
+    waits = [operands for opcode, operands in code if opcode.startswith("BAR.SYNC") and operands.endswith(TURN)]
+    gives = [operands for opcode, operands in code if opcode.startswith("BAR.ARV") and operands.endswith(TURN)]
+    assert bool(waits) == (config.schedule in TAKES_TURNS)
+    assert gives or not waits
+
+
+@pytest.mark.parametrize("config", TRACED, ids=lambda config: config.schedule)
+def test_its_trace_build_compiles_to_another_kernel(compiled, config):
+    if sass.disassembler() is None:
+        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
+    assert isinstance(compiled[config], build.Built), compiled[config]
+    plain = compiled[config_for(config.schedule, "fp16", 128, True)]
+    clocks = [sum("CLOCK" in operands for _, operands in instructions(each.cubin)) for each in (plain, compiled[config])]
+    assert clocks[0] == 0 < clocks[1]
