@@ -1,4 +1,4 @@
-"""The recorded times of the Triton kernels are of the sources that stand here, and keep what the project promises of them."""
+"""The recorded times of our kernels are of the sources that stand here, and keep what the project promises of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import pytest
 import fasim
 
 ROOT = Path(fasim.__file__).parent
-RECORD = json.loads((ROOT / "traces" / "recorded" / "kernels" / "triton_h200.json").read_text(encoding="utf-8"))
+
+
+def read(name: str) -> dict:
+    """A record of traces/recorded/kernels."""
+    return json.loads((ROOT / "traces" / "recorded" / "kernels" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+RECORD = read("triton_h200")
+CUDA = ("cuda_h200", "cuda_ablation_h200", "cuda_sustained_h200")
 
 
 def rate(kernel: str, sweep: str, seqlen: int, causal: bool) -> float:
@@ -42,3 +50,35 @@ def test_the_speed_that_is_promised_at_head_dim_128(seqlen, causal):
     assert ours >= 1.05 * rate("flex", "forward", seqlen, causal)
     assert ours >= 1.5 * rate("fa2-pytorch", "forward", seqlen, causal)
     assert rate("fasim-fa2", "backward", seqlen, causal) >= 1.2 * rate("fa2-pytorch", "backward", seqlen, causal)
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_the_record_is_of_todays_cuda_kernels(name):
+    record = read(name)
+    compiled = {path for path in record["kernel_sha256"] if path.endswith((".cu", ".cuh", "wgmma.py"))}
+    today = {f"kernels/cuda/{path.name}" for path in (ROOT / "kernels" / "cuda").glob("*.cu*")} | {"kernels/cuda/wgmma.py"}
+    assert compiled == today
+    for path in compiled:
+        assert hashlib.sha256((ROOT / path).read_bytes()).hexdigest() == record["kernel_sha256"][path], f"{path} has changed since"
+    assert "H200" in record["device"] and record["driver"] and record["nvrtc"]
+    assert all(row["relative_error"] < 1e-3 for row in record["rows"] if "tflops" in row)
+    assert all(row["sm_clock_mhz"] > 1000 and row["power_w"] > 100 for row in record["rows"] if "tflops" in row)
+
+
+def test_fa3_is_faster_than_flash_attention_3():
+    means = {mean["head_dim"]: mean["vs_fa3"] for mean in read("cuda_h200")["means"] if mean["kernel"] == "fasim-fa3"}
+    assert means[128]["rows"] == 12 and means[128]["geometric_mean"] >= 1.05 and means[128]["least"] >= 0.99
+    assert min(means[64]["geometric_mean"], means[256]["geometric_mean"]) >= 1.0
+
+
+def test_repeated_runs_were_bitwise_the_same():
+    record = read("cuda_endurance_h200")
+    assert len({json.dumps(row["shape"]) for row in record["rows"]}) == 10
+    assert all(row["runs"] == 200 and row["passed"] and row["differ"] == 0 for row in record["rows"])
+    for name, digest in record["kernel_sha256"].items():
+        assert hashlib.sha256((ROOT / "kernels" / "cuda" / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_call_costs_the_host_less_than_20_us_beyond_the_launch():
+    beyond = read("host_overhead_h200")["beyond_the_launch_us"]
+    assert all(spent < 20 for way, spent in beyond.items() if way.startswith("flash_attn_func"))
