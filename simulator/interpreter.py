@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from .device import Device
-from .engine import MAX_QUEUE
+from .engine import AROUND, MAX_QUEUE
 from .machine import DRAWN_UNITS, MACHINE, UNITS, Deadlock, Memory, Replay, machine_of
 from .program import INSTRUCTION, Program
 from .run import SPAN, Lane
@@ -265,7 +265,7 @@ class Warp:
             last = step + 1 == k_steps
             self.queue.append(SimpleNamespace(cycles=work, issued=now, ends_group=last, instruction=ins))
             sm.busy["smem bytes"] += operand_bytes
-            sm.busy["issue"] += 1
+            sm.busy["issue"] += AROUND
             now += cycles.wgmma_issue
             if not last:
                 yield now
@@ -309,6 +309,7 @@ class Warp:
         if len(barrier.completions) < target:
             yield lambda: len(barrier.completions) >= target
         now = self._waited(ins, now, barrier.completions[target - 1] if target else 0)
+        self.sm.busy["issue"] += AROUND
         if barrier.kind == BarrierKind.NAMED:
             self.turn_since = now + cycles.named_wait
             return self.turn_since
@@ -330,7 +331,7 @@ class Warp:
             self.chip.draw("barriers", self, ins, self.turn_since, now)
         if barrier.kind == BarrierKind.CTA:
             self._tile_goes_on(ins, now + on_the_way[barrier.kind])
-        self.sm.busy["issue"] += 1
+        self.sm.busy["issue"] += AROUND
         barrier.arrive(now + on_the_way[barrier.kind])
         return now + 1
 
