@@ -226,6 +226,7 @@ def test_phases_add_up_to_the_block(two_ctas):
     assert found["whole block"].measured == 7 * 100  # an event of fa3's block every 100 cycles
     assert found["softmax"].difference == found["softmax"].predicted - 100
     assert found["epilogue"].measured == 100 and found["epilogue"].predicted > 0
+    assert pair("one", two_ctas).stamp_cycles == pytest.approx(700 * 0.01 / 1.01 / 7)
 
 
 def test_a_run_set_beside_itself_differs_nowhere(two_ctas):

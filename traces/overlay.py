@@ -19,6 +19,7 @@ MEASURED = "measured"
 _AT_THE_END = {"stage LSE": "store O"}
 """Where the simulator has several spans for what a kernel stamps once: the last of them."""
 FIRST_GEMM = "S=QK^T"
+BLOCK = "whole block"
 SETTLED = 2
 """Blocks at either end of a tile that are left out of the steady state, where a tile has more than twice as many and one."""
 
@@ -63,6 +64,16 @@ class Pair:
         """See `phases`."""
         return phases(self.predicted, self.measured)
 
+    @property
+    def stamp_cycles(self) -> float | None:
+        """About what one stamp costs a warpgroup, which the measured phases include: the overhead shared by a block's events."""
+        overhead = self.measured.measurement.trace_overhead
+        found = {phase.name: phase.measured for phase in self.phases}
+        stamps = sum(found.get(label) is not None for label in LABELS)
+        if overhead is None or found.get(BLOCK) is None:
+            return None
+        return found[BLOCK] * overhead / (1 + overhead) / stamps
+
     def to_dict(self) -> dict:
         """As plain JSON values."""
         return {
@@ -70,6 +81,7 @@ class Pair:
             "workload": self.measured.workload.to_dict(),
             "schedule": self.measured.schedule,
             "trace_overhead": self.measured.measurement.trace_overhead,
+            "stamp_cycles": self.stamp_cycles,
             "conformance": self.conformance.to_dict(),
             "phases": [phase.to_dict() for phase in self.phases],
         }
@@ -143,7 +155,7 @@ def phases(predicted: Run, measured: Run) -> tuple[Phase, ...]:
     return tuple(Phase(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys(names) if name in ours or name in theirs)
 
 
-_WHOLES = ("whole block", "first block", "epilogue")
+_WHOLES = (BLOCK, "first block", "epilogue")
 
 
 def _lane(run: Run, name: str) -> int:
@@ -196,7 +208,7 @@ def _durations_of(events: list[tuple[str, int, int]]) -> Iterable[tuple[str, flo
         for before, (label, _, end) in zip(events[first:last], events[first + 1 : last + 1], strict=True):
             spent[label] = spent.get(label, 0) + end - before[2]
         yield from ((label, cycles / blocks) for label, cycles in spent.items())
-        yield "whole block", (events[last][2] - events[first][2]) / blocks
+        yield BLOCK, (events[last][2] - events[first][2]) / blocks
     if softmaxes:
         begin = next((end for label, _, end in events if label == FIRST_GEMM), None)
         if begin is not None:
