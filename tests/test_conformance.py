@@ -262,6 +262,20 @@ def test_the_command_exits_1_where_the_order_does_not_hold(tmp_path, fasim):
     assert status == 1 and "not the schedule's order: CTA0 WG0" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("schedule", ["fa3", "overlap-3stage"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_the_schedules_shared_memory_is_the_kernels(schedule, head_dim):
+    from fasim.kernels import build
+    from fasim.kernels.cuda.config import config_for
+    from fasim.simulator.predict import programs
+
+    if build.compiler_version() is None:
+        pytest.skip("NVRTC is not installed")
+    compiled = build.build(config_for(schedule, "fp16", head_dim, causal=False).source)
+    (program,) = programs(replace(FULL, head_dim=head_dim), schedule, "h200")
+    assert sum(program.smem_parts.values()) == compiled.report.dynamic_smem_bytes
+
+
 # -- recording ---
 
 
