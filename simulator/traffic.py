@@ -5,13 +5,16 @@ for a line at home elsewhere that partition keeps a copy; only when it has lost 
 when the home has lost the line does HBM deliver it. So data that all SMs read takes all of its size in each partition,
 and K and V of the heads in flight outgrow an H200's 60 MiB at 30 (measured: all of a 28 MiB buffer stays, none of 36).
 
-Within a partition the model is LRU over tiles. Sets fill unevenly, so its capacity is not one number: it is cut into
-stripes, every tile has an equal share of its bytes in each, and the stripes keep different amounts of the most recent
-data (`l2_effective_fraction` of the capacity in the mean, `l2_spread` its standard deviation). All stripes share one
-recency list, so an access costs O(1).
+Within a partition the model is LRU over tiles, and lines fall into sets of `WAYS`. A buffer that is contiguous in memory
+fills all sets alike, so its cliff is sharp (`l2_effective_fraction` of the capacity in the mean, `l2_spread` its standard
+deviation). Attention's working set is pieces: of each head every so many rows, of each tensor what is in flight. Its lines
+fall into sets as if at random, and a set that got more than its share loses lines long before L2 as a whole is full: data
+that was read D bytes of other data ago is still there if fewer than WAYS of those lines fell into its set. So capacity is
+not one number: L2 is cut into stripes, every tile has its share of its bytes in each, and the stripes keep different
+amounts of the most recent data. All stripes share one recency list, so an access costs O(1).
 
 Writes go to the home without a fetch and reach HBM when evicted, or at the end. CTAs in flight advance one loop step a
-turn. Left out: the drift of CTAs that the SMs run at slightly different speeds, and L2 policies other than recency (of
+turn; SMs differ in pace by `SM_SPREAD`, so over many tiles they drift apart. Left out: L2 policies other than recency (of
 data that each SM reads alone, an H200 loses little at 44 MiB and nearly all at 64; the model most of it at 44, all from 48 on).
 """
 
@@ -45,7 +48,21 @@ ACCESS = np.dtype(
     ]
 )
 
-STRIPES = 4
+WEIGHTS = (1, 1, 2, 4, 8, 16, 16, 16)
+"""Shares of a tile in each stripe, fine where a rare loss matters: a K/V block is walked hundreds of times."""
+STRIPES = len(WEIGHTS)
+_SHARES = sum(WEIGHTS)
+_LOST = tuple(sum(WEIGHTS[:k]) for k in range(STRIPES + 1))  # by how many stripes have lost it: the smallest lose first
+
+WAYS = 16
+"""Lines of a set. No vendor figure and no microbenchmark of ours: what caches of this size usually have."""
+SM_SPREAD = 0.0005
+"""Standard deviation of the SMs' pace: two warpgroups' GEMMs in turns last 0.16 to 0.21 % longer at the 95th than at the
+5th percentile of SMs (traces/recorded/calibration/contention.json, n176)."""
+ON_EXIT, STATIC, AHEAD = 0, 1, 2
+"""How a slot gets its next item: the next one waiting when it is done; every slots-th; the next one waiting when it begins
+the present one, as a producer does that draws from a queue before it loads."""
+
 _ALGORITHMIC, _L2, _HBM = 0, 2, 4  # columns of the counters: read, then write
 
 
@@ -67,15 +84,16 @@ class Launch:
     block_n: int
     cluster: int = 1
     descending: bool = False  # the loop walks K/V from the item's last block to the first
+    dealing: int = ON_EXIT  # or STATIC, or AHEAD
 
 
 def replay_traffic(
-    workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout], device: Device
+    workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout], device: Device, scattered: bool = True
 ) -> tuple[Traffic, dict[str, float]]:
     """Bytes of one call (its kernels in sequence, L2 cold at the start), and the L2 hit rate of reads per tensor.
 
     Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end, which `dirty_bytes` counts.
-    `smem_bytes` is left 0.
+    `smem_bytes` is left 0. `scattered` is False where all that is read is one contiguous buffer.
     """
     layout = _Layout(workload, launches, len(tensors))
     homes = device.l2_partitions
@@ -85,10 +103,10 @@ def replay_traffic(
     # are the heads of the lists
     links = np.full((entries + homes, 4), (-1, -1, STRIPES, 0), np.int32)
     links[entries:, :2] = np.arange(entries, entries + homes)[:, None]
-    capacity = stripe_bytes(device)
+    capacity = stripe_bytes(device, scattered)
     used = np.zeros((homes, STRIPES), np.int64)
     oldest = np.repeat(np.arange(entries, entries + homes)[:, None], STRIPES, axis=1)
-    counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns per (stripe, home) share: a fraction of a byte each
+    counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns per (weight, home) share: a fraction of a byte each
 
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
@@ -98,19 +116,38 @@ def replay_traffic(
             layout.first, layout.mode, layout.m_tiles, layout.n_tiles,
             np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64),
             np.arange(slots), np.zeros(slots, np.int64), _partitions(slots, launch.cluster, homes),
-            launch.cluster, launch.descending,
+            paces(slots), launch.dealing, launch.cluster, launch.descending,
             block, links, capacity, used, oldest, counts,
         )  # fmt: skip
     written = int(counts[:, _HBM + 1].sum())
     _flush(homes, block, links, counts)
-    return _report(counts, tensors, STRIPES * homes, int(counts[:, _HBM + 1].sum()) - written)
+    return _report(counts, tensors, _SHARES * homes, int(counts[:, _HBM + 1].sum()) - written)
 
 
-def stripe_bytes(device: Device) -> np.ndarray:
+def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
     """Bytes of the most recent tiles of which each stripe of a partition keeps its share, ascending."""
-    normal = NormalDist(device.l2_effective_fraction, max(device.l2_spread, 1e-9))
-    fractions = [normal.inv_cdf((k + 0.5) / STRIPES) for k in range(STRIPES)]
+    at = [(lost + weight / 2) / _SHARES for lost, weight in zip(_LOST, WEIGHTS, strict=False)]
+    if scattered:
+        load = np.linspace(0.01, 4.0, 4000)  # other lines per line of capacity
+        others = WAYS * load
+        kept = np.zeros_like(load)  # fewer than WAYS of them in one set, Poisson
+        term = np.exp(-others)
+        for k in range(WAYS):
+            kept += term
+            term = term * others / (k + 1)
+        fractions = np.interp(at, 1.0 - kept, load) * min(1.0, device.l2_effective_fraction)
+    else:
+        normal = NormalDist(device.l2_effective_fraction, max(device.l2_spread, 1e-9))
+        fractions = [normal.inv_cdf(share) for share in at]
     return np.array([max(0.05, fraction) * device.l2_bytes for fraction in fractions], np.int64)
+
+
+def paces(slots: int) -> np.ndarray:
+    """Loop steps a turn of each slot's SM, the fastest 1, normally distributed and in no order."""
+    ranks = np.argsort(np.argsort(np.arange(slots) * 0.6180339887498949 % 1.0, kind="stable"), kind="stable")
+    normal = NormalDist(0.0, SM_SPREAD)
+    spread = np.array([normal.inv_cdf((rank + 0.5) / slots) for rank in ranks.tolist()])
+    return 1.0 - (spread.max() - spread)
 
 
 class _Layout:
@@ -171,10 +208,11 @@ def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, position, near_of, cluster, descending,
+def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, position, near_of, pace, dealing, cluster, descending,
             block, links, capacity, used, oldest, counts):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
 
+    A slot whose pace is below 1 sits out a turn whenever it is a whole step behind.
     Outside the loop a turn ends behind a store, so that kernels which load and store in turns interleave too.
     """
     total = len(items)
@@ -184,12 +222,21 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
     slots = len(item_of)
     waiting = slots
     busy = slots
+    steps = np.full(slots, 0.5)  # that the slot may take
+    drawn = np.full(slots, -1)  # its next item, where it is drawn ahead
     end = len(accesses)
     while busy > 0:
         for slot in range(slots):
             i = item_of[slot]
             if i < 0:
                 continue
+            steps[slot] += pace[slot]
+            if steps[slot] < 1.0:
+                continue
+            steps[slot] -= 1.0
+            if dealing == AHEAD and drawn[slot] < 0:
+                drawn[slot] = waiting
+                waiting += 1
             limit = items[i, 4] if items[i, 4] < longest else 1 << 40
             p = position[slot]
             while p < end and accesses[p, 4] >= limit:
@@ -206,13 +253,18 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
                     p += 1
             if p < end:
                 position[slot] = p
-            elif waiting < total:
-                item_of[slot] = waiting
-                position[slot] = 0
-                waiting += 1
+                continue
+            if dealing == STATIC:
+                following = i + slots
+            elif dealing == AHEAD:
+                following = drawn[slot]
+                drawn[slot] = -1
             else:
-                item_of[slot] = -1
-                busy -= 1
+                following = waiting
+                waiting += 1
+            position[slot] = 0
+            item_of[slot] = following if following < total else -1
+            busy -= following >= total
 
 
 @njit(cache=True, inline="always")
@@ -270,7 +322,7 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
         if write:
             links[x, 3] = (1 << STRIPES) - 1
         else:
-            counts[tensor, _HBM] += missed * size
+            counts[tensor, _HBM] += _LOST[missed] * size
 
 
 @njit(cache=True, inline="always")
@@ -309,7 +361,7 @@ def _touch(x, partition, size, block, links, capacity, used, oldest, counts):
             links[y, 2] = k + 1
             if links[y, 3] >> k & 1:
                 links[y, 3] &= ~(1 << k) & 255
-                counts[block[tile, 1], _HBM + 1] += block[tile, 0]
+                counts[block[tile, 1], _HBM + 1] += WEIGHTS[k] * block[tile, 0]
             if k == STRIPES - 1:
                 older, newer = links[y, 0], links[y, 1]
                 links[older, 1] = newer
@@ -324,5 +376,5 @@ def _flush(homes, block, links, counts):
         tile = x // homes % len(block)
         for k in range(STRIPES):
             if links[x, 3] >> k & 1:
-                counts[block[tile, 1], _HBM + 1] += block[tile, 0]
+                counts[block[tile, 1], _HBM + 1] += WEIGHTS[k] * block[tile, 0]
         links[x, 3] = 0

@@ -14,7 +14,22 @@ from hypothesis import strategies as st
 from fasim.simulator import traffic as traffic_module
 from fasim.simulator.device import load_device
 from fasim.simulator.order import ITEM, work_items
-from fasim.simulator.traffic import ACCESS, KV, PAIR, ROW, STRIPES, Launch, TensorLayout, replay_traffic, stripe_bytes
+from fasim.simulator.traffic import (
+    ACCESS,
+    AHEAD,
+    KV,
+    ON_EXIT,
+    PAIR,
+    ROW,
+    STATIC,
+    WAYS,
+    WEIGHTS,
+    Launch,
+    TensorLayout,
+    paces,
+    replay_traffic,
+    stripe_bytes,
+)  # fmt: skip
 from fasim.simulator.workload import LSE_BYTES, Workload
 
 H200 = load_device("h200")
@@ -108,6 +123,7 @@ def shapes(draw):
         draw(st.sampled_from([1, 2])),
         draw(st.booleans()),
     )
+    launch = replace(launch, dealing=draw(st.sampled_from([ON_EXIT, STATIC, AHEAD])))
     device = replace(
         H200,
         l2_bytes=draw(st.integers(10_000, 4_000_000)),
@@ -139,19 +155,19 @@ class PlainL2:
     def __init__(self, device, counts):
         self.homes = range(device.l2_partitions)
         self.capacity = stripe_bytes(device)
-        self.held = [[OrderedDict() for _ in range(STRIPES)] for _ in self.homes]  # entry -> [bytes, tensor, dirty]
+        self.held = [[OrderedDict() for _ in WEIGHTS] for _ in self.homes]  # entry -> [bytes, tensor, dirty]
         self.counts = counts
 
     def touch(self, partition, entry, size, tensor, dirty):
-        """How many stripes did not hold the entry; a store marks all of them dirty."""
+        """The weight of the stripes that did not hold the entry; a store marks all of them dirty."""
         missed = 0
-        for stripe, most in zip(self.held[partition], self.capacity, strict=True):
+        for stripe, most, weight in zip(self.held[partition], self.capacity, WEIGHTS, strict=True):
             old = stripe.pop(entry, None)
-            missed += old is None
+            missed += weight * (old is None)
             stripe[entry] = [size, tensor, dirty or bool(old and old[2])]
             while sum(kept[0] for kept in stripe.values()) > most and len(stripe) > 1:
                 gone, owner, was_dirty = stripe.popitem(last=False)[1]
-                self.counts[owner, 5] += gone * was_dirty
+                self.counts[owner, 5] += weight * gone * was_dirty
         return missed
 
     def access(self, near, tile, size, tensor, write):
@@ -167,9 +183,9 @@ class PlainL2:
 
     def flush(self):
         for partition in self.held:
-            for stripe in partition:
+            for stripe, weight in zip(partition, WEIGHTS, strict=True):
                 for size, owner, dirty in stripe.values():
-                    self.counts[owner, 5] += size * dirty
+                    self.counts[owner, 5] += weight * size * dirty
 
 
 def plain_replay(work, launch, tensors, device):
@@ -198,7 +214,8 @@ def plain_replay(work, launch, tensors, device):
         counts[tensor, 2 + write] += size
         l2.access((slot // launch.cluster).bit_count() % device.l2_partitions, tile, size, tensor, write)
 
-    waiting = iter(range(len(items)))
+    slots = min(launch.slots, len(items))
+    waiting = iter(range(slots, len(items)))
 
     def steps(i):
         """The accesses of each loop step of item i, one group a turn."""
@@ -212,21 +229,36 @@ def plain_replay(work, launch, tensors, device):
         whole = items[i]["blocks"] == longest
         return iter([(i, group) for group in groups if whole or group[0]["step"] < items[i]["blocks"]])
 
-    turns = [steps(next(waiting)) for _ in range(min(launch.slots, len(items)))]
-    left = [len(list(steps(i))) for i in range(len(turns))]
+    present = list(range(slots))
+    turns = [steps(i) for i in present]
+    left = [len(list(steps(i))) for i in present]
+    drawn: dict[int, int | None] = {}
+    behind, pace = [0.5] * slots, paces(slots)
     while any(left):
-        for slot in range(len(turns)):
+        for slot in range(slots):
             if left[slot] == 0:
                 continue
+            behind[slot] += pace[slot]
+            if behind[slot] < 1:
+                continue
+            behind[slot] -= 1
+            if launch.dealing == AHEAD and slot not in drawn:
+                drawn[slot] = next(waiting, None)
             i, group = next(turns[slot])
             for row in group:
                 access(i, slot, row)
             left[slot] -= 1
-            if left[slot] == 0 and (new := next(waiting, None)) is not None:
+            if left[slot]:
+                continue
+            if launch.dealing == STATIC:
+                new = i + slots if i + slots < len(items) else None
+            else:
+                new = drawn.pop(slot) if launch.dealing == AHEAD else next(waiting, None)
+            if new is not None:
                 turns[slot] = steps(new)
                 left[slot] = len(list(steps(new)))
     l2.flush()
-    counts[:, 4:] = -(-counts[:, 4:] // (STRIPES * device.l2_partitions))
+    counts[:, 4:] = -(-counts[:, 4:] // (sum(WEIGHTS) * device.l2_partitions))
     return counts
 
 
@@ -326,17 +358,18 @@ def test_the_cliff_comes_when_the_keys_outgrow_l2():
         read = replay_traffic(work, [forward(work, 128, 128)], NAMES, H200)[0].total("hbm_read")
         return read / sum(work.tensor_bytes[name] for name in "QKV")
 
-    assert per_compulsory(32768) == pytest.approx(1.0)
-    ratios = [per_compulsory(s) for s in (49152, 65536, 131072)]
+    assert per_compulsory(16384) == pytest.approx(1.0, abs=0.01)
+    ratios = [per_compulsory(s) for s in (32768, 49152, 65536, 131072)]
+    assert ratios[0] < 1.1, "half of L2: few sets have too many lines"
     assert ratios == sorted(ratios)
     assert 5 < ratios[-1] < 6  # over 5 on an H200
 
 
 def test_two_heads_of_32k_in_flight_do_not_fit():
-    """Sixteen heads of 32k: HBM reads are 1.46 times compulsory on an H200."""
+    """Sixteen heads of 32k: HBM reads are 1.6 to 1.7 times compulsory on an H200, whatever the kernel."""
     work = Workload(batch=1, heads=16, seqlen=32768, head_dim=128)
     read = replay_traffic(work, [forward(work, 128, 176, cluster=2)], NAMES, H200)[0].total("hbm_read")
-    assert read / sum(work.tensor_bytes[name] for name in "QKV") == pytest.approx(1.46, abs=0.05)
+    assert read / sum(work.tensor_bytes[name] for name in "QKV") == pytest.approx(1.6, abs=0.1)
 
 
 def swept(mebibytes, groups, passes):
@@ -348,7 +381,7 @@ def swept(mebibytes, groups, passes):
     items["blocks"] = 1
     rows = [(0, KV, 0, t, p * tiles + t, 128, 2, 0, 0) for p in range(passes) for t in range(tiles)]
     launch = Launch(items, accesses(*rows), 132, 1, 64)
-    return replay_traffic(work, [launch], [TensorLayout("K")], H200)[0].total("hbm_read"), groups * tiles * 16384
+    return replay_traffic(work, [launch], [TensorLayout("K")], H200, scattered=False)[0].total("hbm_read"), groups * tiles * 16384
 
 
 @pytest.mark.parametrize(("pattern", "groups"), [("same", 1), ("four_groups", 4)])
@@ -365,7 +398,50 @@ def test_data_that_one_sm_reads_alone_may_take_more_of_l2():
     """An H200 keeps 40 MiB when each SM has its own slice: only lines of the far partition are there twice."""
     for mebibytes in (32, 40):
         (few, _), (many, _) = swept(mebibytes, 132, 2), swept(mebibytes, 132, 4)
-        assert many == few
+        assert many - few < 0.05 * 2 * mebibytes * 2**20
+
+
+def test_scattered_lines_leave_l2_before_it_is_full():
+    """Lines that fall into sets at random: of 16 ways in the mean, half the sets keep data as old as L2 is large."""
+    stripes = stripe_bytes(H200) / H200.l2_bytes
+    assert list(stripes) == sorted(stripes)
+    middle = np.interp(0.5, (np.cumsum(WEIGHTS) - np.array(WEIGHTS) / 2) / sum(WEIGHTS), stripes)
+    assert middle == pytest.approx((WAYS - 1 / 3) / WAYS, abs=0.01), "the median of a sum of WAYS arrivals"
+    assert stripes[0] < 0.55
+    sharp = stripe_bytes(H200, scattered=False) / H200.l2_bytes
+    assert sharp[-1] - sharp[0] < 0.2
+
+
+def walked(dealing):
+    """HBM bytes of 8 causal heads of 4k at d256, over the compulsory ones."""
+    work = Workload(batch=4, heads=8, seqlen=4096, head_dim=256, causal=True)
+    launch = replace(forward(work, 128, 64, "longest-first"), dealing=dealing)
+    return replay_traffic(work, [launch], NAMES, H200)[0].total("hbm_read") / work.compulsory_read_bytes
+
+
+def test_a_tile_drawn_before_the_present_one_is_walked_starts_far_from_the_others():
+    """Measured 1.54 to 1.61 on an H200, whose producers draw a tile ahead."""
+    assert walked(ON_EXIT) < 1.2
+    assert walked(AHEAD) == pytest.approx(1.6, abs=0.2)
+
+
+def test_sms_differ_in_pace_by_the_measured_spread():
+    pace = paces(132)
+    assert pace.max() == 1.0
+    assert pace.std() == pytest.approx(traffic_module.SM_SPREAD, rel=0.03)
+    assert np.array_equal(paces(132), pace)
+
+
+def test_sms_that_drift_apart_read_more(monkeypatch):
+    work = Workload(batch=1, heads=2, seqlen=131072, head_dim=128)  # 64 MiB of keys and values a head
+    launch = replace(forward(work, 128, 128), dealing=STATIC)
+
+    def read(spread):
+        monkeypatch.setattr(traffic_module, "SM_SPREAD", spread)
+        return replay_traffic(work, [launch], NAMES, H200)[0].total("hbm_read")
+
+    together, apart = read(1e-9), read(0.01)
+    assert apart > 1.5 * together
 
 
 def test_equal_inputs_give_equal_traffic():
