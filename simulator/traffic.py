@@ -57,8 +57,8 @@ _LOST = tuple(sum(WEIGHTS[:k]) for k in range(STRIPES + 1))  # by how many strip
 WAYS = 16
 """Lines of a set. No vendor figure and no microbenchmark of ours: what caches of this size usually have."""
 SM_SPREAD = 0.0005
-"""Standard deviation of the SMs' pace: two warpgroups' GEMMs in turns last 0.16 to 0.21 % longer at the 95th than at the
-5th percentile of SMs (traces/recorded/calibration/contention.json, n176)."""
+"""Standard deviation of the SMs' pace: most pairs of two warpgroups' GEMMs last 0.16 to 0.21 % longer at the 95th than at
+the 5th percentile (traces/recorded/calibration/contention.json, n176; other pairs less, softmax beside a GEMM more)."""
 ON_EXIT, STATIC, AHEAD = 0, 1, 2
 """How a slot gets its next item: the next one waiting when it is done; every slots-th; the next one waiting when it begins
 the present one, as a producer does that draws from a queue before it loads."""
