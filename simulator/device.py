@@ -51,6 +51,8 @@ class Device:
     smem_bytes_per_cta: int = _quantity("B")
     smem_bytes_per_cycle: int = _quantity("B/cycle")
     smem_latency_cycles: int = _quantity("cycles")
+    tma_store_bytes_per_cycle: float = _quantity("B/cycle")  # at which a copy out reads shared memory
+    tma_store_latency_cycles: int = _quantity("cycles", least=0)  # until a copy out of nothing lets go of shared memory
     registers_per_sm: int = _quantity("count")  # of 32 bits
     max_registers_per_thread: int = _quantity("count")
     max_threads_per_sm: int = _quantity("count")
@@ -66,11 +68,13 @@ class Device:
     tma: int = _quantity("flag", least=0, most=1)
     wgmma_issue_cycles: int = _quantity("cycles", least=0)  # a warpgroup's issue of one group, before it runs on
     wgmma_contended_cycles: int = _quantity("cycles", least=0)  # added to the issue of a GEMM beside warps in softmax
+    wgmma_beside_sparse_cycles: int = _quantity("cycles", least=0)  # the same beside warps whose arithmetic MUFU bounds
     wgmma_step_issue_cycles: int = _quantity("cycles", least=0)  # between the issues of two k steps of a warpgroup
     wgmma_latency_cycles: int = _quantity("cycles", least=0)  # tail behind the last k step
     wgmma_queue_ksteps: int = _quantity("k steps", least=0)  # k steps a warpgroup may queue before its issue stalls
     wgmma_arbitration_ksteps: int = _quantity("k steps", least=0)  # before another's turn; 0: order of issue
     wgmma_dilation: float = _quantity("ratio", least=0.0)  # how much longer a k step takes beside a softmax
+    smem_interference: float = _quantity("ratio", least=0.0, most=0.99)  # rate that shared-memory accesses lose beside WGMMA
     tensor_interference: float = _quantity("ratio", least=0.0, most=0.99)  # rate other pipes lose beside WGMMA
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use

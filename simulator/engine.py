@@ -5,11 +5,12 @@ earliest (ties: the first warp, tensor cores last), so units are reserved in tim
 the four of an SM: each warpgroup has one warp on each, and they do the same.
 
 The units, one function each, in the order of the code below:
-- arithmetic: one warp instruction issued per cycle; FMA, ALU, MUFU and convert pipes hold an instruction for their own
+- arithmetic: one warp instruction issued per cycle; FMA, ALU, MUFU, convert and STSM pipes hold an instruction for their own
   cycles. While WGMMA executes, the pipes lose `interference` of their rate: both need the register file.
 - tensor cores: each warpgroup has a queue of k steps; an arbiter serves them in order of issue (`arbitration` 0) or
   round robin, `arbitration` k steps at a time; a warp blocks at issue while its queue is full. A group is complete
-  `latency` after its last k step. Issue is `contended` slower, and a k step `dilation` longer, beside arithmetic.
+  `latency` after its last k step. A warp's next GEMM, into other registers, is issued once the one before has executed.
+  Issue is `contended` slower, and a k step `dilation` longer, beside dense arithmetic; beside sparse, issue a little.
 - copies: a port per SM, then the chip's L2 and HBM, are servers passed in turn; latency follows. Barriers complete then.
 
 interpreter.py says the same in plain Python; the tests hold the two together, bit for bit.
@@ -37,10 +38,10 @@ __all__ = [
     "Deadlock", "Memory", "Replay", "replay",
 ]  # fmt: skip
 
-SETUP, LOAD, STORE, STORE_WAIT, WAIT, ARRIVE, WGMMA, WGMMA_WAIT, MMA, COMPUTE = range(10)
+SETUP, LOAD, STORE, STORE_WAIT, WAIT, ARRIVE, WGMMA, WGMMA_WAIT, MMA, COMPUTE, DRAW = range(11)
 MBARRIER, NAMED, CTA, CLUSTER, MEETING = range(5)
-FMA, ALU, MUFU, CONVERT = range(4)
-PIPES = 4
+FMA, ALU, MUFU, CONVERT, STSM = range(5)
+PIPES = 5
 U_TMA, U_TENSOR, U_MUFU, U_FMA, U_ALU, U_BARRIERS, U_ISSUE, U_SMEM = range(8)
 READY, ON_BARRIER, ON_QUEUE, ON_GROUP, DONE = range(5)
 NEVER = 1 << 62
@@ -70,7 +71,7 @@ class State(NamedTuple):
     group_ends: np.ndarray  # when each warp's WGMMA groups were complete
     tensors: np.ndarray  # TENSOR
     sms: np.ndarray  # SM
-    pipe_free: np.ndarray  # (SM, FMA ALU MUFU convert)
+    pipe_free: np.ndarray  # (SM, FMA ALU MUFU convert STSM)
     busy: np.ndarray  # (SM, unit)
     chip: np.ndarray  # CHIP, one
     tile_ends: np.ndarray  # (CTA slot, tile)
@@ -178,6 +179,9 @@ def _execute(state, i, now, eight_bit):
         finished = _store(state, warp, row, now)
     elif op == STORE_WAIT:
         finished = _wait_for_stores(state, warp, row, now)
+    elif op == DRAW:
+        finished = True
+        warp["time"] = now + state.machine[0]["l2_latency"]
     else:
         finished = _setup(state, warp, row, now)
     _note(state, warp["time"])
@@ -213,12 +217,14 @@ def _compute(state, warp, row, now):
     horizon = max(now, sm["wgmma_until"]) + sm["queued"]  # WGMMA already issued executes until then
     rate = 1024 - machine["interference_q10"]
 
-    instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"]
+    instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"] + row["g"]
     sm["issue_free"] = start + _slowed(instructions, start, horizon, rate)
     state.busy[s, U_ISSUE] += instructions
     end = sm["issue_free"]
     for pipe in range(PIPES):
         end = max(end, _hold_pipe(state, warp, row, pipe, start, horizon, rate))
+        if pipe == CONVERT and row["h"] == 0:
+            sm["dense_until"] = max(sm["dense_until"], end)
 
     warp["part"] += 1
     finished = warp["part"] == row["f"]
@@ -241,15 +247,18 @@ def _hold_pipe(state, warp, row, pipe, start, horizon, rate):
         unit, count, cycles, busy = U_ALU, row["b"], machine["alu"], machine["alu"]
     elif pipe == MUFU:
         unit, count, cycles, busy = U_MUFU, row["c"], machine["mufu_spacing"], machine["mufu"]
-    else:
+    elif pipe == CONVERT:
         unit, count, cycles, busy = U_ALU, row["d"], machine["convert"], machine["convert"]
+    else:  # STSM: the tensor cores read their operands through the same port
+        unit, count, cycles, busy = U_SMEM, row["g"], machine["stsm"], machine["stsm"] * machine["smem_bytes"]
+        rate = 1024 - machine["smem_interference_q10"]
     if count == 0:
         return 0
     begin = max(start, state.pipe_free[s, pipe])
     end = begin + _slowed(count * cycles, begin, horizon, rate)
     state.pipe_free[s, pipe] = end
     state.busy[s, unit] += count * busy
-    if pipe != CONVERT:
+    if pipe < CONVERT:
         _draw(state, state.unit_lane + unit, warp, row, 0, begin, end)
     return end
 
@@ -281,11 +290,18 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     machine, warp = state.machine[0], state.warps[i]
     sm, s = state.sms[warp["sm"]], warp["sm"]
     if warp["part"] == 0:
+        if warp["finished"] < warp["committed"]:  # into other registers than a GEMM that still executes
+            warp["state"], warp["since"], warp["target"] = ON_GROUP, now, warp["committed"]
+            return False
         warp["part"] = 1
         warp["since"] = now
+        if warp["committed"] > 0:
+            now = max(now, state.group_ends[warp["first_group"] + warp["committed"] - 1] - machine["wgmma_latency"])
         warp["time"] = now + machine["wgmma_start"]
-        if _pipes_free(state, s) > now:  # beside a warp in its softmax
+        if sm["dense_until"] > now:  # beside a warp in its softmax
             warp["time"] += machine["wgmma_contended"]
+        elif _pipes_free(state, s) > now:
+            warp["time"] += machine["wgmma_beside_sparse"]
         return False
     if warp["queue_length"] >= min(max(1, machine["queue"]), MAX_QUEUE):
         warp["state"] = ON_QUEUE
@@ -326,7 +342,7 @@ def _serve_k_step(state, s, now):
     warp["queue_length"] -= 1
 
     end = now + step["cycles"]
-    if _pipes_free(state, s) > now:  # beside a warp in its softmax
+    if sm["dense_until"] > now:  # beside a warp in its softmax
         end += step["cycles"] * machine["dilation_q10"] >> 10
     sm["tensor_free"] = sm["wgmma_until"] = end
     sm["queued"] -= step["cycles"]
@@ -513,7 +529,7 @@ def _load(state, warp, row, now):
         sm["issue_free"] = warp["time"]
     else:
         instructions = 1
-        warp["time"] = now + machine["tma_issue"]
+        warp["time"] = now + row["e"] * machine["tma_issue"]
         latency += machine["tma_latency"]
 
     start = max(warp["time"], sm["load_free"])
@@ -535,22 +551,23 @@ def _load(state, warp, row, now):
 
 @_unit
 def _store(state, warp, row, now):
-    """A copy out of shared memory, asynchronous: the warp runs on."""
+    """A copy out of shared memory, asynchronous: the warp runs on. By TMA, or (c = 0) by the warp's own stores."""
     machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
     nbytes = row["a"]
+    by_tma = row["c"] > 0
     start = max(now, sm["store_free"])
-    sm["store_free"] = start + _service(nbytes, machine["port_q20"])
+    sm["store_free"] = start + _service(nbytes, machine["store_q20"] if by_tma else machine["port_q20"])
     chip["l2_free"] = max(chip["l2_free"], start) + _service(nbytes, machine["l2_q20"])
     done = max(sm["store_free"], chip["l2_free"])
     written = nbytes * state.tensors[warp["first_tensor"] + row["b"]]["write_through_q10"] >> 10
     if written > 0:
         chip["hbm_free"] = max(chip["hbm_free"], start) + _service(written, machine["hbm_q20"])
         done = max(done, chip["hbm_free"])
-    warp["store_done"] = max(warp["store_done"], done + machine["smem_latency"])
+    warp["store_done"] = max(warp["store_done"], done + (machine["store_latency"] if by_tma else machine["smem_latency"]))
     state.busy[s, U_SMEM] += nbytes
     state.busy[s, U_ISSUE] += 1
     _note(state, warp["store_done"])
-    warp["time"] = now + 1
+    warp["time"] = now + max(1, row["c"] * machine["tma_issue"])
     return True
 
 

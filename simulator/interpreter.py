@@ -23,6 +23,7 @@ from .verbs import BarrierKind, Op
 Step = int | Callable[[], bool]
 Instruction = namedtuple("Instruction", INSTRUCTION.names)
 ARITHMETIC = ("FMA", "ALU", "MUFU", "convert")
+PIPES = (*ARITHMETIC, "STSM")
 
 
 def _ceil(numerator: int, denominator: int) -> int:
@@ -107,19 +108,19 @@ class Sm:
         self.warps: list[Warp] = []
         self.busy = dict.fromkeys(UNITS, 0)
         self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
-        self.pipes = {name: Server() for name in ARITHMETIC}
-        self.wgmma_until = self.last_served = 0
+        self.pipes = {name: Server() for name in PIPES}
+        self.wgmma_until = self.last_served = self.dense_until = 0
         self.owner: Warp | None = None
         self.turn = 0  # k steps the owner has had in a row
 
     def in_softmax(self, now: int) -> bool:
         """Whether any warp's arithmetic is under way."""
-        return any(pipe.free > now for pipe in self.pipes.values())
+        return any(self.pipes[name].free > now for name in ARITHMETIC)
 
-    def pace(self, now: int) -> Callable[[int, int], int]:
+    def pace(self, now: int, interference_q10: int) -> Callable[[int, int], int]:
         """Cycles that work takes from a start: at a lower rate as long as WGMMA issued by `now` executes."""
         until = max(now, self.wgmma_until) + sum(step.cycles for warp in self.warps for step in warp.queue)
-        rate = 1024 - self.chip.cycles.interference_q10
+        rate = 1024 - interference_q10
 
         def cycles(work: int, start: int) -> int:
             slow = _ceil(work * 1024, rate)
@@ -142,7 +143,7 @@ class Sm:
         warp = self._arbitrate(now)
         self.owner = warp
         step = warp.queue.popleft()
-        longer = step.cycles * self.chip.cycles.dilation_q10 >> 10 if self.in_softmax(now) else 0
+        longer = step.cycles * self.chip.cycles.dilation_q10 >> 10 if self.dense_until > now else 0
         self.tensor.take(now, step.cycles + longer)
         self.wgmma_until, self.last_served = self.tensor.free, now
         self.busy["tensor cores"] += step.cycles
@@ -219,27 +220,34 @@ class Warp:
         self.chip.draw("", self, ins, now, now + self.chip.cycles.setup)
         return now + self.chip.cycles.setup
 
+    def draw(self, ins: Instruction, now: int) -> int:
+        """The next number of a queue in memory: there and back."""
+        return now + self.chip.cycles.l2_latency
+
     def compute(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Chunk by chunk: all instructions pass the issue port; each pipe works through its own."""
         cycles, sm = self.chip.cycles, self.sm
-        counts = dict(zip(ARITHMETIC, (ins.a, ins.b, ins.c, ins.d), strict=True))
-        held = {"FMA": cycles.fma, "ALU": cycles.alu, "MUFU": cycles.mufu_spacing, "convert": cycles.convert}
+        counts = dict(zip(PIPES, (ins.a, ins.b, ins.c, ins.d, ins.g), strict=True))
+        held = {"FMA": cycles.fma, "ALU": cycles.alu, "MUFU": cycles.mufu_spacing, "convert": cycles.convert, "STSM": cycles.stsm}
+        lost = dict.fromkeys(ARITHMETIC, cycles.interference_q10) | {"STSM": cycles.smem_interference_q10}
         instructions = sum(counts.values()) + ins.e
         for chunk in range(ins.f):
-            pace = sm.pace(now)
             begin = max(now, sm.issue.free)
-            sm.issue.take(begin, pace(instructions, begin))
+            sm.issue.take(begin, sm.pace(now, cycles.interference_q10)(instructions, begin))
             sm.busy["issue"] += instructions
             end = sm.issue.free
             for name, pipe in sm.pipes.items():
+                if name == "STSM" and not ins.h:
+                    sm.dense_until = max(sm.dense_until, end)
                 work = counts[name] * held[name]
                 if not work:
                     continue
                 start = max(begin, pipe.free)
-                pipe.take(start, pace(work, start))
+                pipe.take(start, sm.pace(now, lost[name])(work, start))
                 end = max(end, pipe.free)
-                sm.busy["ALU" if name == "convert" else name] += counts[name] * cycles.mufu if name == "MUFU" else work
-                if name != "convert":
+                held_for = {"MUFU": cycles.mufu, "STSM": cycles.stsm * cycles.smem_bytes}.get(name, held[name])
+                sm.busy[{"convert": "ALU", "STSM": "smem bytes"}.get(name, name)] += counts[name] * held_for
+                if name in UNITS:
                     self.chip.draw(name, self, ins, start, pipe.free)
             if chunk + 1 == ins.f:
                 end += ins.target * cycles.shuffle_latency
@@ -253,7 +261,12 @@ class Warp:
     def wgmma(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Asynchronous: the k steps go into the queue one by one, while it has room; together they are one group."""
         cycles, sm, began = self.chip.cycles, self.sm, now
-        now += cycles.wgmma_start + (cycles.wgmma_contended if sm.in_softmax(now) else 0)
+        if len(self.groups_done) < self.groups:  # into other registers than a GEMM that still executes
+            yield lambda: len(self.groups_done) >= self.groups
+        if self.groups:
+            now = max(now, self.groups_done[-1] - cycles.wgmma_latency)
+        beside = cycles.wgmma_contended if sm.dense_until > now else cycles.wgmma_beside_sparse if sm.in_softmax(now) else 0
+        now += cycles.wgmma_start + beside
         yield now
         k_steps, m, n, a_in_registers, k = ins.a, ins.b, ins.c, ins.d, ins.e
         operand_bytes = 32 * (n + (0 if a_in_registers else m))
@@ -344,7 +357,7 @@ class Warp:
             sm.issue.take(now, instructions)
             issued = sm.issue.free
         else:
-            instructions, issued = 1, now + cycles.tma_issue
+            instructions, issued = 1, now + ins.e * cycles.tma_issue
             latency += cycles.tma_latency
         start = max(issued, sm.load_port.free)
         missed_q10 = round(1024 * chip.memory.read_miss.get(self.program.tensors[ins.b], 0.0))
@@ -364,16 +377,17 @@ class Warp:
         """An asynchronous copy out."""
         cycles, chip, sm, nbytes = self.chip.cycles, self.chip, self.sm, ins.a
         start = max(now, sm.store_port.free)
+        rate, latency = (cycles.store_q20, cycles.store_latency) if ins.c else (cycles.port_q20, cycles.smem_latency)
         through_q10 = round(1024 * chip.memory.write_through.get(self.program.tensors[ins.b], 1.0))
-        ends = [sm.store_port.pass_bytes(start, nbytes, cycles.port_q20)]
+        ends = [sm.store_port.pass_bytes(start, nbytes, rate)]
         ends.append(chip.l2.pass_bytes(start, nbytes, cycles.l2_q20))
         if written := nbytes * through_q10 >> 10:
             ends.append(chip.hbm.pass_bytes(start, written, cycles.hbm_q20))
         sm.busy["smem bytes"] += nbytes
         sm.busy["issue"] += 1
-        self.store_done = max(self.store_done, max(ends) + cycles.smem_latency)
+        self.store_done = max(self.store_done, max(ends) + latency)
         chip.note(self.store_done)
-        return now + 1
+        return now + max(1, ins.c * cycles.tma_issue)
 
     def store_wait(self, ins: Instruction, now: int) -> int:
         """Until the warp's stores have left shared memory."""

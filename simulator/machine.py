@@ -14,6 +14,8 @@ from .verbs import Op
 
 UNITS = ("TMA", "tensor cores", "MUFU", "FMA", "ALU", "barriers", "issue", "smem bytes")
 """Units of an SM, in the order of their lanes and of the busy counters."""
+STSM_BYTES = 4 * 512
+"""One STSM.x4 of the four warps: 16 bytes a lane."""
 DRAWN_UNITS = 6
 """How many of them have a lane in the timeline."""
 
@@ -55,8 +57,9 @@ def _record(text: str) -> np.dtype:
 MACHINE = _record(
     "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
-    "wgmma_start wgmma_contended wgmma_issue wgmma_latency queue arbitration interference_q10 dilation_q10 "
-    "smem_bytes smem_latency port_q20 l2_q20 hbm_q20 l2_latency tma_latency hbm_latency tma_issue "
+    "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_latency queue arbitration "
+    "interference_q10 smem_interference_q10 dilation_q10 "
+    "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency tma_latency hbm_latency tma_issue "
     "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
 )
 """Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte)."""
@@ -74,7 +77,7 @@ WARP = _record(
 BARRIER = _record("kind expected initial first_completion arrivals latest generation")
 """One barrier: arrivals of the generation that is open, and how many are complete."""
 
-SM = _record("tensor_free tensor_owner tensor_run wgmma_until queued issue_free smem_free load_free store_free")
+SM = _record("tensor_free tensor_owner tensor_run wgmma_until queued dense_until issue_free smem_free load_free store_free")
 """One SM: when each unit is free, whose k steps the tensor cores serve, and the cycles of all k steps queued."""
 
 K_STEP = _record("cycles ends_group issued instruction")
@@ -108,14 +111,19 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "ldmatrix_q10": round(1024 * device.ldmatrix_issue_cycles),
         "wgmma_start": device.wgmma_issue_cycles,
         "wgmma_contended": device.wgmma_contended_cycles,
+        "wgmma_beside_sparse": device.wgmma_beside_sparse_cycles,
         "wgmma_issue": device.wgmma_step_issue_cycles,
         "wgmma_latency": device.wgmma_latency_cycles,
         "queue": device.wgmma_queue_ksteps,
         "arbitration": device.wgmma_arbitration_ksteps,
         "interference_q10": round(1024 * device.tensor_interference),
+        "smem_interference_q10": round(1024 * device.smem_interference),
         "dilation_q10": round(1024 * device.wgmma_dilation),
         "smem_bytes": device.smem_bytes_per_cycle,
         "smem_latency": device.smem_latency_cycles,
+        "stsm": -(-STSM_BYTES // device.smem_bytes_per_cycle),
+        "store_q20": _q20(device.tma_store_bytes_per_cycle),
+        "store_latency": device.tma_store_latency_cycles,
         "port_q20": _q20(device.l2_bytes_per_cycle_per_sm),
         "l2_q20": _q20(memory.l2),
         "hbm_q20": _q20(memory.hbm),
@@ -164,7 +172,7 @@ class Tables:
         self.sms = np.zeros(max(placement) + 1, SM)
         self.sms["tensor_owner"] = -1
         self.busy = np.zeros((len(self.sms), len(UNITS)), np.int64)
-        self.pipe_free = np.zeros((len(self.sms), 4), np.int64)
+        self.pipe_free = np.zeros((len(self.sms), 5), np.int64)
         self.chip = np.zeros(1, CHIP)
         self.group_ends = np.zeros(groups + 1, np.int64)
         self.tile_ends = np.zeros((len(programs), max(p.tiles for p in programs)), np.int64)

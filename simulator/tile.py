@@ -140,6 +140,16 @@ class TileView:
         return self.o_bytes * min(128, self.head_dim) // self.head_dim
 
     @property
+    def boxes(self) -> int:
+        """TMA copies by which one warp's rows of O leave: a swizzled row of a box is 128 bytes."""
+        return max(1, self.head_dim * self.workload.output_bytes // 128)
+
+    @property
+    def boxes_in(self) -> int:
+        """TMA copies of one load of Q, K or V."""
+        return max(1, self.head_dim * self.element_bytes // 128)
+
+    @property
     def s_bytes(self) -> int:
         """Shared memory of an S or P tile."""
         return self.tile.block_m * self.tile.block_n * self.element_bytes
@@ -157,6 +167,11 @@ class TileView:
     def is_masked(self, j: int) -> bool:
         """Whether the block walked at step j needs masking."""
         return j < self.masked
+
+    def hidden(self, rank: int) -> int:
+        """Of the walked blocks, how many from the first on consumer `rank` sees nothing of: they lie above its diagonal."""
+        above = (self.tile.block_m - (rank + 1) * self.rows) // self.block_n
+        return min(above, self.masked - 1) if self.workload.causal and self.masked else 0
 
     def sharing(self, ring: str) -> int:
         """CTAs of the cluster that receive the same multicast load of a ring (K and V; Q is each CTA's own)."""

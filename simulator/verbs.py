@@ -17,18 +17,19 @@ from .tile import TileView
 
 
 class Op(IntEnum):
-    """The instruction set. `a..f` are the operands named here; the interpreter is its living definition."""
+    """The instruction set. `a..h` are the operands named here; the interpreter is its living definition."""
 
     SETUP = 0  # kernel prologue: barrier initialisation, descriptor prefetch
-    LOAD = 1  # asynchronous copy into a ring stage; a=bytes, b=tensor, c=CTAs that share it, d=1 for cp.async; completes `barrier`
-    STORE = 2  # asynchronous copy out; a=bytes, b=tensor; the next STORE_WAIT waits for it
+    LOAD = 1  # asynchronous copy into a ring stage, completes `barrier`: a=bytes, b=tensor, c=CTAs sharing it, d=cp.async, e=boxes
+    STORE = 2  # asynchronous copy out; a=bytes, b=tensor, c=boxes if by TMA; the next STORE_WAIT waits for it
     STORE_WAIT = 3  # until the stores of this warp have left shared memory
     WAIT = 4  # until `barrier` has completed `target` generations
     ARRIVE = 5  # one arrival on `barrier`
     WGMMA = 6  # asynchronous warpgroup GEMM, committed as one group; a=k steps, b=m, c=n, d=1 if A is in registers, e=k per step
     WGMMA_WAIT = 7  # until at most a groups of this warp are outstanding
     MMA = 8  # synchronous mma.sync GEMM; operands as WGMMA, f=SMEM bytes read per k step
-    COMPUTE = 9  # a=FMA, b=ALU, c=MUFU, d=convert, e=other instructions per chunk, f=chunks; `target`=dependent latencies behind
+    COMPUTE = 9  # a=FMA, b=ALU, c=MUFU, d=convert, e=other, g=STSM per chunk, f=chunks, h=1 if sparse; `target`=latencies behind
+    DRAW = 10  # the next number of a queue in memory
 
 
 class BarrierKind(IntEnum):
@@ -140,6 +141,7 @@ class Warp:
         self.cta, self.number, self.name, self.rank = cta, number, name, rank
         self.code: list[tuple] = []
         self.groups = 0
+        self.tile_number = -1  # the last that it began
         self.products: set[int] = set()  # groups of O += P V not yet waited for
         self.left: list[softmax.Labelled] = []  # what the last softmax left to do after them
 
@@ -166,9 +168,12 @@ class Warp:
         if self.rank <= 0 and ring.part == 0:  # however many copy their part of a tile, the access is the CTA's
             step = self.cta.tile.step(ring.tensor, slot.index)
             self.cta.access(ring.tensor, block, step, write=0, multicast=int(shared > 1))
+        if not cp_async:
+            self._compute(softmax.ADDRESS, f"load {ring.tensor}", -1)
         self._emit(
             Op.LOAD, f"load {ring.tensor}", slot, barrier=ring.full[slot.stage],
             a=ring.nbytes // (self.cta.tile.consumers if cp_async else 1), b=self.cta.tensor(ring.tensor), c=shared, d=cp_async,
+            e=self.cta.tile.boxes_in,
         )  # fmt: skip
 
     def reclaim(self, slot: Slot) -> None:
@@ -187,16 +192,22 @@ class Warp:
             self.cta.access(name, block, step, write=1, multicast=0)
         if slot is not None and not slot.ring.full:
             rounds = -(-tile.store_bytes(name) // slot.ring.nbytes)
-            phase = softmax.stage_out(tile, name)
+            phase = softmax.stage_out(tile, name, once=True)
             for _ in range(rounds):
                 self._emit(Op.STORE_WAIT, f"claim {name}", slot, step=step)
-                self._compute(replace(phase, chunks=-(-phase.chunks // rounds)), f"stage {name}", step)
+                part = replace(phase, chunks=-(-phase.chunks // rounds), latencies=-(-phase.latencies // rounds))
+                self._compute(part, f"stage {name}", step)
+                self._compute(softmax.SEND, f"stage {name}", step)
                 self._emit(
-                    Op.STORE, f"store {name}", slot, a=tile.store_bytes(name) // rounds, b=self.cta.tensor(name), step=step
-                )
+                    Op.STORE, f"store {name}", slot, a=tile.store_bytes(name) // rounds, b=self.cta.tensor(name),
+                    c=tile.boxes // rounds, step=step,
+                )  # fmt: skip
             return
-        self._compute(softmax.stage_out(tile, name), f"stage {name}", step)
-        self._emit(Op.STORE, f"store {name}", None, a=tile.store_bytes(name), b=self.cta.tensor(name), step=step)
+        self._compute(softmax.stage_out(tile, name, once=self.cta.persistent), f"stage {name}", step)
+        boxes = tile.boxes if self.cta.persistent and name not in softmax.STATISTICS else 0
+        if boxes:
+            self._compute(softmax.SEND, f"stage {name}", step)
+        self._emit(Op.STORE, f"store {name}", None, a=tile.store_bytes(name), b=self.cta.tensor(name), c=boxes, step=step)
         if name not in softmax.STATISTICS:  # those leave from registers
             self._emit(Op.STORE_WAIT, f"store {name}", None, step=step)
         if slot is not None:
@@ -240,6 +251,8 @@ class Warp:
 
     def gemm(self, label: str, slot: Slot) -> Result:
         """Issue this warpgroup's WGMMAs of one block, asynchronously, once the slot is loaded."""
+        if self.cta.persistent:  # blocks are numbered over the kernel's life
+            self._compute(softmax.SCORES if label.startswith("S") else softmax.VALUES, "address", slot.index)
         self.wait(slot)
         shape = self.cta.tile.gemm(label)
         self._emit(
@@ -261,7 +274,7 @@ class Warp:
 
     def softmax(self, j: int) -> None:
         """Weights of block j, by the kernel's softmax (simulator/softmax.py); what must wait for a PV in flight is left."""
-        phases, self.left = self.cta.tile.softmax.block(self.cta.tile, j, under_product=bool(self.products))
+        phases, self.left = self.cta.tile.softmax.block(self.cta.tile, j, under_product=bool(self.products), rank=self.rank)
         for phase in phases:
             self._compute(phase, "softmax", j)
 
@@ -273,7 +286,7 @@ class Warp:
 
     def normalize(self) -> None:
         """Epilogue: reduce the row sums across the quad, O /= l, LSE = m + log l."""
-        for phase in softmax.normalize(self.cta.tile):
+        for phase in softmax.normalize(self.cta.tile, once=self.cta.persistent):
             self._compute(phase, "normalize O")
 
     def compute(self, label: str, phase: softmax.Phase, j: int = -1) -> None:
@@ -285,17 +298,19 @@ class Warp:
     def _compute(self, phase: softmax.Phase, label: str, step: int = -1) -> None:
         self._emit(
             Op.COMPUTE, label, None, step=step, target=phase.latencies,
-            a=phase.fma, b=phase.alu, c=phase.mufu, d=phase.convert, e=phase.other, f=phase.chunks,
+            a=phase.fma, b=phase.alu, c=phase.mufu, d=phase.convert, e=phase.other, f=phase.chunks, g=phase.stsm,
+            h=int(phase.sparse),
         )  # fmt: skip
 
     def _emit(self, op: Op, label: str, slot: Slot | None, barrier: int = -1, target: int = 0,
-              a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, step: int = -1) -> None:  # fmt: skip
+              a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, g: int = 0, h: int = 0,
+              step: int = -1) -> None:  # fmt: skip
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         cta = self.cta
         if slot is not None and step < 0:
             step = cta.tile.step(slot.ring.tensor, slot.index)
         self.code.append(
-            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, ring, index, step, cta.tile_number)
+            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, g, h, ring, index, step, cta.tile_number)
         )
 
 
@@ -305,6 +320,7 @@ class Cta:
     def __init__(self, tile: TileView):
         self.tile = tile
         self.tile_number = -1
+        self.persistent = False
         self.barriers: list[Barrier] = []
         self.rings: dict[str, Ring] = {}
         self.batons: list[Baton] = []
@@ -353,11 +369,20 @@ class Cta:
 
     def producer(self) -> Warp:
         """The warp that issues TMA loads."""
-        return self._warp("producer", -1)
+        return self._begun(self._warp("producer", -1), softmax.LOCATE)
 
     def consumers(self) -> list[Warp]:
         """The consumer warpgroups, WG0 first."""
-        return [self._warp(f"WG{rank}", rank) for rank in range(self.tile.consumers)]
+        return [self._begun(self._warp(f"WG{rank}", rank), softmax.NEXT_TILE) for rank in range(self.tile.consumers)]
+
+    def _begun(self, warp: Warp, how: softmax.Phase) -> Warp:
+        """Of a persistent CTA each warp finds its next tile first."""
+        if self.persistent and warp.tile_number < self.tile_number:
+            if warp.rank < 0 and self.tile.workload.causal:
+                warp._emit(Op.DRAW, "next tile", None)
+            warp.compute("next tile", how)
+            warp.tile_number = self.tile_number
+        return warp
 
     # -- bookkeeping -----------------------------------------------------------------------------------------------
 
@@ -367,6 +392,7 @@ class Cta:
         if new_cta:
             self._exit()
         self.tile = tile
+        self.persistent = persistent
         self.tile_number += 1
         if new_cta:
             self._launch()

@@ -203,7 +203,8 @@ class Consumer:
         if verb != "compute":
             getattr(self.warps, verb)(j)
             return
-        counts = {name: self.turns.randint(0, 6) for name in ("fma", "alu", "mufu", "convert", "other", "latencies")}
+        counts = {name: self.turns.randint(0, 6) for name in ("fma", "alu", "mufu", "convert", "other", "stsm", "latencies")}
+        counts["sparse"] = self.turns.random() < 0.5
         self.warps.compute("anything", Phase(**counts, chunks=self.turns.randint(1, 5)), j)
 
 
@@ -227,7 +228,8 @@ def shapes(draw, forget: float = 0.0) -> Shape:
 
 def record(shape: Shape) -> Program:
     """The program of a random schedule, over all of its tiles."""
-    workload = Workload(1, 1, 256, (64, 128)[shape.seed % 2], dtype=("fp16", "e4m3")[shape.seed // 2 % 2])
+    dtype, causal = ("fp16", "e4m3")[shape.seed // 2 % 2], shape.seed // 8 % 2 == 1
+    workload = Workload(1, 1, 256, (64, 128)[shape.seed % 2], dtype, causal)
     tile = Tile(64 * shape.consumers, (32, 48, 80)[shape.seed % 3], shape.stages, shape.consumers, shape.cluster)
     softmax = (ONLINE, RUNNING)[shape.seed // 4 % 2]
     kernel = Kernel(RandomSchedule(shape), "rows", persistent=shape.persistent, softmax=softmax)
@@ -243,16 +245,20 @@ def devices(draw) -> Device:
         wgmma_queue_ksteps=draw(st.integers(1, 8)),
         wgmma_arbitration_ksteps=draw(st.integers(0, 4)),
         tensor_interference=draw(st.sampled_from((0.0, 0.2, 0.45, 0.9))),
+        smem_interference=draw(st.sampled_from((0.0, 0.3, 0.75))),
         wgmma_dilation=draw(st.sampled_from((0.0, 0.066, 0.5))),
         wgmma_issue_cycles=draw(cycles),
         wgmma_step_issue_cycles=draw(st.integers(0, 100)),
         wgmma_contended_cycles=draw(cycles),
+        wgmma_beside_sparse_cycles=draw(cycles),
         wgmma_latency_cycles=draw(cycles),
         named_barrier_cycles=draw(st.integers(1, 60)),
         mbarrier_arrive_cycles=draw(st.integers(1, 60)),
         mbarrier_wait_cycles=draw(st.integers(1, 60)),
         cluster_arrive_cycles=draw(cycles),
         tma_issue_cycles=draw(cycles),
+        tma_store_latency_cycles=draw(cycles),
+        tma_store_bytes_per_cycle=draw(st.sampled_from((8.0, 32.0))),
         l2_hit_latency_cycles=draw(st.integers(1, 500)),
         mufu_spacing_cycles=draw(st.integers(4, 12)),
         setup_cycles=draw(cycles),

@@ -19,6 +19,7 @@ from fasim.simulator.interpreter import interpret
 from fasim.simulator.predict import default_tile
 from fasim.simulator.program import Program, trace
 from fasim.simulator.schedules import SCHEDULES, Kernel
+from fasim.simulator.softmax import Phase
 from fasim.simulator.tile import Tile
 from fasim.simulator.workload import Workload
 
@@ -164,6 +165,52 @@ def served(replayed: Replay) -> list[str]:
 @pytest.fixture
 def two_gemm_streams() -> Program:
     return trace(Kernel(gemms_only, "rows"), Workload(1, 1, 256, 128), Tile(128, 128, 1, 2), [(1, 0)])
+
+
+def test_a_next_gemm_into_other_registers_is_issued_when_the_one_before_has_executed():
+    def body(cta, tile):
+        K = cta.ring("K", tile.k_bytes, 1)
+        cta.producer().tma(K[0])
+        for wg in cta.consumers():
+            first, second = wg.gemm("S=QK^T", K[0]), wg.gemm("O+=PV", K[0])
+            wg.wait(first)
+            wg.wait(second)
+            wg.free(K[0])
+
+    program = trace(Kernel(body, "rows"), Workload(1, 1, 256, 128), Tile(64, 128, 1, 1), [(1, 0)])
+    replayed = replay([program], H200, MEMORY, None, 999)
+    spans, executed = lane(replayed, "WG0"), lane(replayed, "tensor cores")
+    names = np.array(replayed.labels)
+    issue = spans[(names[spans["label"]] == "O+=PV") & (spans["wait"] == 0)]
+    scores = executed[names[executed["label"]] == "S=QK^T"]
+    values = executed[names[executed["label"]] == "O+=PV"]
+    assert values["start"].min() == scores["end"].max() + H200.wgmma_issue_cycles  # none of its k steps is in the queue before
+    assert issue["end"].max() > scores["end"].max()
+
+
+def test_results_go_to_shared_memory_slowly_beside_wgmma():
+    def body(cta, tile):
+        K = cta.ring("K", tile.k_bytes, 1)
+        cta.producer().tma(K[0])
+        for wg in cta.consumers():
+            wg.wait(K[0])
+            if wg.rank == 0:
+                results = [wg.gemm("S=QK^T", K[0]) for _ in range(6)]
+                wg.wait(results[-1])
+            else:
+                wg.compute("stage", Phase(stsm=1, chunks=8))
+            wg.free(K[0])
+
+    def staged(device) -> int:
+        program = trace(Kernel(body, "rows"), Workload(1, 1, 256, 128), Tile(128, 128, 1, 2), [(1, 0)])
+        replayed = replay([program], device, MEMORY, None, 999)
+        spans = lane(replayed, "WG1")
+        own = spans[np.array(replayed.labels)[spans["label"]] == "stage"]
+        return int((own["end"] - own["start"]).sum())
+
+    alone = 8 * 2048 // H200.smem_bytes_per_cycle
+    assert staged(replace(H200, smem_interference=0.0)) == pytest.approx(alone, abs=16)
+    assert 2 * alone < staged(H200) <= alone / (1 - H200.smem_interference) + 16
 
 
 def test_arbitration_decides_how_two_warpgroups_take_turns(two_gemm_streams):

@@ -168,3 +168,16 @@ def test_disassembly_names_every_warp_and_buffer(name):
         assert f"\n{warp}:" in text
     for ring in program.rings:
         assert f"{ring.name}[0]" in text
+
+
+def test_a_block_that_a_consumer_sees_nothing_of_leaves_no_maximum():
+    """d256, causal: tiles of 128 x 64. Above the first warpgroup's diagonal lies a whole block; the next is done twice."""
+    work = Workload(1, 1, 1024, 256, causal=True)
+    program = trace(SCHEDULES["fa3"].kernels[0], work, default_tile(work, "fa3", "h200"), [(4, 2)])
+
+    def exponentials(warp: int) -> list[int]:
+        code = program.stream(warp)
+        return [int((code["c"] * code["f"])[(code["op"] == Op.COMPUTE) & (code["step"] == j)].sum()) for j in range(4)]
+
+    first, second = (exponentials(program.warps.index(name)) for name in ("WG0", "WG1"))
+    assert first[1] > 2 * 32 > first[2] == second[1]

@@ -264,6 +264,49 @@ def _pairings(contention: dict) -> tuple[list[float], list[float], list[float]]:
     return lost, later, dilated
 
 
+def _beside_exp(contention: dict) -> Found:
+    cases = {name: list(case["cycles_per_unit"].values()) for name, case in contention["cases"].items()}
+    later = []
+    for gemm in ("qk", "pv"):
+        alone = cases[f"n176_{gemm}"][0]["median"]
+        later.append(cases[f"n176_{gemm}_exp"][0]["median"] - alone)
+        later.append(cases[f"n176_exp_{gemm}"][1]["median"] - alone)
+    how = f"a GEMM with its wait lasts longer beside EX2 and FFMA alone, mean of {len(later)} pairings"
+    return Found(mean(later), min(later), max(later), how)
+
+
+def _smem_interference(contention: dict) -> Found:
+    cases = {name: list(case["cycles_per_unit"].values()) for name, case in contention["cases"].items()}
+    lost = []
+    for name, found in cases.items():
+        width, *roles = name.split("_")
+        if roles[-1] != "smem" or set(roles[:-1]) not in ({"qk"}, {"pv"}):
+            continue
+        gemms = len(roles) - 1
+        busy = gemms * 4 * int(width[1:]) / mean(unit["median"] for unit in found[:-1])
+        lost.append((1 - cases[f"{width}_smem"][0]["median"] / found[-1]["median"]) / busy)
+    how = f"rate that 16-byte reads of shared memory lose per tensor cycle of WGMMA beside them, mean of {len(lost)} pairings"
+    return Found(mean(lost), min(lost), max(lost), how)
+
+
+def _tma_store(memory: dict) -> tuple[float, float]:
+    """(bytes per cycle, cycles at no bytes) until a copy out lets go of shared memory; a row is 128 bytes."""
+    stores = memory["tma_latency"]["stores"]
+    short, long = (stores[f"rows_{rows}"]["smem_reusable"]["median"] for rows in (64, 128))
+    rate = 64 * 128 / (long - short)
+    return rate, short - 64 * 128 / rate
+
+
+def _tma_store_rate(memory: dict) -> Found:
+    rate, _ = _tma_store(memory)
+    return Found(rate, rate, rate, "TMA store of 64 rows of 128 bytes more, until shared memory may be reused")
+
+
+def _tma_store_latency(memory: dict) -> Found:
+    _, latency = _tma_store(memory)
+    return Found(latency, latency, latency, "the same TMA stores, at no bytes")
+
+
 def _mean_of(number: int, how: str) -> Callable[[dict], Found]:
     def formula(contention: dict) -> Found:
         values = _pairings(contention)[number]
@@ -365,15 +408,19 @@ DERIVATIONS = (
     Derivation("l2_bytes_per_cycle_per_sm", ("memory",), _l2_rate_of_one, 1),
     Derivation("l2_hit_latency_cycles", ("memory",), _l2_latency),
     Derivation("tma_latency_cycles", ("memory",), _tma_latency),
+    Derivation("tma_store_bytes_per_cycle", ("memory",), _tma_store_rate, 1),
+    Derivation("tma_store_latency_cycles", ("memory",), _tma_store_latency),
     Derivation("mma_sync_efficiency", ("mma_sync",), _mma_sync, 4),
     Derivation("ldmatrix_issue_cycles", ("mma_sync",), _ldmatrix, 3),
     Derivation("wgmma_issue_cycles", ("tensor_cores",), _wgmma_issue),
     Derivation("wgmma_contended_cycles", ("contention",), _mean_of(1, "a GEMM with its wait lasts longer beside softmax")),
+    Derivation("wgmma_beside_sparse_cycles", ("contention",), _beside_exp),
     Derivation("wgmma_step_issue_cycles", ("tensor_cores",), _wgmma_step),
     Derivation("wgmma_latency_cycles", ("tensor_cores",), _wgmma_latency),
     Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
     Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
     Derivation("tensor_interference", ("contention",), _mean_of(0, "rate a softmax loses per tensor cycle of WGMMA beside it"), 2),
+    Derivation("smem_interference", ("contention",), _smem_interference, 2),
     Derivation("wgmma_dilation", ("contention",), _mean_of(2, "two GEMM streams beside softmax over their cycles at the peak"), 3),
     Derivation("fma_cycles", ("pipes",), _pipe("FFMA", "FADD", "FMUL")),
     Derivation("alu_cycles", ("pipes",), _pipe("FMNMX")),
