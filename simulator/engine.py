@@ -213,14 +213,15 @@ def _note(state, time):
 def _compute(state, warp, row, now):
     """One chunk: its instructions pass the issue port while each pipe it needs works; the last one waits for results."""
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
-    start = max(now, sm["issue_free"])
+    instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"] + row["g"]
+    start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
     horizon = max(now, sm["wgmma_until"]) + sm["queued"]  # WGMMA already issued executes until then
     rate = 1024 - machine["interference_q10"]
 
-    instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"] + row["g"]
-    sm["issue_free"] = start + _slowed(instructions, start, horizon, rate)
+    end = start + _slowed(instructions, start, horizon, rate)
+    if instructions > 0:
+        sm["issue_free"] = end
     state.busy[s, U_ISSUE] += instructions
-    end = sm["issue_free"]
     for pipe in range(PIPES):
         end = max(end, _hold_pipe(state, warp, row, pipe, start, horizon, rate))
         if pipe == CONVERT and row["h"] == 0:

@@ -232,10 +232,11 @@ class Warp:
         lost = dict.fromkeys(ARITHMETIC, cycles.interference_q10) | {"STSM": cycles.smem_interference_q10}
         instructions = sum(counts.values()) + ins.e
         for chunk in range(ins.f):
-            begin = max(now, sm.issue.free)
-            sm.issue.take(begin, sm.pace(now, cycles.interference_q10)(instructions, begin))
-            sm.busy["issue"] += instructions
-            end = sm.issue.free
+            begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
+            if instructions:
+                sm.issue.take(begin, sm.pace(now, cycles.interference_q10)(instructions, begin))
+                sm.busy["issue"] += instructions
+                end = sm.issue.free
             for name, pipe in sm.pipes.items():
                 if name == "STSM" and not ins.h:
                     sm.dense_until = max(sm.dense_until, end)
