@@ -23,12 +23,14 @@ _HOME = {
     "predict": ".simulator.predict",
     "measure": ".kernels.measure",
     "compare": ".traces.compare",
+    "validate": ".kernels.validation.suite",
 }
 
-__all__ = ["Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict"]
+__all__ = ["Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict", "validate"]
 
 if TYPE_CHECKING:
     from .kernels.measure import measure
+    from .kernels.validation.suite import validate
     from .simulator.errors import UsageError
     from .simulator.predict import predict
     from .simulator.run import Run

@@ -417,3 +417,13 @@ def test_where_a_peer_fails_it_is_the_fault_that_the_readme_reproduces():
         report = json.loads(path.read_text(encoding="utf-8"))
         failed = {check["case"] for check in report["checks"] if check["verdict"] == "fail"}
         assert failed == ({"base off 16 bytes"} if report["subject"] in ("torch-cudnn", "torch-fa2") else set()), path.stem
+
+
+def test_the_package_validates_by_name_and_needs_a_gpu_for_a_cuda_kernel():
+    import fasim
+
+    with pytest.raises(UsageError, match="no kernel is called"):
+        fasim.validate("flash", device="cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingTool):
+            fasim.validate("torch-cudnn")

@@ -20,7 +20,7 @@ from .criteria import DTYPES
 from .mutants import MUTANTS, Mutant, TiledAttention
 from .mutants import subject as tiled_subject
 from .report import Report
-from .subjects import Subject
+from .subjects import Subject, resolve
 
 GROUPS: dict[str, tuple[str, Callable]] = {
     "accuracy": ("O and LSE against fp64, at most twice the error of PyTorch in the same precision", accuracy.trials),
@@ -37,7 +37,7 @@ Advance = Callable[[int, int, str], None]
 
 
 def validate(
-    subject: Subject,
+    subject: Subject | str,
     *,
     device: str = "cuda",
     dtype: str = "fp16",
@@ -48,11 +48,12 @@ def validate(
     advance: Advance = lambda done, total, what: None,
     known: dict | None = None,
 ) -> Report:
-    """Hold `subject` to the groups in `only` (all where empty) and return what was found.
+    """Hold `subject`, or what it names, to the groups in `only` (all where empty) and return what was found.
 
-    Raises UsageError for a device, dtype or group that does not exist or that the subject does not take, and MissingTool
+    Raises UsageError for a name, a device, dtype or group that does not exist or that the subject does not take, and MissingTool
     where a GPU, or the sanitizer, is asked for and missing.
     """
+    subject = resolve(subject, device) if isinstance(subject, str) else subject
     bench = _bench(subject, device, dtype, seed, quick)
     chosen = _chosen(only)
     if with_sanitizer:
