@@ -20,8 +20,9 @@ ITEM = np.dtype(
 
 ORDERS = ("grid", "persistent", "longest-first", "heads", "tiles")
 
-SECTION_BYTES = 32 * 1024 * 1024
-"""K and V of a section of heads at most, in the order "longest-first" (FlashAttention-3, tile_scheduler.hpp)."""
+SECTION_BYTES = 16 * 1024 * 1024
+"""K and V of a section of heads at most, in the order "longest-first". FlashAttention-3 (tile_scheduler.hpp) has 32 MiB, which
+with its neighbours' is more than the 30 MiB that an SM's half of an H200's L2 holds."""
 
 
 def work_items(workload: Workload, block_m: int, block_n: int, order: str) -> np.ndarray:
@@ -29,7 +30,7 @@ def work_items(workload: Workload, block_m: int, block_n: int, order: str) -> np
 
     grid            query tile fastest, then batch, then head (FlashAttention-2's grid: x = tile, y = batch, z = head)
     persistent      query tile fastest, then head, then batch (FlashAttention-3's static persistent scheduler)
-    longest-first   sections of heads whose K and V fit 32 MiB together; in a section the last query tile of every head
+    longest-first   sections of heads whose K and V fit 16 MiB together; in a section the last query tile of every head
                     first, heads fastest (FlashAttention-3's dynamic scheduler for causal attention)
     heads           one item per batch and head, every K/V block (FlashAttention-1)
     tiles           one item per head, query tile and key tile, key tile fastest (a GEMM that writes all of S)

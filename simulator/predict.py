@@ -22,7 +22,7 @@ from .run import Activity, Run, Traffic
 from .schedules import Kernel, Schedule, find_schedule
 from .softmax import STATISTICS
 from .tile import HEAD_DIMS, Tile, TileView, default_for
-from .traffic import ACCESS, AHEAD, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, TensorLayout, replay_traffic
+from .traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, TensorLayout, replay_traffic
 from .workload import LSE_BYTES, Workload
 
 _MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
@@ -176,7 +176,7 @@ def _lay_out(
     order = {"tiles": "tiles", "heads": "heads"}.get(kernel.grid, "grid")
     dealing = ON_EXIT
     if kernel.persistent:
-        order, dealing = ("longest-first", AHEAD) if workload.causal else ("persistent", STATIC)
+        order, dealing = ("longest-first", ON_EXIT) if workload.causal else ("persistent", STATIC)
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
     _replayable(workload, tile)
     items = work_items(seen, tile.block_m, tile.block_n, order)

@@ -59,9 +59,9 @@ WAYS = 16
 SM_SPREAD = 0.0005
 """Standard deviation of the SMs' pace: most pairs of two warpgroups' GEMMs last 0.16 to 0.21 % longer at the 95th than at
 the 5th percentile (traces/recorded/calibration/contention.json, n176; other pairs less, softmax beside a GEMM more)."""
-ON_EXIT, STATIC, AHEAD = 0, 1, 2
-"""How a slot gets its next item: the next one waiting when it is done; every slots-th; the next one waiting when it begins
-the present one, as a producer does that draws from a queue before it loads."""
+ON_EXIT, STATIC = 0, 1
+"""How a slot gets its next item: the next one waiting when it is done, as the hardware hands out CTAs and as a producer does
+that draws from a queue beside its last load; or every slots-th."""
 
 _ALGORITHMIC, _L2, _HBM = 0, 2, 4  # columns of the counters: read, then write
 
@@ -84,7 +84,7 @@ class Launch:
     block_n: int
     cluster: int = 1
     descending: bool = False  # the loop walks K/V from the item's last block to the first
-    dealing: int = ON_EXIT  # or STATIC, or AHEAD
+    dealing: int = ON_EXIT  # or STATIC
 
 
 def replay_traffic(
@@ -223,7 +223,6 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
     waiting = slots
     busy = slots
     steps = np.full(slots, 0.5)  # that the slot may take
-    drawn = np.full(slots, -1)  # its next item, where it is drawn ahead
     end = len(accesses)
     while busy > 0:
         for slot in range(slots):
@@ -234,9 +233,6 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
             if steps[slot] < 1.0:
                 continue
             steps[slot] -= 1.0
-            if dealing == AHEAD and drawn[slot] < 0:
-                drawn[slot] = waiting
-                waiting += 1
             limit = items[i, 4] if items[i, 4] < longest else 1 << 40
             p = position[slot]
             while p < end and accesses[p, 4] >= limit:
@@ -256,9 +252,6 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
                 continue
             if dealing == STATIC:
                 following = i + slots
-            elif dealing == AHEAD:
-                following = drawn[slot]
-                drawn[slot] = -1
             else:
                 following = waiting
                 waiting += 1

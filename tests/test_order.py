@@ -83,11 +83,11 @@ def test_longest_first_takes_the_last_query_tiles_of_a_section_first():
 
 
 def test_a_section_holds_a_power_of_two_of_heads_whose_keys_and_values_fit():
-    workload = Workload(batch=1, heads=7, seqlen=16384, head_dim=128, causal=True)  # 8 MiB a head: four fit 32 MiB
-    assert 4 * 2 * 16384 * 128 * 2 == SECTION_BYTES
+    workload = Workload(batch=1, heads=7, seqlen=8192, head_dim=128, causal=True)  # 4 MiB a head: four fit 16 MiB
+    assert 4 * 2 * 8192 * 128 * 2 == SECTION_BYTES
     items = work_items(workload, 128, 128, "longest-first")
     assert list(items["q_head"][:5]) == [0, 1, 2, 3, 0]
-    assert list(items["q_head"][4 * 128 : 4 * 128 + 4]) == [4, 5, 6, 4], "the last section is what is left"
+    assert list(items["q_head"][4 * 64 : 4 * 64 + 4]) == [4, 5, 6, 4], "the last section is what is left"
     longer = Workload(
         batch=1, heads=2, seqlen=131072, head_dim=128, causal=True
     )  # one head is 64 MiB: still one a section

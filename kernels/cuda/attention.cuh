@@ -35,6 +35,13 @@ struct Problem {
   const Params& p;
 };
 
+// The next number of a queue in memory, in lane 0.
+__device__ __forceinline__ int draw(int* queue) {
+  int number = 0;
+  if (lane_id() == 0) number = atomicAdd(queue, 1);
+  return number;
+}
+
 // The producer: one warp, whose elected lane issues every TMA load of its CTA.
 struct Producer {
   Shared& shared;
@@ -42,6 +49,7 @@ struct Producer {
   Trace trace;
   int tiles = 0, base = 0;  // tiles begun, K/V blocks loaded before this tile
   int kv_head = 0;
+  int ticket = 0;  // lane 0's of the next tile
 
   __device__ __forceinline__ void begin(const Tile& tile) { kv_head = tile.head / (problem.p.heads / problem.p.kv_heads); }
 
@@ -64,7 +72,9 @@ struct Producer {
     load(problem.k, shared.k, shared.K[(base + j) % STAGES], tile, j);
     trace.stamp(Label::LOAD_K, base + j);
   }
+  // A tile's last load: the next tile is drawn beside it, no earlier, or the CTAs of a head would fall apart.
   __device__ __forceinline__ void load_v(const Tile& tile, int j) {
+    if (Work::QUEUED && j == tile.blocks - 1) ticket = draw(problem.p.queue);
     load(problem.v, shared.v, shared.V[(base + j) % STAGES], tile, j);
     trace.stamp(Label::LOAD_V, base + j);
   }
@@ -256,30 +266,25 @@ struct Consumer {
 __device__ __forceinline__ void produce(Producer& load, const Tile& tile);
 __device__ __forceinline__ void consume(Consumer& wg);
 
-// The next number of a queue in memory.
-__device__ __forceinline__ int draw(int* queue) {
-  int number = 0;
-  if (lane_id() == 0) number = atomicAdd(queue, 1);
-  return uniform(number);
-}
-
 __device__ __forceinline__ void run_producer(Producer& load) {
   const Params& p = load.problem.p;
   const int total = Work::count(p), ctas = gridDim.x / CLUSTER;
   int index = blockIdx.x / CLUSTER;
   for (; index < total; ++load.tiles) {
     const Tile tile = Work::locate(index, p);
-    index = Work::QUEUED ? ctas + draw(p.queue) : index + ctas;
     load.shared.work.announce(load.tiles, tile);
     load.begin(tile);
-    if (tile.blocks > 0)
+    if (tile.blocks > 0) {
       produce(load, tile);
-    else
+    } else {
       load.load_q(tile);
+      if (Work::QUEUED) load.ticket = draw(p.queue);
+    }
     load.base += tile.blocks;
+    index = ctas + (Work::QUEUED ? uniform(load.ticket) : index);
   }
   load.shared.work.announce(load.tiles, Tile{0, 0, 0, -1});
-  if (Work::QUEUED && draw(p.queue + 1) == (int)gridDim.x - 1 && elected()) {  // every CTA has drawn its last: as before the launch
+  if (Work::QUEUED && uniform(draw(p.queue + 1)) == (int)gridDim.x - 1 && elected()) {  // every CTA has drawn its last: as before the launch
     p.queue[0] = 0;
     p.queue[1] = 0;
   }
