@@ -287,7 +287,7 @@ class Bench:
             sm_clock_hz=clock_hz,
             power_w=statistics.median(powers) if powers else None,
             activity=Activity(found.multi_processor_count, None, None, None, None, None),
-            traffic=Traffic({"all": Bytes(None, None, None, None, None, None)}, None, None, None),
+            traffic=Traffic({"all": Bytes(None, None, None, None, None, None)}, None, None, None, None),
             bottleneck=Bottleneck("unknown", "a measured run is explained beside its prediction"),
             measurement=taken,
         )

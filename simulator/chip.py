@@ -29,12 +29,25 @@ REPLAYS = 9
 """At most this many lengths are replayed, the short ones densely; the rest is interpolated."""
 
 
+BUSIEST = 0.9
+"""Share of a server's rate up to which the waits were measured."""
+
+
 def burst_rate(whole: float, sms: int, utilisation: float) -> float:
     """Bytes per cycle that one SM's burst gets from a server of `whole` bytes per cycle that `sms` SMs share.
 
     The others leave it idle 1 - utilisation of the time; when it is saturated each SM has its fair share.
     """
     return whole * max(1.0 / sms, 1.0 - utilisation)
+
+
+def queue_wait(service: float, utilisation: float) -> float:
+    """Cycles that a load waits for a server that is busy with those of other SMs, as they come at random (M/D/1).
+
+    Above BUSIEST a server has no steady state: the loads then come as fast as it lets them.
+    """
+    busy = min(utilisation, BUSIEST)
+    return service * busy / (2 * (1 - busy))
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,16 @@ class Device:
     memory_bytes: int = _quantity("B")
     hbm_bytes_per_s: float = _quantity("B/s")  # datasheet peak, reads and writes together
     hbm_efficiency: float = _quantity("ratio", most=1.0)  # achieved over peak, of a large copy
+    hbm_queue_cycles: float = _quantity("cycles", least=0.0)  # the same for what misses L2, u of HBM's rate
     hbm_latency_cycles: int = _quantity("cycles")  # a load that misses L2
     l2_bytes: int = _quantity("B")
     l2_partitions: int = _quantity("count")
     l2_effective_fraction: float = _quantity("ratio", most=1.5)  # reuse distance over capacity where half the reads hit
     l2_spread: float = _quantity("ratio", least=0.0, most=1.0)  # standard deviation of that distance over L2's sets
     l2_bytes_per_cycle: float = _quantity("B/cycle")  # reads that hit, shared by many SMs, the whole chip
+    l2_lookup_bytes_per_cycle: float = _quantity("B/cycle")  # reads that hit, no two SMs the same line at a time
+    l2_sharing: float = _quantity("ratio", least=0.0, most=0.99)  # g SMs that read a line at a time look it up g^(1 - this) times
+    l2_queue_cycles: float = _quantity("cycles", least=0.0)  # a load waits so long x u / 2(1 - u) at a share u of that rate
     l2_bytes_per_cycle_per_sm: float = _quantity("B/cycle")  # the port of one SM
     l2_hit_latency_cycles: int = _quantity("cycles")  # a load that hits
     tma_latency_cycles: int = _quantity("cycles", least=0)  # added to either latency when TMA does the load
@@ -75,6 +79,8 @@ class Device:
     wgmma_arbitration_ksteps: int = _quantity("k steps", least=0)  # before another's turn; 0: order of issue
     wgmma_dilation: float = _quantity("ratio", least=0.0)  # how much longer a k step takes beside a softmax
     smem_interference: float = _quantity("ratio", least=0.0, most=0.99)  # rate that shared-memory accesses lose beside WGMMA
+    mufu_interference: float = _quantity("ratio", least=0.0, most=0.99)  # rate MUFU loses beside WGMMA where it binds
+    mufu_interference_alone: float = _quantity("ratio", least=0.0, most=0.99)  # rate one warp that MUFU binds loses
     tensor_interference: float = _quantity("ratio", least=0.0, most=0.99)  # rate other pipes lose beside WGMMA
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use
@@ -98,16 +104,21 @@ class Device:
     cta_launch_cycles: int = _quantity("cycles", least=0)
     setup_cycles: int = _quantity("cycles", least=0)  # barrier initialisation and descriptor fetch of one CTA
 
-    # power: the watts a unit adds at full rate on all SMs at max_clock_hz
+    # power: the watts a unit adds at full rate on all SMs, or joules, at max_clock_hz and its voltage
     power_limit_w: float = _quantity("W")  # the board's limit, held over seconds
-    tensor_clock_droop: float = _quantity("ratio", least=0.0, most=0.9)  # clock given up at full tensor activity
+    power_limit_overshoot: float = _quantity("ratio", most=2.0)  # drawn while it is held, over the limit: between rare dips
+    burst_w: float = _quantity("W")  # power above which the clock falls at once; half of the excess is given up
+    tensor_clock_droop: float = _quantity("ratio", least=0.0, most=0.9)  # clock given up at tensor_droop_activity and above
+    tensor_droop_activity: float = _quantity("ratio", most=1.0)  # share of cycles in which tensor cores are busy
     idle_w: float = _quantity("W", least=0.0)  # clocks running, no work
-    tensor_w: float = _quantity("W", least=0.0)
-    issue_w: float = _quantity("W", least=0.0)  # one FMA warp instruction per cycle per sub-partition
+    tensor_w: float = _quantity("W", least=0.0)  # on fp16 data that are new every time
+    tensor_bf16_ratio: float = _quantity("ratio", most=2.0)  # bf16 over fp16
+    issue_w: float = _quantity("W", least=0.0)  # one warp instruction of softmax per cycle per sub-partition
     mufu_w: float = _quantity("W", least=0.0)  # on top of its issue
     smem_w: float = _quantity("W", least=0.0)  # smem_bytes_per_cycle on every SM
-    l2_w: float = _quantity("W", least=0.0)  # l2_bytes_per_cycle
-    hbm_joules_per_byte: float = _quantity("J/B", least=0.0)  # HBM to SM, whatever the SM clock
+    l2_joules_per_byte: float = _quantity("J/B", least=0.0)  # delivered to an SM, or written by one
+    l2_lookup_joules_per_byte: float = _quantity("J/B", least=0.0)  # on top where L2 looks it up, once for SMs in step
+    hbm_joules_per_byte: float = _quantity("J/B", least=0.0)  # HBM to L2, whatever the SM clock
     voltage_floor: float = _quantity("ratio", most=1.0)  # supply voltage at zero clock, extrapolated, over that at max
 
     sources: dict[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)

@@ -216,7 +216,7 @@ def _compute(state, warp, row, now):
     instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"] + row["g"]
     start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
     horizon = max(now, sm["wgmma_until"]) + sm["queued"]  # WGMMA already issued executes until then
-    rate = 1024 - machine["interference_q10"]
+    rate = 1024 - (machine["interference_q10"] if row["h"] == 0 else machine["interference_sparse_q10"])
 
     end = start + _slowed(instructions, start, horizon, rate)
     if instructions > 0:
@@ -242,12 +242,15 @@ def _compute(state, warp, row, now):
 def _hold_pipe(state, warp, row, pipe, start, horizon, rate):
     """Hold one pipe, once it is free, for its instructions of the chunk; when it has done them (0 without any)."""
     machine, s = state.machine[0], warp["sm"]
+    sparse = row["h"] == 1
     if pipe == FMA:
         unit, count, cycles, busy = U_FMA, row["a"], machine["fma"], machine["fma"]
     elif pipe == ALU:
         unit, count, cycles, busy = U_ALU, row["b"], machine["alu"], machine["alu"]
     elif pipe == MUFU:
         unit, count, cycles, busy = U_MUFU, row["c"], machine["mufu_spacing"], machine["mufu"]
+        if sparse:
+            cycles = busy
     elif pipe == CONVERT:
         unit, count, cycles, busy = U_ALU, row["d"], machine["convert"], machine["convert"]
     else:  # STSM: the tensor cores read their operands through the same port
@@ -261,6 +264,8 @@ def _hold_pipe(state, warp, row, pipe, start, horizon, rate):
     state.busy[s, unit] += count * busy
     if pipe < CONVERT:
         _draw(state, state.unit_lane + unit, warp, row, 0, begin, end)
+    if sparse and pipe == MUFU:  # one warp alone does not reach the pipe's rate beside WGMMA
+        end = max(end, start + _slowed(count * cycles, start, horizon, 1024 - machine["interference_alone_q10"]))
     return end
 
 
@@ -287,37 +292,33 @@ def _slowed(work, start, horizon, rate):
 
 @_unit
 def _issue_wgmma(state, i, row, now, eight_bit):
-    """First the start of the group, then one k step at a time into the warpgroup's queue, while it has room."""
+    """First the start of the group, then one k step at a time into the SM's queue, while it has room."""
     machine, warp = state.machine[0], state.warps[i]
     sm, s = state.sms[warp["sm"]], warp["sm"]
     if warp["part"] == 0:
-        if warp["finished"] < warp["committed"]:  # into other registers than a GEMM that still executes
-            warp["state"], warp["since"], warp["target"] = ON_GROUP, now, warp["committed"]
-            return False
         warp["part"] = 1
         warp["since"] = now
-        if warp["committed"] > 0:
-            now = max(now, state.group_ends[warp["first_group"] + warp["committed"] - 1] - machine["wgmma_latency"])
+        sm["queued"] += row["a"] * _k_step_cycles(machine, row, eight_bit)
         warp["time"] = now + machine["wgmma_start"]
         if sm["dense_until"] > now:  # beside a warp in its softmax
             warp["time"] += machine["wgmma_contended"]
         elif _pipes_free(state, s) > now:
             warp["time"] += machine["wgmma_beside_sparse"]
         return False
-    if warp["queue_length"] >= min(max(1, machine["queue"]), MAX_QUEUE):
-        warp["state"] = ON_QUEUE
-        return False
+    if warp["admitted"] == 0:
+        if sm["steps"] >= min(max(1, machine["queue"]), MAX_QUEUE):
+            warp["state"], warp["target"] = ON_QUEUE, sm["tickets"]
+            sm["tickets"] += 1
+            return False
+        sm["steps"] += 1
+    else:
+        warp["admitted"], now = 0, sm["served"]
 
-    m, n, k = row["b"], row["c"], row["e"]
-    rate = machine["tensor_flops_8bit"] if eight_bit else machine["tensor_flops"]
-    operand_bytes = 32 * (n if row["d"] == 1 else m + n)  # 32 bytes of K per row of A and B from shared memory
-    cycles = max(-(-2 * m * n * k // rate), -(-operand_bytes // machine["smem_bytes"]))
     step = state.queues[i, (warp["queue_head"] + warp["queue_length"]) % MAX_QUEUE]
-    step["cycles"], step["issued"], step["instruction"] = cycles, now, warp["pc"]
+    step["cycles"], step["issued"], step["instruction"] = _k_step_cycles(machine, row, eight_bit), now, warp["pc"]
     step["ends_group"] = warp["part"] == row["a"]
     warp["queue_length"] += 1
-    sm["queued"] += cycles
-    state.busy[s, U_SMEM] += operand_bytes
+    state.busy[s, U_SMEM] += _operand_bytes(row)
     state.busy[s, U_ISSUE] += AROUND
 
     warp["time"] = now + machine["wgmma_issue"]
@@ -331,6 +332,19 @@ def _issue_wgmma(state, i, row, now, eight_bit):
 
 
 @_unit
+def _operand_bytes(row):
+    """What one k step reads from shared memory: 32 bytes of K per row of A and B, of B alone where A is in registers."""
+    return 32 * (row["c"] if row["d"] == 1 else row["b"] + row["c"])
+
+
+@_unit
+def _k_step_cycles(machine, row, eight_bit):
+    """Cycles of the tensor cores for one k step: its products, or the reading of its operands."""
+    rate = machine["tensor_flops_8bit"] if eight_bit else machine["tensor_flops"]
+    return max(-(-2 * row["b"] * row["c"] * row["e"] // rate), -(-_operand_bytes(row) // machine["smem_bytes"]))
+
+
+@_unit
 def _serve_k_step(state, s, now):
     """The tensor cores of SM s execute the k step that the arbiter chooses."""
     machine, sm = state.machine[0], state.sms[s]
@@ -341,6 +355,7 @@ def _serve_k_step(state, s, now):
     step = state.queues[i, warp["queue_head"]]
     warp["queue_head"] = (warp["queue_head"] + 1) % MAX_QUEUE
     warp["queue_length"] -= 1
+    sm["steps"] -= 1
 
     end = now + step["cycles"]
     if sm["dense_until"] > now:  # beside a warp in its softmax
@@ -349,9 +364,8 @@ def _serve_k_step(state, s, now):
     sm["queued"] -= step["cycles"]
     state.busy[s, U_TENSOR] += step["cycles"]
     _draw(state, state.unit_lane + U_TENSOR, warp, state.code[step["instruction"]], 0, now, end)
-    if warp["state"] == ON_QUEUE:
-        warp["state"] = READY
-        warp["time"] = now
+    sm["served"] = now
+    _admit(state, s)
     if step["ends_group"] == 1:
         done = end + machine["wgmma_latency"]
         state.group_ends[warp["first_group"] + warp["finished"]] = done
@@ -360,6 +374,21 @@ def _serve_k_step(state, s, now):
         if warp["state"] == ON_GROUP and warp["finished"] >= warp["target"]:
             warp["state"] = READY
             warp["time"] = warp["since"]
+
+
+@_unit
+def _admit(state, s):
+    """The warp that has waited longest for room in the SM's queue has it now."""
+    chosen = -1
+    for i in range(state.warps.shape[0]):
+        warp = state.warps[i]
+        if warp["sm"] == s and warp["state"] == ON_QUEUE:
+            if chosen < 0 or warp["target"] < state.warps[chosen]["target"]:
+                chosen = i
+    if chosen >= 0:
+        warp = state.warps[chosen]
+        warp["state"], warp["admitted"] = READY, 1
+        state.sms[s]["steps"] += 1
 
 
 @_unit

@@ -111,6 +111,8 @@ class Sm:
         self.pipes = {name: Server() for name in PIPES}
         self.wgmma_until = self.last_served = self.dense_until = 0
         self.owner: Warp | None = None
+        self.pending = 0  # cycles of all k steps of the GEMMs under way
+        self.waiting: deque[Warp] = deque()  # for room in the queue
         self.turn = 0  # k steps the owner has had in a row
 
     def in_softmax(self, now: int) -> bool:
@@ -119,7 +121,7 @@ class Sm:
 
     def pace(self, now: int, interference_q10: int) -> Callable[[int, int], int]:
         """Cycles that work takes from a start: at a lower rate as long as WGMMA issued by `now` executes."""
-        until = max(now, self.wgmma_until) + sum(step.cycles for warp in self.warps for step in warp.queue)
+        until = max(now, self.wgmma_until) + self.pending
         rate = 1024 - interference_q10
 
         def cycles(work: int, start: int) -> int:
@@ -131,6 +133,11 @@ class Sm:
             return until - start + work - (until - start) * rate // 1024
 
         return cycles
+
+    @property
+    def room(self) -> bool:
+        """Whether the queue takes one more k step."""
+        return sum(len(warp.queue) for warp in self.warps) < self.chip.queue_room
 
     def ready_at(self) -> int | None:
         """When the tensor cores can serve the next k step; None while all queues are empty."""
@@ -146,6 +153,7 @@ class Sm:
         longer = step.cycles * self.chip.cycles.dilation_q10 >> 10 if self.dense_until > now else 0
         self.tensor.take(now, step.cycles + longer)
         self.wgmma_until, self.last_served = self.tensor.free, now
+        self.pending -= step.cycles
         self.busy["tensor cores"] += step.cycles
         self.chip.draw("tensor cores", warp, step.instruction, now, self.tensor.free)
         if step.ends_group:
@@ -228,13 +236,15 @@ class Warp:
         """Chunk by chunk: all instructions pass the issue port; each pipe works through its own."""
         cycles, sm = self.chip.cycles, self.sm
         counts = dict(zip(PIPES, (ins.a, ins.b, ins.c, ins.d, ins.g), strict=True))
-        held = {"FMA": cycles.fma, "ALU": cycles.alu, "MUFU": cycles.mufu_spacing, "convert": cycles.convert, "STSM": cycles.stsm}
-        lost = dict.fromkeys(ARITHMETIC, cycles.interference_q10) | {"STSM": cycles.smem_interference_q10}
+        mufu = cycles.mufu if ins.h else cycles.mufu_spacing
+        held = {"FMA": cycles.fma, "ALU": cycles.alu, "MUFU": mufu, "convert": cycles.convert, "STSM": cycles.stsm}
+        lost_here = cycles.interference_sparse_q10 if ins.h else cycles.interference_q10
+        lost = dict.fromkeys(ARITHMETIC, lost_here) | {"STSM": cycles.smem_interference_q10}
         instructions = sum(counts.values()) + ins.e
         for chunk in range(ins.f):
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
             if instructions:
-                sm.issue.take(begin, sm.pace(now, cycles.interference_q10)(instructions, begin))
+                sm.issue.take(begin, sm.pace(now, lost_here)(instructions, begin))
                 sm.busy["issue"] += instructions
                 end = sm.issue.free
             for name, pipe in sm.pipes.items():
@@ -246,6 +256,8 @@ class Warp:
                 start = max(begin, pipe.free)
                 pipe.take(start, sm.pace(now, lost[name])(work, start))
                 end = max(end, pipe.free)
+                if ins.h and name == "MUFU":  # one warp alone does not reach the pipe's rate beside WGMMA
+                    end = max(end, begin + sm.pace(now, cycles.interference_alone_q10)(work, begin))
                 held_for = {"MUFU": cycles.mufu, "STSM": cycles.stsm * cycles.smem_bytes}.get(name, held[name])
                 sm.busy[{"convert": "ALU", "STSM": "smem bytes"}.get(name, name)] += counts[name] * held_for
                 if name in UNITS:
@@ -260,21 +272,20 @@ class Warp:
         return now
 
     def wgmma(self, ins: Instruction, now: int) -> Iterator[Step]:
-        """Asynchronous: the k steps go into the queue one by one, while it has room; together they are one group."""
+        """Asynchronous: the k steps go into the SM's queue one by one, while it has room; together they are one group."""
         cycles, sm, began = self.chip.cycles, self.sm, now
-        if len(self.groups_done) < self.groups:  # into other registers than a GEMM that still executes
-            yield lambda: len(self.groups_done) >= self.groups
-        if self.groups:
-            now = max(now, self.groups_done[-1] - cycles.wgmma_latency)
-        beside = cycles.wgmma_contended if sm.dense_until > now else cycles.wgmma_beside_sparse if sm.in_softmax(now) else 0
-        now += cycles.wgmma_start + beside
-        yield now
         k_steps, m, n, a_in_registers, k = ins.a, ins.b, ins.c, ins.d, ins.e
         operand_bytes = 32 * (n + (0 if a_in_registers else m))
         work = max(_ceil(2 * m * n * k, self.chip.tensor_rate), _ceil(operand_bytes, cycles.smem_bytes))
+        sm.pending += k_steps * work
+        beside = cycles.wgmma_contended if sm.dense_until > now else cycles.wgmma_beside_sparse if sm.in_softmax(now) else 0
+        now += cycles.wgmma_start + beside
+        yield now
         for step in range(k_steps):
-            if len(self.queue) == self.chip.queue_room:
-                yield lambda: len(self.queue) < self.chip.queue_room
+            if not sm.room:
+                sm.waiting.append(self)
+                yield lambda: sm.room and sm.waiting[0] is self
+                sm.waiting.popleft()
                 now = sm.last_served
             last = step + 1 == k_steps
             self.queue.append(SimpleNamespace(cycles=work, issued=now, ends_group=last, instruction=ins))

@@ -29,13 +29,16 @@ class Memory:
     """What one SM sees of the chip's memory system while the kernel runs.
 
     Rates are bytes per cycle: `l2` and `hbm` are shared by all SMs of the replay; `read_miss` and `write_through` give
-    per tensor name the fraction of bytes that HBM has to move.
+    per tensor name the fraction of bytes that HBM has to move; `l2_wait` and `hbm_wait` are the cycles that a load waits
+    for those of the other SMs, beyond the latency.
     """
 
     l2: float
     hbm: float
     read_miss: dict[str, float]
     write_through: dict[str, float]
+    l2_wait: float = 0.0
+    hbm_wait: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ MACHINE = _record(
     "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_latency queue arbitration "
-    "interference_q10 smem_interference_q10 dilation_q10 "
+    "interference_q10 interference_sparse_q10 interference_alone_q10 smem_interference_q10 dilation_q10 "
     "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency tma_latency hbm_latency tma_issue "
     "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
 )
@@ -69,7 +72,7 @@ WARP = _record(
     "part "  # of its instruction: chunks or k steps done
     "since awaits target "  # waiting since when, for which barrier, for which generation or group
     "first_group committed finished "  # WGMMA groups
-    "queue_head queue_length "
+    "queue_head queue_length admitted "  # its k steps in the SM's queue; whether it has been given room for one more
     "store_done turn_since"
 )
 """One warp role: where its program is, and what it waits for."""
@@ -77,8 +80,12 @@ WARP = _record(
 BARRIER = _record("kind expected initial first_completion arrivals latest generation")
 """One barrier: arrivals of the generation that is open, and how many are complete."""
 
-SM = _record("tensor_free tensor_owner tensor_run wgmma_until queued dense_until issue_free smem_free load_free store_free")
-"""One SM: when each unit is free, whose k steps the tensor cores serve, and the cycles of all k steps queued."""
+SM = _record(
+    "tensor_free tensor_owner tensor_run wgmma_until queued steps tickets served dense_until "
+    "issue_free smem_free load_free store_free"
+)
+"""One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of all k steps of the GEMMs under way, how
+many are in the queue, how often a warp had to wait for room in it, and when a k step left it."""
 
 K_STEP = _record("cycles ends_group issued instruction")
 """One queued k step of a WGMMA."""
@@ -117,6 +124,8 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "queue": device.wgmma_queue_ksteps,
         "arbitration": device.wgmma_arbitration_ksteps,
         "interference_q10": round(1024 * device.tensor_interference),
+        "interference_sparse_q10": round(1024 * device.mufu_interference),
+        "interference_alone_q10": round(1024 * device.mufu_interference_alone),
         "smem_interference_q10": round(1024 * device.smem_interference),
         "dilation_q10": round(1024 * device.wgmma_dilation),
         "smem_bytes": device.smem_bytes_per_cycle,
@@ -127,9 +136,9 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "port_q20": _q20(device.l2_bytes_per_cycle_per_sm),
         "l2_q20": _q20(memory.l2),
         "hbm_q20": _q20(memory.hbm),
-        "l2_latency": device.l2_hit_latency_cycles,
+        "l2_latency": round(device.l2_hit_latency_cycles + memory.l2_wait),
         "tma_latency": device.tma_latency_cycles,
-        "hbm_latency": device.hbm_latency_cycles,
+        "hbm_latency": round(device.hbm_latency_cycles + memory.hbm_wait),
         "tma_issue": device.tma_issue_cycles,
         "mbarrier_arrive": device.mbarrier_arrive_cycles,
         "mbarrier_wait": device.mbarrier_wait_cycles,

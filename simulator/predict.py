@@ -10,7 +10,7 @@ import numpy as np
 
 from . import bottleneck
 from .check import check
-from .chip import burst_rate, compose, measure_durations
+from .chip import burst_rate, compose, measure_durations, queue_wait
 from .clock import Clock, Rates, sustained
 from .device import Device, load_device
 from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory, Replay, replay
@@ -68,7 +68,7 @@ def predict(
     grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
     traffic, hits = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
 
-    clock, load = clock_hz or gpu.max_clock_hz, _Load(1.0, 1.0)
+    clock, load = clock_hz or gpu.max_clock_hz, _Load(1.0, 1.0, 1.0)
     for _ in range(ROUNDS):  # what SMs see of L2 and HBM depends on load and clock, which follow from the replay
         cycles, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, clock, load))
         previous, load = load, load.towards(_load(traffic, cycles, clock, gpu))
@@ -252,18 +252,21 @@ def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) ->
 
 @dataclass(frozen=True)
 class _Load:
-    """Utilisation of the two servers that all SMs share."""
+    """Utilisation of the servers that all SMs share: L2's ports, its slices, and HBM."""
 
     l2: float
+    lookups: float
     hbm: float
 
     def towards(self, found: _Load) -> _Load:
         """What the replay under this load found; half way to it where a server nears saturation and it would swing."""
-        return _Load(*(f if f < 0.5 else (s + min(1.0, f)) / 2 for s, f in ((self.l2, found.l2), (self.hbm, found.hbm))))
+        pairs = ((self.l2, found.l2), (self.lookups, found.lookups), (self.hbm, found.hbm))
+        return _Load(*(f if f < 0.5 else (s + min(1.0, f)) / 2 for s, f in pairs))
 
     def near(self, other: _Load) -> bool:
         """Whether the two differ by less than matters."""
-        return abs(self.l2 - other.l2) < SETTLED and abs(self.hbm - other.hbm) < SETTLED
+        pairs = ((self.l2, other.l2), (self.lookups, other.lookups), (self.hbm, other.hbm))
+        return all(abs(s - o) < SETTLED for s, o in pairs)
 
 
 @dataclass(frozen=True)
@@ -278,8 +281,9 @@ class _View:
 
 def _load(traffic: Traffic, cycles: int, clock_hz: float, device: Device) -> _Load:
     l2 = (traffic.total("l2_read") + traffic.total("l2_write")) / cycles / device.l2_bytes_per_cycle
+    lookups = (traffic.l2_lookup_bytes + traffic.total("l2_write")) / cycles / device.l2_lookup_bytes_per_cycle
     hbm = traffic.total("hbm_read") + traffic.total("hbm_write")
-    return _Load(l2, hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s)
+    return _Load(l2, lookups, hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s)
 
 
 def _memory(grid: _Grid, device: Device, view: _View) -> Memory:
@@ -293,6 +297,8 @@ def _memory(grid: _Grid, device: Device, view: _View) -> Memory:
         hbm=burst_rate(device.hbm_achieved_bytes_per_s / view.clock_hz, active, view.load.hbm),
         read_miss={name: 1.0 - hit for name, hit in view.hits.items()},
         write_through=through,
+        l2_wait=queue_wait(device.l2_queue_cycles, view.load.lookups),
+        hbm_wait=queue_wait(device.hbm_queue_cycles, view.load.hbm),
     )
 
 

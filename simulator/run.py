@@ -57,6 +57,7 @@ class Traffic:
     l2_hit_rate: float | None  # fraction of read bytes requested from L2 that HBM did not have to deliver
     smem_bytes: int | None = 0
     dirty_bytes: int | None = 0  # of the bytes written to HBM, those still in L2 when the last kernel ends; counters miss them
+    l2_lookup_bytes: int | None = 0  # reads that L2 serves, misses twice: SMs that ask for a line together are answered at once
 
     def total(self, name: str) -> int | None:
         """Sum over tensors of one field of Bytes, e.g. total("hbm_read"); None where one of them was not measured."""

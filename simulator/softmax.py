@@ -2,7 +2,7 @@
 
 A WGMMA accumulator of m x n scores leaves m * n / 128 fp32 values in each of a warpgroup's 128 threads, m / 32 rows
 per thread, four threads (a quad) to a row (PTX ISA, wgmma register fragments). mma.sync kernels have the same counts
-for four warps. Phases are cut into chunks of eight elements, so that warps share the pipes as finely as the
+for four warps. Phases are cut into chunks of four elements, so that warps share the pipes as finely as the
 interleaved instructions of a compiled kernel do.
 
 There are two softmaxes. Online looks for the maximum of every block before its exponentials (FlashAttention-2 and -3).
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 THREADS = 128
-CHUNK = 8
+CHUNK = 4
 STATISTICS = ("LSE", "l", "m")
 """Results of one fp32 number per row."""
 

@@ -107,6 +107,10 @@ def replay_traffic(
     used = np.zeros((homes, STRIPES), np.int64)
     oldest = np.repeat(np.arange(entries, entries + homes)[:, None], STRIPES, axis=1)
     counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns per (weight, home) share: a fraction of a byte each
+    sharers = np.arange(max(launch.slots for launch in launches) + 1, dtype=np.float64)
+    shared = sharers ** (1.0 - device.l2_sharing)  # lookups that so many SMs cause which read a tile in the same turn
+    asked = np.full((layout.total, 2), -1, np.int64)  # turn in which the tile was read last, and by how many
+    lookups = np.zeros(2)  # bytes; turns so far
 
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
@@ -117,11 +121,11 @@ def replay_traffic(
             np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64),
             np.arange(slots), np.zeros(slots, np.int64), _partitions(slots, launch.cluster, homes),
             paces(slots), launch.dealing, launch.cluster, launch.descending,
-            block, links, capacity, used, oldest, counts,
+            block, links, capacity, used, oldest, counts, shared, asked, lookups,
         )  # fmt: skip
     written = int(counts[:, _HBM + 1].sum())
     _flush(homes, block, links, counts)
-    return _report(counts, tensors, _SHARES * homes, int(counts[:, _HBM + 1].sum()) - written)
+    return _report(counts, tensors, _SHARES * homes, int(counts[:, _HBM + 1].sum()) - written, lookups[0])
 
 
 def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
@@ -179,7 +183,7 @@ def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def _report(
-    counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int, flushed: int
+    counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int, flushed: int, lookups: float
 ) -> tuple[Traffic, dict[str, float]]:
     hits = {
         tensor.name: 1.0 - int(row[_HBM]) / (shares * int(row[_L2]))
@@ -191,7 +195,8 @@ def _report(
     counts = counts.copy()
     counts[:, _HBM:] = -(-counts[:, _HBM:] // shares)
     by_tensor = {t.name: Bytes(*(int(value) for value in row)) for t, row in zip(tensors, counts, strict=True)}
-    return Traffic(by_tensor, hit_rate, dirty_bytes=flushed // shares), hits
+    looked_up = round(lookups) + sum(bytes_.hbm_read for bytes_ in by_tensor.values())  # what HBM delivers is looked up again
+    return Traffic(by_tensor, hit_rate, dirty_bytes=flushed // shares, l2_lookup_bytes=looked_up), hits
 
 
 def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
@@ -209,7 +214,7 @@ def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
 
 @njit(cache=True)
 def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, position, near_of, pace, dealing, cluster, descending,
-            block, links, capacity, used, oldest, counts):  # fmt: skip
+            block, links, capacity, used, oldest, counts, shared, asked, lookups):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
 
     A slot whose pace is below 1 sits out a turn whenever it is a whole step behind.
@@ -225,6 +230,7 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
     steps = np.full(slots, 0.5)  # that the slot may take
     end = len(accesses)
     while busy > 0:
+        lookups[1] += 1.0
         for slot in range(slots):
             i = item_of[slot]
             if i < 0:
@@ -243,7 +249,7 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
                     stored = accesses[p, 7]
                     again = p > begun and stored == 0 and _same_tile(accesses, p)
                     _access(i, p, again, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster,
-                            descending, block, links, capacity, used, oldest, counts)  # fmt: skip
+                            descending, block, links, capacity, used, oldest, counts, shared, asked, lookups)  # fmt: skip
                     p += 1
                 while p < end and accesses[p, 4] >= limit:
                     p += 1
@@ -271,7 +277,7 @@ def _same_tile(accesses, p):
 
 @njit(cache=True, inline="always")
 def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
-            block, links, capacity, used, oldest, counts):  # fmt: skip
+            block, links, capacity, used, oldest, counts, shared, asked, lookups):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
     tensor = accesses[p, 0]
     how = mode[tensor]
@@ -300,6 +306,10 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
     counts[tensor, _L2 + write] += size
     if again:
         return  # the CTA has read this very tile a moment ago
+    if not write:
+        asked[number, 1] = asked[number, 1] + 1 if asked[number, 0] == lookups[1] else 1
+        asked[number, 0] = lookups[1]
+        lookups[0] += size * (shared[asked[number, 1]] - shared[asked[number, 1] - 1])
     block[number, 0] = size
     block[number, 1] = tensor
     homes = len(used)

@@ -114,7 +114,8 @@ def test_spans_of_a_lane_are_positive_and_do_not_overlap(scene):
 @given(scenes())
 def test_unit_lanes_sum_to_the_busy_counters(scene):
     """Without what makes work slower beside other work: interference, dilation, the spacing of MUFU."""
-    calm = replace(scene.device, tensor_interference=0.0, wgmma_dilation=0.0, mufu_spacing_cycles=H200.mufu_cycles)
+    none = dict.fromkeys(("tensor_interference", "mufu_interference", "mufu_interference_alone", "wgmma_dilation"), 0.0)
+    calm = replace(scene.device, **none, mufu_spacing_cycles=H200.mufu_cycles)
     replayed = run(replace(scene, device=calm))
     for unit in (U_TMA, U_TENSOR, U_MUFU, U_FMA):
         spans = lane(replayed, UNITS[unit])
@@ -167,7 +168,8 @@ def two_gemm_streams() -> Program:
     return trace(Kernel(gemms_only, "rows"), Workload(1, 1, 256, 128), Tile(128, 128, 1, 2), [(1, 0)])
 
 
-def test_a_next_gemm_into_other_registers_is_issued_when_the_one_before_has_executed():
+@pytest.mark.parametrize("depth", [2, 6, 32])
+def test_a_gemm_is_issued_as_the_queue_of_the_sm_takes_its_k_steps(depth):
     def body(cta, tile):
         K = cta.ring("K", tile.k_bytes, 1)
         cta.producer().tma(K[0])
@@ -178,14 +180,16 @@ def test_a_next_gemm_into_other_registers_is_issued_when_the_one_before_has_exec
             wg.free(K[0])
 
     program = trace(Kernel(body, "rows"), Workload(1, 1, 256, 128), Tile(64, 128, 1, 1), [(1, 0)])
-    replayed = replay([program], H200, MEMORY, None, 999)
+    replayed = replay([program], replace(H200, wgmma_queue_ksteps=depth), MEMORY, None, 999)
     spans, executed = lane(replayed, "WG0"), lane(replayed, "tensor cores")
     names = np.array(replayed.labels)
     issue = spans[(names[spans["label"]] == "O+=PV") & (spans["wait"] == 0)]
-    scores = executed[names[executed["label"]] == "S=QK^T"]
-    values = executed[names[executed["label"]] == "O+=PV"]
-    assert values["start"].min() == scores["end"].max() + H200.wgmma_issue_cycles  # none of its k steps is in the queue before
-    assert issue["end"].max() > scores["end"].max()
+    begin, each, steps = executed["start"].min(), 64, 16
+    last = issue["end"].max() - H200.wgmma_step_issue_cycles
+    if depth < steps:  # the last k step has room when so many before it have left the queue
+        assert last >= begin + (steps - 1 - depth) * each
+    assert last <= begin + max(steps - depth, 0) * each + steps * H200.wgmma_step_issue_cycles + 2 * H200.wgmma_issue_cycles
+    assert executed["end"].max() == begin + steps * each
 
 
 def test_results_go_to_shared_memory_slowly_beside_wgmma():
@@ -223,15 +227,15 @@ def test_arbitration_decides_how_two_warpgroups_take_turns(two_gemm_streams):
     assert turns[1] > turns[2] > turns[4] > turns[8] > 2
 
 
-@pytest.mark.parametrize("depth", [0, 1, 5, 32, 64, 1000])
+@pytest.mark.parametrize("depth", [0, 1, 2, 5, 32, 64, 1000])
 def test_any_queue_depth_keeps_the_tensor_cores_as_busy_as_two_streams_can(two_gemm_streams, depth):
-    """A depth beyond MAX_QUEUE, or below one, is cut to fit; two warpgroups that only issue never leave a gap."""
+    """A depth beyond MAX_QUEUE, or below one, is cut to fit; with room for two, warpgroups that only issue never leave a gap."""
     device = replace(H200, wgmma_queue_ksteps=depth)
     replayed = replay([two_gemm_streams], device, MEMORY, None, MANY_SPANS)
     assert_identical(replayed, interpret([two_gemm_streams], device, MEMORY))
     spans = lane(replayed, "tensor cores")
     assert replayed.busy[0, U_TENSOR] == 2 * 6 * 8 * 64
-    assert replayed.busy[0, U_TENSOR] >= 0.98 * (spans["end"].max() - spans["start"].min())
+    assert replayed.busy[0, U_TENSOR] >= (0.98 if depth > 1 else 0.6) * (spans["end"].max() - spans["start"].min())
 
 
 # -- deadlock -----------------------------------------------------------------------------------------------------------

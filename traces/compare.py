@@ -57,6 +57,7 @@ QUANTITIES = (
     Quantity("HBM read", "B", lambda run: run.traffic.total("hbm_read")),
     Quantity("HBM written", "B", _written),
     Quantity("L2 read", "B", lambda run: run.traffic.total("l2_read")),
+    Quantity("L2 lookups", "B", lambda run: run.traffic.l2_lookup_bytes),
     Quantity("L2 written", "B", lambda run: run.traffic.total("l2_write")),
     Quantity("L2 hit rate", "", lambda run: run.traffic.l2_hit_rate),
     Quantity("tensor cores", "", metrics.tensor_utilization),

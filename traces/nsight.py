@@ -19,6 +19,7 @@ from ..simulator.run import Activity, Bytes, Run, Traffic
 CYCLES = "sm__cycles_elapsed.max"
 HBM_READ, HBM_WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
 L2_READ_SECTORS, L2_WRITE_SECTORS = "lts__t_sectors_op_read.sum", "lts__t_sectors_op_write.sum"
+SECTOR_BYTES = 32
 L2_HIT_RATE = "lts__t_sector_hit_rate.pct"
 DELIVERED = "l1tex__m_xbar2l1tex_read_bytes.sum"
 MULTICAST = "l1tex__m_xbar2l1tex_read_bytes_mem_global_op_tma_ld_dest_multicast.sum"
@@ -137,7 +138,7 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
     """A measured run with what Nsight Compute counted for the kernels of one call.
 
     Cycles become the counted ones where they were, and utilisations busy cycles. L2 bytes are those that crossed between
-    SMs and L2, as the model counts them, a multicast once per cluster; the lookups in L2 (sectors) are fewer, since
+    SMs and L2, as the model counts them, a multicast once per cluster; the lookups in L2 (sectors) may be fewer, since
     requests of several SMs for a line merge. HBM writes leave out what was still dirty in L2 when the kernel ended.
     """
     if run.measurement is None:
@@ -163,6 +164,7 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
         hbm_read=whole(HBM_READ),
         hbm_write=whole(HBM_WRITE),
     )
+    lookups = round(counted[L2_READ_SECTORS] * SECTOR_BYTES) if L2_READ_SECTORS in counted else None
     hits = 1 - moved.hbm_read / moved.l2_read if moved.l2_read and moved.hbm_read is not None else None
     taken = replace(
         run.measurement,
@@ -174,6 +176,6 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
         run,
         cycles=cycles,
         activity=Activity(sms, busy(TENSOR), busy(MUFU), busy(ISSUE), busy(FMA), busy(ALU)),
-        traffic=Traffic({"all": moved}, hits, None, None),
+        traffic=Traffic({"all": moved}, hits, None, None, lookups),
         measurement=taken,
     )

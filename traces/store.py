@@ -24,9 +24,9 @@ from ..simulator.run import SPAN, Run
 from ..simulator.workload import Workload
 from .files import write_whole
 
-SCHEMA, VERSION = "fasim.recorded-run", 2
-ADDED = {2: ("trace_overhead",)}
-"""Version -> fields of a measurement that it added; older files leave them out, and they read as None."""
+SCHEMA, VERSION = "fasim.recorded-run", 3
+ADDED = {2: {"measurement": ("trace_overhead",)}, 3: {"traffic": ("l2_lookup_bytes",)}}
+"""Version -> fields that it added, by the part of a run they are in; older files leave them out, and they read as None."""
 SUFFIXES = (".run.json", ".run.json.gz")
 RECORDED = Path(__file__).parent / "recorded" / "runs"
 """The runs that come with the source."""
@@ -59,9 +59,9 @@ def load(path: Path) -> Run:
     if not isinstance(body, dict) or document.get("sha256") != _checksum(body):
         raise UsageError(f"run file {path} is damaged: its contents do not match its checksum; record it again")
     version = int(document["schema"].rpartition("/")[2])
-    if isinstance(body.get("measurement"), dict):
-        later = [name for number, names in ADDED.items() if number > version for name in names]
-        body["measurement"] = dict.fromkeys(later) | body["measurement"]
+    for part, names in ((part, names) for number, parts in ADDED.items() if number > version for part, names in parts.items()):
+        if isinstance(body.get(part), dict):
+            body[part] = dict.fromkeys(names) | body[part]
     try:
         return _run(body)
     except (TypeError, ValueError, KeyError, OverflowError) as error:

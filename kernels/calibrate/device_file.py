@@ -1,12 +1,13 @@
 """A device file's calibrated fields from the recordings: each by one formula, with spread, date and the run it came from.
 
-`DERIVATIONS` is the whole list. A field without one is a datasheet figure, a published one, or a judgement over several
-loops (the watts of each unit), and says so in the file. Needs neither GPU nor torch.
+`DERIVATIONS` is the whole list. A field without one is a datasheet figure or a published one, and says so in the file. The
+watts of each unit are one fit over many loops (power_fit.py). Needs neither GPU nor torch.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from statistics import NormalDist, mean, median
 
 from ...simulator.device import FIELDS, load_device
 from ...simulator.errors import UsageError
+from . import power_fit
 
 SCHEMA = "fasim.calibration/1"
 PLACE = "traces/recorded/calibration"
@@ -228,10 +230,43 @@ def _wgmma_latency(tensor: dict) -> Found:
     return Found(mean(fits) - issue, min(fits) - issue, max(fits) - issue, how)
 
 
-def _wgmma_queue(tensor: dict) -> Found:
-    steps, committed = len(_issued(tensor, "ss_n176_k32")), tensor["solo_issue"]["ss_n176_k32"]["committed"]
-    how = f"{steps} k steps of m64n176k16 ({steps * 88} cycles of work) are issued within {committed:.0f} cycles: no stall seen"
-    return Found(steps, steps, steps, how)
+def _wgmma_queue(tensor_cores: dict) -> Found:
+    """Of long chains: k steps not begun when the warp that lags issues the last one, itself included."""
+    waiting = []
+    for name, row in tensor_cores["solo"].items():
+        operands, width, steps = name.split("_")
+        if operands == "ss" and int(steps[1:]) >= 16:
+            each, count = int(width[1:]) / 2, int(steps[1:])
+            begun_at = row["waited"]["median"] - count * each - _wgmma_latency(tensor_cores).value
+            waiting.append(count - 1 - (row["committed"]["p95"] - begun_at) / each)
+    how = f"chains of 16 and 32 k steps, {len(waiting)} of them: steps not begun when the last of the four warps issues the last"
+    return Found(mean(waiting), min(waiting), max(waiting), how)
+
+
+def _mufu_interference(running: dict) -> Found:
+    """Of two running softmaxes, cycles per element from the narrowest to the widest tile, beside full tensor cores and alone."""
+    return _running_loss(running, 2, "two warpgroups' running softmax")
+
+
+def _mufu_interference_alone(running: dict) -> Found:
+    return _running_loss(running, 1, "one warpgroup's running softmax")
+
+
+def _running_loss(running: dict, softmaxes: int, what: str) -> Found:
+    cycles = {}
+    for name, case in running["cases"].items():
+        width, count, gemms = name.split("_")
+        if "softmax_cycles" in case and count == f"{softmaxes}softmax" and gemms in ("0gemm", "2gemm"):
+            cycles[gemms, int(width[1:])] = case["softmax_cycles"]["median"]
+    widths = sorted({width for _, width in cycles})
+
+    def lost(low: int, high: int) -> float:
+        alone, beside = (cycles[gemms, high] - cycles[gemms, low] for gemms in ("0gemm", "2gemm"))
+        return 1 - alone / beside
+
+    pairs = [lost(low, high) for low, high in pairwise(widths)]
+    how = f"{what}, cycles per element from N = {widths[0]} to {widths[-1]}, alone over beside full tensor cores"
+    return Found(lost(widths[0], widths[-1]), min(pairs), max(pairs), how)
 
 
 def _wgmma_arbitration(tensor: dict) -> Found:
@@ -382,22 +417,94 @@ def _setup(memory: dict, launch: dict) -> Found:
 
 
 def _droop(power: dict) -> Found:
-    loops = [entry for name, entry in power["workloads"].items() if name.startswith("gemm_qk")]
-    points = [(entry["tensor_utilisation"], entry["sm_mhz_burst"]) for entry in loops]
-    top = power["workloads"]["sleep"]["sm_mhz_burst"]
-    shares = [(1 - clock / top) / busy for busy, clock in points]
-    full = max(points)[1]
-    how = f"{full / 1000:.3f} GHz of {top / 1000:.3f} in the first 30 ms of a full WGMMA stream; at lower activity, per unit of it"
-    return Found(1 - full / top, min(shares), max(shares), how)
+    shares, _ = power_fit.droop(power["workloads"])
+    how = f"GEMMs at the power limit run below the clock that NVML says was asked for, median of {len(shares)}"
+    return Found(median(shares), min(shares), max(shares), how)
+
+
+def _droop_activity(power: dict) -> Found:
+    _, activity = power_fit.droop(power["workloads"])
+    return Found(activity, activity, activity, "fits the GEMMs below the power limit, at 7 to 46 % tensor activity")
+
+
+def _power_term(term: str, what: str, unit: float = 1.0) -> Callable[[dict], Found]:
+    """One energy of the fit over all workloads, with its range when each workload in turn is left out."""
+
+    def formula(power: dict) -> Found:
+        found, without = power_fit.fit(power["workloads"]), power_fit.spread(power["workloads"])
+        low, high = (side(each.terms[term] for each in without) for side in (min, max))
+        how = f"least squares over {len(found.errors)} workloads, rms {found.rms:.1%}: {what}"
+        if unit == 1.0:
+            return Found(found.terms[term], low, high, how)
+        value = found.terms[term]
+        return Found(value, value, value, f"{how}; {low / unit:.1f} to {high / unit:.1f} pJ/B with any one left out")
+
+    return formula
+
+
+def _bf16_ratio(power: dict) -> Found:
+    found, without = power_fit.fit(power["workloads"]), power_fit.spread(power["workloads"])
+    ratios = [each.terms["bf16"] / each.terms["tensor"] for each in without]
+    return Found(found.terms["bf16"] / found.terms["tensor"], min(ratios), max(ratios), "the same fit: bf16 tiles over fp16")
+
+
+def _voltage_floor(power: dict) -> Found:
+    found = power_fit.fit(power["workloads"])
+    near = [floor / 100 for floor in range(96) if power_fit.fit(power["workloads"], floor=floor / 100).rms < 1.1 * found.rms]
+    how = f"the same fit: the least rms, {found.rms:.1%}, within a tenth of it in the range"
+    return Found(found.floor, min(near), max(near), how)
+
+
+def _overshoot(power: dict) -> Found:
+    ratios = [watts / power["power_limit_watts"] for watts in power_fit.limited(power["workloads"])]
+    how = f"watts of {len(ratios)} GEMM streams at the limit over the limit, 0.5 to 1.5 s into the load, median"
+    return Found(median(ratios), min(ratios), max(ratios), how)
+
+
+def _burst_power(power: dict) -> Found:
+    workloads = power["workloads"]
+    shares, _ = power_fit.droop(workloads)
+    needed = power_fit.bursts(workloads, power_fit.fit(workloads), median(shares))
+    how = f"first 30 ms of {len(needed)} GEMM streams: half of the excess over it, in logarithms, is given up"
+    return Found(median(needed), min(needed), max(needed), how)
 
 
 def _idle(power: dict) -> Found:
-    watts = power["workloads"]["sleep"]["watts_instant_sustained"]
+    watts = power["workloads"]["sleep"]["watts_instant_settled"]
     return Found(watts, watts, watts, "a kernel that sleeps")
 
 
-JUDGED = ("tensor_w", "issue_w", "mufu_w", "smem_w", "l2_w", "hbm_joules_per_byte", "voltage_floor")
-"""Fields that recordings bear on, but that several loops share: a judgement, in words in the file, not a formula."""
+def _l2_lookup_rate(loaded: dict) -> Found:
+    rates = [row["bytes_per_clk_chip"] for row in loaded["hit"]["by_interval"].values()]
+    full = [rate for rate in rates if rate > 0.97 * max(rates)]
+    return Found(max(full), min(full), max(full), "TMA of all SMs, each on its own way through the same 16 MiB")
+
+
+def _l2_sharing(loaded: dict) -> Found:
+    """Slope of the lookups against the number of SMs, both in logarithms, where SMs are apart by half a K/V block or so."""
+    seen = {}
+    for name, lookups in loaded["lookups"].items():
+        sms, jitter = map(int, name.split("_"))
+        if sms > 1:
+            seen.setdefault(jitter, []).append(-math.log(lookups) / math.log(sms))
+    apart = seen[max(seen)]
+    how = f"lookups over deliveries of 2 to 132 SMs that read the same tiles within {max(seen):,} cycles"
+    return Found(mean(apart), min(apart), max(apart), how)
+
+
+def _queue(kind: str, what: str) -> Callable[[dict], Found]:
+    def formula(loaded: dict) -> Found:
+        rows = list(loaded[kind]["by_interval"].values())
+        rate, least = max(row["bytes_per_clk_chip"] for row in rows), min(row["mean_latency"] for row in rows)
+        pairs = [(row["bytes_per_clk_chip"] / rate, row["mean_latency"] - least) for row in rows]
+        pairs = [(u / (2 * (1 - u)), waited) for u, waited in pairs if u < 0.9]
+        slope = sum(x * waited for x, waited in pairs) / sum(x * x for x, _ in pairs)
+        worst = max(abs(waited - slope * x) for x, waited in pairs)
+        how = f"32 KiB by TMA that {what}, all SMs, {len(pairs)} rates up to 0.9 of the highest: within {worst:.0f} cycles of it"
+        return Found(slope, slope, slope, how)
+
+    return formula
+
 
 DERIVATIONS = (
     Derivation("hbm_efficiency", ("memory",), _hbm_efficiency, 3),
@@ -405,6 +512,10 @@ DERIVATIONS = (
     Derivation("l2_effective_fraction", ("l2_capacity",), _l2_fraction, 3),
     Derivation("l2_spread", ("l2_capacity",), _l2_spread, 3),
     Derivation("l2_bytes_per_cycle", ("memory",), _l2_rate),
+    Derivation("l2_lookup_bytes_per_cycle", ("loaded",), _l2_lookup_rate),
+    Derivation("l2_sharing", ("loaded",), _l2_sharing, 2),
+    Derivation("l2_queue_cycles", ("loaded",), _queue("hit", "hit L2")),
+    Derivation("hbm_queue_cycles", ("loaded",), _queue("miss", "miss L2")),
     Derivation("l2_bytes_per_cycle_per_sm", ("memory",), _l2_rate_of_one, 1),
     Derivation("l2_hit_latency_cycles", ("memory",), _l2_latency),
     Derivation("tma_latency_cycles", ("memory",), _tma_latency),
@@ -419,6 +530,8 @@ DERIVATIONS = (
     Derivation("wgmma_latency_cycles", ("tensor_cores",), _wgmma_latency),
     Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
     Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
+    Derivation("mufu_interference", ("running",), _mufu_interference, 2),
+    Derivation("mufu_interference_alone", ("running",), _mufu_interference_alone, 2),
     Derivation("tensor_interference", ("contention",), _mean_of(0, "rate a softmax loses per tensor cycle of WGMMA beside it"), 2),
     Derivation("smem_interference", ("contention",), _smem_interference, 2),
     Derivation("wgmma_dilation", ("contention",), _mean_of(2, "two GEMM streams beside softmax over their cycles at the peak"), 3),
@@ -439,5 +552,19 @@ DERIVATIONS = (
     Derivation("cta_launch_cycles", ("launch",), _cta_launch),
     Derivation("setup_cycles", ("memory", "launch"), _setup),
     Derivation("tensor_clock_droop", ("power",), _droop, 3),
+    Derivation("tensor_droop_activity", ("power",), _droop_activity, 2),
+    Derivation("power_limit_overshoot", ("power",), _overshoot, 3),
+    Derivation("burst_w", ("power",), _burst_power),
     Derivation("idle_w", ("power",), _idle, 1),
+    Derivation("tensor_w", ("power",), _power_term("tensor", "GEMMs of fp16 tiles that are new every time")),
+    Derivation("tensor_bf16_ratio", ("power",), _bf16_ratio, 3),
+    Derivation("issue_w", ("power",), _power_term("issue", "softmax without exp2")),
+    Derivation("mufu_w", ("power",), _power_term("mufu", "softmax and its exp2 alone, less issue")),
+    Derivation("smem_w", ("power",), _power_term("smem", "16-byte reads with their registers; part of WGMMA's operands")),
+    Derivation("l2_joules_per_byte", ("power",), _power_term("l2", "TMA of tiles, with or without GEMMs", 1e-12), 13),
+    Derivation(
+        "l2_lookup_joules_per_byte", ("power",), _power_term("l2_lookup", "the same, SMs in step or apart, lookups counted", 1e-12), 13
+    ),
+    Derivation("hbm_joules_per_byte", ("power",), _power_term("hbm", "TMA of 2 GiB, and a copy, less L2", 1e-12), 13),
+    Derivation("voltage_floor", ("power",), _voltage_floor, 2),
 )

@@ -6,15 +6,11 @@ heads at once), and `disjoint` (each SM its own slice). Two launches of each, wi
 difference over four is one warm traversal.
 """
 
-import csv
-import io
 import os
-import shutil
-import subprocess
-import sys
 
 from .harness import SM_COUNT_H200, Module, parse_out, tensor_map_2d, write
 from .memory import COLS, MEBIBYTE, STAGE_BYTES, matrix, source
+from .profiler import counters
 
 SIZES_MIB = (8, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 64, 80, 96, 128)
 PATTERNS = {"same": 1, "four_groups": 4, "disjoint": SM_COUNT_H200}
@@ -49,19 +45,9 @@ def launch_all():
 
 
 def profile():
-    """Run the child under ncu; returns a list of {metric: value}, one per launch."""
-    command = [shutil.which("ncu"), "--clock-control", "none", "--csv", "--page", "raw", "--kernel-name", "tma_stream"]
-    command += ["--metrics", ",".join(METRICS.values()), sys.executable, "-m", __spec__.name, "--out", "/tmp"]
-    done = subprocess.run(command, env=os.environ | {CHILD: "1"}, capture_output=True, text=True, check=True)
-    start = done.stdout.index('"ID"')
-    rows = list(csv.DictReader(io.StringIO(done.stdout[start:])))
-    units, rows = rows[0], rows[1:]
-    scale = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
-    number = {
-        name: (lambda row, m=metric: float(row[m].replace(",", "")) * scale.get(units[m], 1))
-        for name, metric in METRICS.items()
-    }
-    return [{name: read(row) for name, read in number.items()} for row in rows]
+    """A {name: value} per launch, counted under ncu."""
+    seen = counters(__spec__.name, CHILD, "tma_stream", list(METRICS.values()))
+    return [{name: row[metric] for name, metric in METRICS.items()} for row in seen]
 
 
 def main():

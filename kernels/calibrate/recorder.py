@@ -14,8 +14,8 @@ from ..measure import require_gpu
 from ..validation.check import MissingTool
 
 BENCHMARKS = (
-    "tensor_cores", "pipes", "softmax", "contention", "pipes_contended", "switching", "pace", "mma_sync", "memory", "l2_capacity",
-    "launch", "power",
+    "tensor_cores", "pipes", "softmax", "contention", "running", "pipes_contended", "switching", "pace", "mma_sync",
+    "memory", "l2_capacity", "loaded", "launch", "power",
 )  # fmt: skip
 """In the order they run; power last, since it heats the board."""
 TIMEOUT_S = 600
