@@ -75,7 +75,7 @@ def predict(
         activity = Activity(
             sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
         )
-        state = sustained(gpu, _rates(traffic, busy, cycles, gpu), clock_hz)
+        state = sustained(gpu, _rates(traffic, busy, cycles, gpu, workload.dtype), clock_hz)
         settled = load.near(previous) and abs(state.clock_hz / clock - 1) < SETTLED
         clock = state.clock_hz
         if settled:
@@ -323,7 +323,7 @@ def _replay_all(
     return int(np.ceil(max(cycles, len(grids) * launch + at_bandwidth))), busy
 
 
-def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device) -> Rates:
+def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device, dtype: str) -> Rates:
     per_sm = busy / (cycles * device.sms)
     return Rates(
         tensor=per_sm[U_TENSOR],
@@ -332,6 +332,8 @@ def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device) -> R
         smem_bytes_per_cycle=per_sm[U_SMEM],
         l2_bytes_per_cycle=(traffic.total("l2_read") + traffic.total("l2_write")) / cycles,
         hbm_bytes_per_cycle=(traffic.total("hbm_read") + traffic.total("hbm_write")) / cycles,
+        l2_lookup_bytes_per_cycle=(traffic.l2_lookup_bytes + traffic.total("l2_write")) / cycles,
+        dtype=dtype,
     )
 
 
