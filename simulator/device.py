@@ -42,6 +42,7 @@ class Device:
     l2_partitions: int = _quantity("count")
     l2_effective_fraction: float = _quantity("ratio", most=1.5)  # reuse distance over capacity where half the reads hit
     l2_spread: float = _quantity("ratio", least=0.0, most=1.0)  # standard deviation of that distance over L2's sets
+    l2_ways: int = _quantity("count")  # lines of a set, where slices of rows fall into sets by chance
     l2_bytes_per_cycle: float = _quantity("B/cycle")  # reads that hit, shared by many SMs, the whole chip
     l2_lookup_bytes_per_cycle: float = _quantity("B/cycle")  # reads that hit, no two SMs the same line at a time
     l2_sharing: float = _quantity("ratio", least=0.0, most=0.99)  # g SMs that read a line at a time look it up g^(1 - this) times
@@ -93,10 +94,16 @@ class Device:
     dependent_latency_cycles: int = _quantity("cycles")
     shuffle_latency_cycles: int = _quantity("cycles")
     mufu_latency_cycles: int = _quantity("cycles")
+    vote_cycles: int = _quantity("cycles", least=0)  # compare, vote of a warp and branch on it
+    divide_cycles: int = _quantity("cycles", least=0)  # 32 bits by a run-time value
+    fetch_cycles: float = _quantity("cycles", least=0.0)  # added to an instruction that the nearest instruction caches have lost
+    fetch_latency_cycles: int = _quantity("cycles", least=0)  # the first wait of such a run
 
     # synchronisation and launch
     mbarrier_arrive_cycles: int = _quantity("cycles")
     mbarrier_wait_cycles: int = _quantity("cycles")
+    mbarrier_ready_cycles: int = _quantity("cycles")  # try_wait on a completed phase until the branch on it
+    draw_latency_cycles: int = _quantity("cycles")  # atomicAdd on global memory, with its result
     named_barrier_cycles: int = _quantity("cycles")
     cluster_arrive_cycles: int = _quantity("cycles", least=0)  # an mbarrier arrival on another SM of the cluster
     tma_issue_cycles: int = _quantity("cycles", least=0)  # the producer's issue of one TMA load

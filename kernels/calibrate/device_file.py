@@ -166,6 +166,29 @@ def _l2_spread(l2: dict) -> Found:
     return Found(spread, spread, spread, "a normal distribution through the misses at 28 and 32 MiB")
 
 
+def _ways_of(misses: Mapping[int, float]) -> int:
+    """Lines of a set in a cache of about 30 MiB that loses lines as recorded, {MiB: share missed}, if their sets are chance."""
+
+    def worst(ways: int, quarters: int) -> float:
+        off = []
+        for mib, missed in misses.items():
+            load = ways * mib * 4 / quarters
+            kept = sum(math.exp(-load) * load**k / math.factorial(k) for k in range(ways))
+            off.append(abs(1 - kept - missed))
+        return max(off)
+
+    return min((worst(ways, quarters), ways) for ways in range(8, 41) for quarters in range(116, 125))[1]
+
+
+def _l2_ways(sets: dict) -> Found:
+    found = {}
+    for width in (256, 512):
+        misses = {int(size[:-3]): seen["warm_over_size"] for size, seen in sets[f"slice_{width}"].items()}
+        found[width] = _ways_of(misses)
+    how = f"misses of slices of 4 KiB rows, 16 to 40 MiB, as if sets were chance: {found[256]} by 256 bytes, {found[512]} by 512"
+    return Found(found[256], min(found.values()), max(found.values()), how)
+
+
 def _l2_rate(memory: dict) -> Found:
     rates = [memory["streams"][f"{mib}MiB_132sm_8stages_four_groups"]["bytes_per_clk_chip"] for mib in (8, 16)]
     return Found(mean(rates), min(rates), max(rates), "TMA of 132 SMs in four groups that read the same tiles, as four heads do")
@@ -376,6 +399,32 @@ def _mufu_spacing(softmax: dict) -> Found:
     return Found(alone, min(alone, two), max(alone, two), how)
 
 
+def _chain(formula: Callable[[Mapping[str, float]], float], how: str) -> Callable[[dict], Found]:
+    def found(chains: dict) -> Found:
+        value = formula(chains["cycles"])
+        return Found(value, value, value, how)
+
+    return found
+
+
+def _draw(chains: dict) -> Found:
+    return _one(chains["draw_cycles"]["alone"], "one CTA alone, over the SMs")
+
+
+def _cold(fetch: dict, at: str) -> tuple[float, float]:
+    """(first wait, cycles an instruction beyond its own) of a straight run behind `at` of other code, one warpgroup."""
+    cycles = dict(zip(fetch["instructions"], fetch["cases"]["one_warpgroup"][at]["cycles"][0], strict=True))
+    return cycles[64] - cycles[32] - 32, (cycles[2048] - cycles[128]) / (2048 - 128) - 1
+
+
+def _fetch(number: int, how: str) -> Callable[[dict], Found]:
+    def found(fetch: dict) -> Found:
+        near = [_cold(fetch, f"{kib}KiB")[number] for kib in (8, 16, 32, 64)]
+        return Found(median(near), min(near), max(near), f"{how}; {_cold(fetch, '192KiB')[number]:.1f} behind 192 KiB, out of L2")
+
+    return found
+
+
 def _mbarrier_wait(launch: dict) -> Found:
     return _one(launch["barriers"]["mbarrier_try_wait_ready_cycles"], "try_wait on a completed phase")
 
@@ -511,6 +560,7 @@ DERIVATIONS = (
     Derivation("hbm_latency_cycles", ("memory",), _hbm_latency),
     Derivation("l2_effective_fraction", ("l2_capacity",), _l2_fraction, 3),
     Derivation("l2_spread", ("l2_capacity",), _l2_spread, 3),
+    Derivation("l2_ways", ("l2_sets",), _l2_ways),
     Derivation("l2_bytes_per_cycle", ("memory",), _l2_rate),
     Derivation("l2_lookup_bytes_per_cycle", ("loaded",), _l2_lookup_rate),
     Derivation("l2_sharing", ("loaded",), _l2_sharing, 2),
@@ -544,8 +594,18 @@ DERIVATIONS = (
     Derivation("dependent_latency_cycles", ("pipes",), _latency("FFMA", "FADD", "FMNMX", "F2FP")),
     Derivation("shuffle_latency_cycles", ("pipes",), _latency("SHFL.BFLY")),
     Derivation("mufu_latency_cycles", ("pipes",), _latency("MUFU.EX2")),
+    Derivation("vote_cycles", ("chains",), _chain(lambda c: c["vote_branch"] - c["multiply"], "dependent ISETP, VOTE and BRA")),
+    Derivation("divide_cycles", ("chains",), _chain(lambda c: c["divide"], "dependent 32-bit divisions of one warp")),
+    Derivation("fetch_cycles", ("fetch",), _fetch(1, "straight run of FFMA behind 8 to 64 KiB of other code, an instruction"), 2),
+    Derivation("fetch_latency_cycles", ("fetch",), _fetch(0, "the same runs, cycles lost between instructions 32 and 64")),
     Derivation("mbarrier_arrive_cycles", ("launch",), _mbarrier_arrive),
     Derivation("mbarrier_wait_cycles", ("launch",), _mbarrier_wait),
+    Derivation(
+        "mbarrier_ready_cycles",
+        ("chains",),
+        _chain(lambda c: c["barrier_ready"] - c["compare_branch"] + c["multiply"], "try_wait and branch less the branch"),
+    ),
+    Derivation("draw_latency_cycles", ("chains",), _draw),
     Derivation("named_barrier_cycles", ("launch",), _named_barrier),
     Derivation("tma_issue_cycles", ("memory",), _tma_issue),
     Derivation("kernel_launch_cycles", ("launch",), _kernel_launch),
