@@ -622,9 +622,7 @@ DERIVATIONS = (
     Derivation("mufu_w", ("power",), _power_term("mufu", "softmax and its exp2 alone, less issue")),
     Derivation("smem_w", ("power",), _power_term("smem", "16-byte reads with their registers; part of WGMMA's operands")),
     Derivation("l2_joules_per_byte", ("power",), _power_term("l2", "TMA of tiles, with or without GEMMs", 1e-12), 13),
-    Derivation(
-        "l2_lookup_joules_per_byte", ("power",), _power_term("l2_lookup", "the same, SMs in step or apart, lookups counted", 1e-12), 13
-    ),
+    Derivation("l2_lookup_joules_per_byte", ("power",), _power_term("l2_lookup", "the same, SMs in step or apart", 1e-12), 13),
     Derivation("hbm_joules_per_byte", ("power",), _power_term("hbm", "TMA of 2 GiB, and a copy, less L2", 1e-12), 13),
     Derivation("voltage_floor", ("power",), _voltage_floor, 2),
 )

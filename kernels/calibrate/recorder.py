@@ -60,5 +60,5 @@ def require(chosen: Sequence[str] = BENCHMARKS) -> None:
             missing = True
         if missing:
             raise MissingTool(f"the microbenchmarks need {package}, which is not installed: pip install 'fasim[kernels]'")
-    if {"l2_capacity", "l2_sets"} & set(chosen):
+    if {"l2_capacity", "l2_sets", "power"} & set(chosen):
         counters.require()
