@@ -34,12 +34,12 @@ template <int COUNT> struct Ring {
 constexpr int TURN_BARRIER = 1;
 constexpr int WARPGROUP = 128;
 
-// Consumer warpgroups pass the tensor cores round; warpgroup 0 has the first turn. A thread's warpgroup is 1 + its rank.
+// Consumer warpgroups pass the tensor cores round; warpgroup 0 has the first turn.
 struct Baton {
   int rank;
   __device__ __forceinline__ void start() const {
     if (rank == CONSUMERS - 1) give();
   }
   __device__ __forceinline__ void take() const { barrier_sync(TURN_BARRIER + rank, 2 * WARPGROUP); }
-  __device__ __forceinline__ void give() const { barrier_arrive(TURN_BARRIER + thread_id() / WARPGROUP % CONSUMERS, 2 * WARPGROUP); }
+  __device__ __forceinline__ void give() const { barrier_arrive(TURN_BARRIER + (rank + 1 == CONSUMERS ? 0 : rank + 1), 2 * WARPGROUP); }
 };
