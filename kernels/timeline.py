@@ -13,7 +13,7 @@ import numpy as np
 
 from ..simulator.errors import UsageError
 from ..simulator.run import Run
-from ..traces.kernel_trace import CAPACITY, ROWS, recording
+from ..traces.kernel_trace import BLOCKS, ROWS, SLOTS, recording
 from .cuda.config import SCHEDULES, config_for
 from .plan import Entry
 
@@ -40,15 +40,15 @@ class Traced:
             device = q.get_device()
             strides = (q.stride(), k.stride(), v.stride())
             self.plan = Plan(kernel_for(self.config, device), tuple(q.shape), tuple(k.shape), strides, device)
-            self.buffer = torch.zeros((self.plan.grid, ROWS, CAPACITY), dtype=torch.int64, device=q.device)
+            self.buffer = torch.zeros((self.plan.grid, ROWS, BLOCKS, SLOTS), dtype=torch.int32, device=q.device)
         return self.plan.run(q, k, v, 1 / math.sqrt(q.shape[3]), trace=self.buffer)
 
     def stamps(self, q, k, v) -> np.ndarray:
-        """What one call leaves: uint64 of (CTAs, ROWS, CAPACITY)."""
+        """What one call leaves: uint32 of (CTAs, ROWS, BLOCKS, SLOTS)."""
         self(q, k, v)
         self.buffer.zero_()
         self(q, k, v)
-        return self.buffer.cpu().numpy().view(np.uint64)
+        return self.buffer.cpu().numpy().view(np.uint32)
 
 
 def record(bench: Bench, entry: Entry) -> Run:

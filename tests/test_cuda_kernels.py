@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from fasim.kernels import build
 from fasim.kernels.calibrate import sass
 from fasim.kernels.cuda import catalog
-from fasim.kernels.cuda.config import SCHEDULES, config_for, variants
+from fasim.kernels.cuda.config import HEAD_DIMS, SCHEDULES, config_for, variants
 from fasim.simulator.device import load_device
 from fasim.simulator.predict import default_tile
 from fasim.simulator.workload import Workload
@@ -25,7 +26,12 @@ TAKES_TURNS = {"pingpong", "fa3"}
 TURN = f"{2 * WARPGROUP:#x}"
 """Threads of a turn's named barrier: the warpgroup that gives it and the one that takes it."""
 CONFIGS = [config for config in variants() if config.schedule not in catalog.missing()]
-TRACED = [config_for(schedule, "fp16", 128, True, trace=True) for schedule in SCHEDULES if schedule not in catalog.missing()]
+TRACED = [
+    config_for(schedule, "fp16", head_dim, True, trace=True)
+    for schedule in SCHEDULES
+    for head_dim in HEAD_DIMS
+    if schedule not in catalog.missing()
+]
 each = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name.replace(" ", "-"))
 
 
@@ -98,11 +104,18 @@ def test_it_takes_turns_by_named_barriers_if_its_schedule_does(code, config):
     assert gives or not waits
 
 
-@pytest.mark.parametrize("config", TRACED, ids=lambda config: config.schedule)
-def test_its_trace_build_compiles_to_another_kernel(compiled, config):
+@pytest.mark.parametrize("config", TRACED, ids=lambda config: config.name.replace(" ", "-"))
+def test_a_stamp_of_its_trace_build_is_a_clock_and_a_store_and_disturbs_nothing_else(compiled, config):
+    built, plain = compiled[config], compiled[replace(config, trace=False)]
+    assert isinstance(built, build.Built), built
+    assert (built.report.spill_bytes, built.report.stack_bytes, built.report.remarks) == (0, 0, ())
     if sass.disassembler() is None:
         pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
-    assert isinstance(compiled[config], build.Built), compiled[config]
-    plain = compiled[config_for(config.schedule, "fp16", 128, True)]
-    clocks = [sum("CLOCK" in operands for _, operands in instructions(each.cubin)) for each in (plain, compiled[config])]
-    assert clocks[0] == 0 < clocks[1]
+    clocks, stores, gemms = [], [], []
+    for cubin in (plain.cubin, built.cubin):
+        code = instructions(cubin)
+        clocks.append(sum("CLOCK" in operands for _, operands in code))
+        stores.append(sum(opcode.startswith("STG") for opcode, _ in code))
+        gemms.append([opcode for opcode, _ in code if opcode.startswith("HGMMA")])
+    assert clocks[0] == 0 < clocks[1] == stores[1] - stores[0]
+    assert gemms[0] == gemms[1]

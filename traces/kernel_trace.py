@@ -1,8 +1,8 @@
 """The in-kernel trace: stamps that a kernel built with TRACE left in memory (kernels/cuda/trace.cuh) -> spans of a Run.
 
-A stamp is 64 bits: the SM's clock counter (low 32), what has just happened (8), and the K/V block (24), counted over the
-kernel's life. A row holds the stamps of one warp role, a CTA four rows. What lies between two stamps of a row is the span
-of the later one; so spans fill a lane, and the stamps can be read back from them.
+A stamp is the low 32 bits of the SM's clock counter. Where it lies says what had just happened: a CTA has four rows, one of
+each warp role, a row BLOCKS blocks, counted over the kernel's life, and a block one slot for each label; 0 is no stamp. What
+lies between two stamps of a row is the span of the later one; so spans fill a lane, and the stamps can be read back from them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from ..simulator.errors import UsageError
 from ..simulator.run import SPAN, Lane
 
-ROWS, CAPACITY = 4, 4096
-"""Rows of a CTA (the producer, up to three consumer warpgroups), stamps of a row; as in trace.cuh."""
+ROWS, BLOCKS, SLOTS = 4, 1024, 16
+"""Rows of a CTA (the producer, up to three consumer warpgroups), K/V blocks of a row, slots of a block; as in trace.cuh."""
 STAMPS = {
     "LOAD_Q": "load Q",
     "LOAD_K": "load K",
@@ -29,12 +29,15 @@ STAMPS = {
     "STORE": "store O",
     "TAKE": "take turn",
     "GIVE": "give turn",
+    "OPEN": "take turn",
+    "CLOSE": "give turn",
 }
-"""Names of trace.cuh's enum in its order -> what the simulator calls it."""
-LABELS = tuple(STAMPS.values())
+"""Names of trace.cuh's enum in its order, which are the slots -> what the simulator calls it."""
+LABELS = tuple(dict.fromkeys(STAMPS.values()))
 _NAMES = tuple(STAMPS)
+_LABEL_OF = np.array([LABELS.index(name) for name in STAMPS.values()])
 _LOAD_Q, _STORE = _NAMES.index("LOAD_Q"), _NAMES.index("STORE")
-_WAITS = [_NAMES.index(name) for name in ("LOAD_Q", "LOAD_K", "LOAD_V", "SCORES_DONE", "VALUES_DONE", "TAKE")]
+_WAITS = [LABELS.index(STAMPS[name]) for name in ("LOAD_Q", "LOAD_K", "LOAD_V", "SCORES_DONE", "VALUES_DONE", "TAKE")]
 """Stamps behind a wait: what a warp did before them was mostly waiting (a load: for its buffer to be free)."""
 KEPT = 1000
 """Stamps of a row that are kept, in whole tiles; of the first tile at least its beginning."""
@@ -61,12 +64,12 @@ class _Row:
 
 
 def recording(words: np.ndarray, ctas: Sequence[int], consumers: int, keep: int = KEPT) -> Recording:
-    """Spans of the chosen CTAs of a trace buffer, uint64 of (CTAs, ROWS, CAPACITY).
+    """Spans of the chosen CTAs of a trace buffer, uint32 of (CTAs, ROWS, BLOCKS, SLOTS).
 
     Raises UsageError where the buffer has another shape, a chosen CTA has no stamp or an unknown one, or is not there.
     """
-    if words.ndim != 3 or words.shape[1:] != (ROWS, CAPACITY):
-        raise UsageError(f"a trace buffer is (CTAs, {ROWS}, {CAPACITY}) stamps, not {words.shape}")
+    if words.ndim != 4 or words.shape[1:] != (ROWS, BLOCKS, SLOTS):
+        raise UsageError(f"a trace buffer is (CTAs, {ROWS}, {BLOCKS}, {SLOTS}) stamps, not {words.shape}")
     lanes, parts = [], []
     for cta in ctas:
         if not 0 <= cta < len(words):
@@ -80,40 +83,36 @@ def recording(words: np.ndarray, ctas: Sequence[int], consumers: int, keep: int 
     return Recording(tuple(lanes), LABELS, np.concatenate(parts))
 
 
-def _read(words: np.ndarray, cta: int, row: int) -> _Row:
-    used = words.astype(np.uint64)
-    if (used == 0).any():
-        used = used[: int(np.argmax(used == 0))]
-    if not len(used):
-        raise UsageError(f"CTA {cta} left no stamp in row {row}: was the kernel built with TRACE, and had it work?")
-    clock = (used & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    label = ((used >> np.uint64(32)) & np.uint64(0xFF)).astype(np.int64)
-    block = (used >> np.uint64(40)).astype(np.int64)
-    if label.max() >= len(LABELS):
-        raise UsageError(f"CTA {cta} stamped {label.max()}, which is no label of this fasim's trace.cuh")
-    cycles = clock[0] + np.append(0, np.cumsum(np.diff(clock) % (1 << 32)))  # the counter wraps every few seconds
-    tile, first, whole = (_loaded if row == 0 else _consumed)(label, block)
-    outside = np.isin(label, (_LOAD_Q, _STORE))
-    kept = tile >= 0
-    return _Row(cycles[kept], label[kept], tile[kept], np.where(outside, -1, block - first)[kept], whole)
+def _read(stamps: np.ndarray, cta: int, row: int) -> _Row:
+    block, slot = np.nonzero(stamps)
+    if not len(block):
+        raise UsageError(
+            f"CTA {cta} left no stamp in row {row}: was the kernel built with TRACE, had the CTA work,"
+            f" and has its first tile at most {BLOCKS} K/V blocks?"
+        )
+    if slot.max() >= len(STAMPS):
+        raise UsageError(f"CTA {cta} stamped {slot.max()}, which is no label of this fasim's trace.cuh")
+    tile, first, whole = (_loaded if row == 0 else _consumed)(block, slot)
+    clock = stamps[block, slot].astype(np.int64)
+    steps = (np.diff(clock) + (1 << 31)) % (1 << 32) - (1 << 31)  # a wrapped counter, and slots not in order of time
+    cycles = clock[0] + np.append(0, np.cumsum(steps))
+    step = np.where(np.isin(slot, (_LOAD_Q, _STORE)), -1, block - first)
+    order = np.argsort(cycles, kind="stable")
+    return _Row(*(column[order] for column in (cycles, _LABEL_OF[slot], tile, step)), whole)
 
 
-def _consumed(label: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Each stamp's tile, the first block of that tile, and how many tiles end: with a STORE of their last block."""
-    ends = label == _STORE
-    tile = np.cumsum(ends) - ends
-    first = np.append(0, block[ends] + 1)
-    return tile, first[tile], int(ends.sum())
+def _consumed(block: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Each stamp's tile, the first block of that tile, and how many tiles end: a tile's last block has a STORE."""
+    ends = block[slot == _STORE]
+    tile = np.searchsorted(ends, block)
+    return tile, np.append(0, ends + 1)[tile], len(ends)
 
 
-def _loaded(label: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """The same for the producer, whose tiles begin with LOAD_Q; one that loads no block belongs to none (-1)."""
-    begins = label == _LOAD_Q
-    empty = begins & np.append(begins[1:], True)
-    kept = begins & ~empty
-    tile = np.where(empty, -1, np.cumsum(kept) - 1)
-    first = np.append(block[kept], 0)
-    return tile, first[tile], int(kept.sum())
+def _loaded(block: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The same for the producer: a tile's first block has a LOAD_Q."""
+    begins = block[slot == _LOAD_Q]
+    tile = np.searchsorted(begins, block, side="right") - 1
+    return tile, np.append(begins, 0)[tile], len(begins)
 
 
 def _cut(rows: list[_Row], keep: int) -> list[_Row]:

@@ -51,7 +51,10 @@ struct Producer {
   int kv_head = 0;
   int ticket = 0;  // lane 0's of the next tile
 
-  __device__ __forceinline__ void begin(const Tile& tile) { kv_head = tile.head / (problem.p.heads / problem.p.kv_heads); }
+  __device__ __forceinline__ void begin(const Tile& tile) {
+    kv_head = tile.head / (problem.p.heads / problem.p.kv_heads);
+    trace.begin(base, base + tile.blocks - 1);
+  }
 
   __device__ __forceinline__ void load_q(const Tile& tile) {
 #pragma unroll
@@ -127,6 +130,7 @@ struct Consumer {
     unmasked = first + tile().masked(problem.p, tile().m * BLOCK_M + rank * ROWS);
     started = false;
     rows.start();
+    trace.begin(first, last);
     return true;
   }
   __device__ __forceinline__ void end() {
@@ -139,13 +143,13 @@ struct Consumer {
   __device__ __forceinline__ void free_q() { shared.q[rank].free<1>(tiles); }
 
   // The tensor cores are this warpgroup's until it gives them on.
-  __device__ __forceinline__ void take(int j) {
+  __device__ __forceinline__ void take(int j, Label label = Label::TAKE) {
     turn.take();
-    trace.stamp(Label::TAKE, j);
+    trace.stamp(label, j);
   }
-  __device__ __forceinline__ void give(int j) {
+  __device__ __forceinline__ void give(int j, Label label = Label::GIVE) {
     turn.give();
-    trace.stamp(Label::GIVE, j);
+    trace.stamp(label, j);
   }
 
   // Issue S = Q K[j]^T.
@@ -196,6 +200,7 @@ struct Consumer {
     }
     grown = rows.online(S, P, problem.p.scale_log2, j == first, j < unmasked);
     trace.stamp(Label::SOFTMAX, j);
+    trace.seek(j + 1);
   }
   // Multiply O by exp2(old - new maximum) where the maximum has moved; no product may be in flight.
   __device__ __forceinline__ void rescale() {
@@ -284,7 +289,8 @@ __device__ __forceinline__ void run_producer(Producer& load) {
     index = ctas + (Work::QUEUED ? uniform(load.ticket) : index);
   }
   load.shared.work.announce(load.tiles, Tile{0, 0, 0, -1});
-  if (Work::QUEUED && uniform(draw(p.queue + 1)) == (int)gridDim.x - 1 && elected()) {  // every CTA has drawn its last: as before the launch
+  // The last CTA to have drawn its last leaves the queue as it was before the launch.
+  if (Work::QUEUED && uniform(draw(p.queue + 1)) == (int)gridDim.x - 1 && elected()) {
     p.queue[0] = 0;
     p.queue[1] = 0;
   }

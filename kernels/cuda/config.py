@@ -28,7 +28,7 @@ class KernelConfig:
     head_dim: int
     causal: bool
     tile: Tile
-    trace: bool = False  # stamps (warp, label, step, clock) into Params::trace
+    trace: bool = False  # stores the clock at each event into Params::trace
     fast_math: bool = False
 
     @property

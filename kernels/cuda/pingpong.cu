@@ -14,7 +14,7 @@ __device__ __forceinline__ void consume(Consumer& wg) {
   Scores S;
   Weights P;
   wg.wait_q();
-  wg.take(wg.first);
+  wg.take(wg.first, Label::OPEN);
   for (int j = wg.first; j <= wg.last; ++j) {
     wg.issue_scores(S, j);
     wg.give(j);  // the tensor cores are yours; I do softmax
@@ -28,7 +28,7 @@ __device__ __forceinline__ void consume(Consumer& wg) {
     wg.wait_values<0>(j);
     wg.free_v(j);
   }
-  wg.give(wg.last);
+  wg.give(wg.last, Label::CLOSE);
 }
 
 ATTENTION_FORWARD

@@ -5,7 +5,7 @@
 struct Params {
   float* lse;                 // (batch, heads, seqlen_q)
   int* queue;                 // next tile and CTAs done, both zero before and after a launch
-  unsigned long long* trace;  // see trace.cuh; null unless TRACE
+  u32* trace;                 // see trace.cuh; null unless TRACE
   int batch, heads, kv_heads, seqlen_q, seqlen_k;
   int m_tiles;                // query tiles of one head
   int section;                // heads walked together in the order "longest-first"
