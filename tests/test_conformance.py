@@ -384,6 +384,6 @@ def test_every_cuda_schedule_is_recorded():
     assert {store.load(path).schedule for path in RECORDED} == set(KERNELS)
 
 
-@pytest.mark.xfail(reason="recorded with stamps of 64 bits: 2 to 20 %; those of 32 cost 0 to 5, 6 on one; the aim is 5", strict=True)
+@pytest.mark.xfail(reason="recorded with 64-bit stamps, 2 to 20 %; those of 32 cost 0 to 5, 6 on one; the aim is 5", strict=True)
 def test_tracing_costs_little_on_every_recorded_shape():
     assert max(abs(store.load(path).measurement.trace_overhead) for path in RECORDED) < 0.05
