@@ -70,6 +70,7 @@ class State(NamedTuple):
     completions: np.ndarray  # when each barrier completed each generation
     group_ends: np.ndarray  # when each warp's WGMMA groups were complete
     tensors: np.ndarray  # TENSOR
+    fetched: np.ndarray  # (CTA slot, label): tile and step up to which the code is in the instruction caches
     sms: np.ndarray  # SM
     pipe_free: np.ndarray  # (SM, FMA ALU MUFU convert STSM)
     busy: np.ndarray  # (SM, unit)
@@ -181,7 +182,7 @@ def _execute(state, i, now, eight_bit):
         finished = _wait_for_stores(state, warp, row, now)
     elif op == DRAW:
         finished = True
-        warp["time"] = now + state.machine[0]["l2_latency"]
+        warp["time"] = now + state.machine[0]["draw_latency"]
     else:
         finished = _setup(state, warp, row, now)
     _note(state, warp["time"])
@@ -231,7 +232,11 @@ def _compute(state, warp, row, now):
     finished = warp["part"] == row["f"]
     if finished:
         warp["part"] = 0
-        end += row["target"] * machine["shuffle_latency"]
+        end += row["target"] * machine["shuffle_latency"] + row["j"] * machine["vote"] + row["k"] * machine["divide"]
+        code = (row["tile"] << 20) + row["step"] + 2
+        if row["i"] > 0 and state.fetched[warp["slot"], row["label"]] < code:  # who comes first fetches it for all
+            state.fetched[warp["slot"], row["label"]] = code
+            end += machine["fetch_latency"] + (row["i"] * machine["fetch_q10"] >> 10)
         end += machine["mufu_latency"] if row["c"] > 0 else machine["dependent"]
     _draw(state, warp["lane"], warp, row, 0, now, end)
     warp["time"] = end
@@ -313,6 +318,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
         sm["steps"] += 1
     else:
         warp["admitted"], now = 0, sm["served"]
+    sm["issuer"] = i + 1
 
     step = state.queues[i, (warp["queue_head"] + warp["queue_length"]) % MAX_QUEUE]
     step["cycles"], step["issued"], step["instruction"] = _k_step_cycles(machine, row, eight_bit), now, warp["pc"]
@@ -326,6 +332,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     if warp["part"] <= row["a"]:
         return False
     warp["part"] = 0
+    sm["issuer"] = 0
     warp["committed"] += 1
     _draw(state, warp["lane"], warp, row, 0, warp["since"], warp["time"])
     return True
@@ -378,13 +385,15 @@ def _serve_k_step(state, s, now):
 
 @_unit
 def _admit(state, s):
-    """The warp that has waited longest for room in the SM's queue has it now."""
-    chosen = -1
+    """Who waits for room in the SM's queue has it now: the warp that issued last, if it is amid a GEMM, or the longest waiting."""
+    chosen, issuer = -1, state.sms[s]["issuer"] - 1
     for i in range(state.warps.shape[0]):
         warp = state.warps[i]
         if warp["sm"] == s and warp["state"] == ON_QUEUE:
             if chosen < 0 or warp["target"] < state.warps[chosen]["target"]:
                 chosen = i
+    if issuer >= 0 and state.warps[issuer]["state"] == ON_QUEUE:
+        chosen = issuer
     if chosen >= 0:
         warp = state.warps[chosen]
         warp["state"], warp["admitted"] = READY, 1
@@ -643,6 +652,7 @@ def replay(
         completions=tables.completions,
         group_ends=tables.group_ends,
         tensors=tables.tensors,
+        fetched=np.zeros((len(programs), len(tables.labels)), np.int64),
         sms=tables.sms,
         pipe_free=tables.pipe_free,
         busy=tables.busy,

@@ -76,6 +76,7 @@ class Chip:
         self.queue_room = min(max(1, self.cycles.queue), MAX_QUEUE)
         self.l2, self.hbm = Server(), Server()
         self.last_event = 0
+        self.fetched: dict[tuple, tuple[int, int]] = {}  # (CTA, label) -> tile and step of the code in the instruction caches
         self.labels: dict[str, int] = {}
         self.lanes: list[Lane] = []
         self.spans: list[list[int]] = []
@@ -112,7 +113,8 @@ class Sm:
         self.wgmma_until = self.last_served = self.dense_until = 0
         self.owner: Warp | None = None
         self.pending = 0  # cycles of all k steps of the GEMMs under way
-        self.waiting: deque[Warp] = deque()  # for room in the queue
+        self.waiting: list[Warp] = []  # for room in the queue
+        self.issuer: Warp | None = None  # the last to issue a k step, while its GEMM has more
         self.turn = 0  # k steps the owner has had in a row
 
     def in_softmax(self, now: int) -> bool:
@@ -138,6 +140,10 @@ class Sm:
     def room(self) -> bool:
         """Whether the queue takes one more k step."""
         return sum(len(warp.queue) for warp in self.warps) < self.chip.queue_room
+
+    def admits(self, warp: Warp) -> bool:
+        """Whether a waiting warp has the room: who is amid a GEMM goes first, then who has waited longest."""
+        return self.room and warp is (self.issuer if self.issuer in self.waiting else self.waiting[0])
 
     def ready_at(self) -> int | None:
         """When the tensor cores can serve the next k step; None while all queues are empty."""
@@ -230,7 +236,7 @@ class Warp:
 
     def draw(self, ins: Instruction, now: int) -> int:
         """The next number of a queue in memory: there and back."""
-        return now + self.chip.cycles.l2_latency
+        return now + self.chip.cycles.draw_latency
 
     def compute(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Chunk by chunk: all instructions pass the issue port; each pipe works through its own."""
@@ -263,7 +269,11 @@ class Warp:
                 if name in UNITS:
                     self.chip.draw(name, self, ins, start, pipe.free)
             if chunk + 1 == ins.f:
-                end += ins.target * cycles.shuffle_latency
+                end += ins.target * cycles.shuffle_latency + ins.j * cycles.vote + ins.k * cycles.divide
+                code, place = (ins.tile, ins.step), (id(self.barriers), self.program.labels[ins.label])
+                if ins.i and self.chip.fetched.get(place, (-1, 0)) < code:  # who comes first fetches it for all
+                    self.chip.fetched[place] = code
+                    end += cycles.fetch_latency + (ins.i * cycles.fetch_q10 >> 10)
                 end += cycles.mufu_latency if counts["MUFU"] else cycles.dependent
             self.chip.draw("", self, ins, now, end)
             if chunk + 1 < ins.f:
@@ -284,9 +294,10 @@ class Warp:
         for step in range(k_steps):
             if not sm.room:
                 sm.waiting.append(self)
-                yield lambda: sm.room and sm.waiting[0] is self
-                sm.waiting.popleft()
+                yield lambda: sm.admits(self)
+                sm.waiting.remove(self)
                 now = sm.last_served
+            sm.issuer = self
             last = step + 1 == k_steps
             self.queue.append(SimpleNamespace(cycles=work, issued=now, ends_group=last, instruction=ins))
             sm.busy["smem bytes"] += operand_bytes
@@ -294,6 +305,7 @@ class Warp:
             now += cycles.wgmma_issue
             if not last:
                 yield now
+        sm.issuer = None
         self.groups += 1
         self.chip.draw("", self, ins, began, now)
         return now

@@ -58,11 +58,11 @@ def _record(text: str) -> np.dtype:
 
 
 MACHINE = _record(
-    "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency "
+    "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency vote divide "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_latency queue arbitration "
     "interference_q10 interference_sparse_q10 interference_alone_q10 smem_interference_q10 dilation_q10 "
-    "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency tma_latency hbm_latency tma_issue "
+    "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency tma_latency hbm_latency tma_issue "
     "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
 )
 """Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte)."""
@@ -81,11 +81,11 @@ BARRIER = _record("kind expected initial first_completion arrivals latest genera
 """One barrier: arrivals of the generation that is open, and how many are complete."""
 
 SM = _record(
-    "tensor_free tensor_owner tensor_run wgmma_until queued steps tickets served dense_until "
+    "tensor_free tensor_owner tensor_run wgmma_until queued steps tickets served issuer dense_until "
     "issue_free smem_free load_free store_free"
 )
 """One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of all k steps of the GEMMs under way, how
-many are in the queue, how often a warp had to wait for room in it, and when a k step left it."""
+many are in the queue, how often a warp had to wait for room in it, when a k step left it, and who is amid a GEMM's issue (its number and 1)."""
 
 K_STEP = _record("cycles ends_group issued instruction")
 """One queued k step of a WGMMA."""
@@ -111,6 +111,10 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "dependent": device.dependent_latency_cycles,
         "shuffle_latency": device.shuffle_latency_cycles,
         "mufu_latency": device.mufu_latency_cycles,
+        "fetch_q10": round(1024 * device.fetch_cycles),
+        "fetch_latency": device.fetch_latency_cycles,
+        "vote": device.vote_cycles,
+        "divide": device.divide_cycles,
         "tensor_flops": device.tensor_flops_per_cycle,
         "tensor_flops_8bit": int(device.tensor_flops_per_cycle * (device.fp8_ratio or 1)),
         "mma_flops_q10": round(device.tensor_flops_per_cycle * device.mma_sync_efficiency * 1024),
@@ -137,11 +141,12 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "l2_q20": _q20(memory.l2),
         "hbm_q20": _q20(memory.hbm),
         "l2_latency": round(device.l2_hit_latency_cycles + memory.l2_wait),
+        "draw_latency": device.draw_latency_cycles,
         "tma_latency": device.tma_latency_cycles,
         "hbm_latency": round(device.hbm_latency_cycles + memory.hbm_wait),
         "tma_issue": device.tma_issue_cycles,
         "mbarrier_arrive": device.mbarrier_arrive_cycles,
-        "mbarrier_wait": device.mbarrier_wait_cycles,
+        "mbarrier_wait": device.mbarrier_ready_cycles,
         "named_arrive": device.named_barrier_cycles,
         "named_wait": device.named_barrier_cycles,
         "cluster_arrive": device.cluster_arrive_cycles,

@@ -12,7 +12,7 @@ from .verbs import Barrier, BarrierKind, Cta, Op
 from .workload import Workload
 
 INSTRUCTION = np.dtype(
-    [(name, "i4") for name in "op label barrier target a b c d e f g h ring index step tile".split()],
+    [(name, "i4") for name in "op label barrier target a b c d e f g h i j k ring index step tile".split()],
 )
 """One instruction; what `a` to `h` mean is said at each Op in verbs.py."""
 
@@ -143,7 +143,8 @@ _OPERANDS = {
     Op.WGMMA: ("a k steps", "b m", "c n", "d A in registers"),
     Op.MMA: ("a k steps", "b m", "c n", "f SMEM bytes per step"),
     Op.WGMMA_WAIT: ("a groups may be outstanding",),
-    Op.COMPUTE: ("f chunks of", "a FMA", "b ALU", "c MUFU", "d convert", "e other", "g STSM", "h sparse", "target latencies"),
+    Op.COMPUTE: ("f chunks of", "a FMA", "b ALU", "c MUFU", "d convert", "e other", "g STSM", "h sparse", "target latencies",
+                 "i fetched", "j votes", "k divisions"),  # fmt: skip
 }
 
 

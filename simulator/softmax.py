@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 THREADS = 128
-CHUNK = 4
+CHUNK, STSM = 4, 8
+"""Elements of a chunk, and of one STSM.x4 of a thread."""
 STATISTICS = ("LSE", "l", "m")
 """Results of one fp32 number per row."""
 
@@ -33,36 +34,26 @@ class Phase:
     stsm: int = 0  # STSM.x4
     chunks: int = 1
     latencies: int = 0
+    fetched: int = 0  # instructions that the nearest instruction caches have lost; who comes first fetches them for all
+    votes: int = 0  # of the warp, with what is compared before and the branch behind
+    divisions: int = 0  # of integers, by run-time values
     sparse: bool = False  # bound by MUFU with little around it: WGMMA hardly notices
 
 
 # -- what a kernel does around its arithmetic ---------------------------------------------------------------------------
-# From the SASS of kernels/cuda (CUDA 13.0): chains of dependent instructions, each waiting a few cycles for the last, in units
-# of a shuffle's latency (24 cycles: also about an S2R, an LDS, a vote, or five dependent integer instructions).
-VOTE = 4
-"""Behind the weights: the last sums, two FSETP, the vote and the branches on it, on the mask and on the first block."""
-SCORES, VALUES = Phase(latencies=3, sparse=True), Phase(latencies=1, sparse=True)
-"""Before a GEMM: stage, phase and descriptors of the block, 12 uniform instructions in a row; most are shared by P V."""
+# From the SASS of kernels/cuda (CUDA 13.0): chains of dependent instructions, each waiting for the last. A "latency" is a
+# shuffle's (24 cycles: also about an LDS, two branches on a predicate, or five dependent integer instructions). Code that
+# runs once a tile comes from a cache behind the nearest ones, which the loop over blocks has filled: it counts as fetched.
+SCORES, VALUES = Phase(latencies=1, sparse=True), Phase(sparse=True)
+"""Before a GEMM, behind the wait for its block: stage and descriptors, in a row."""
 ADDRESS = Phase(latencies=8, sparse=True)
 """Before a TMA load: 40 instructions in a row, stage, phase, election and coordinates."""
-
-
-def lines(instructions: int) -> int:
-    """Latencies for the fetch of code that runs once a tile: one a cache line of eight instructions (provisional).
-
-    No microbenchmark of ours times instruction fetch. In the trace of fa3 (d128, 4 x 16 x 4096) an epilogue lasts 1,250
-    cycles, 500 more than its arithmetic, and d64 and d256 lie as far above theirs by their lines. The first warpgroup pays
-    more than the others, who find the code there: 1,390 and 1,180 cycles for the first softmax of a tile.
-    """
-    return -(-instructions // 8)
-
-
-SEND = Phase(other=32, latencies=4 + lines(32))
+SEND = Phase(other=32, latencies=3)
 """From staged rows to the TMA store: the fence, election, the tile read from shared memory, coordinates."""
-STATISTIC = Phase(fma=8, alu=16, other=8, latencies=4 + lines(32))
+STATISTIC = Phase(fma=8, alu=16, other=8, latencies=4, fetched=32)
 """A statistic's address, and its store from registers."""
-LOCATE = Phase(other=160, latencies=3 * 8 + lines(160))
-"""The producer's next tile: three integer divisions by run-time values, about 200 cycles each, and the post to the consumers."""
+LOCATE = Phase(other=160, divisions=3, fetched=160)
+"""The producer's next tile: three integer divisions by run-time values, and the post to the consumers."""
 NEXT_TILE = Phase(alu=20, other=40, latencies=6)
 """A consumer's next tile: free the post, wait for the next, read it, count its masked blocks."""
 
@@ -123,7 +114,7 @@ def rescale(tile) -> Phase:
 def normalize(tile, once: bool) -> list[Phase]:
     """Epilogue: share row sums in the quad, RCP and LG2 per row, FMUL of O. `once`: its code runs once a tile."""
     rows = rows_per_thread(tile)
-    scaled = replace(rescale(tile), latencies=once * lines(outputs_per_thread(tile)))
+    scaled = replace(rescale(tile), fetched=once * outputs_per_thread(tile))
     return [Phase(fma=2 * rows, other=2 * rows, mufu=2 * rows, latencies=3), scaled]
 
 
@@ -132,8 +123,8 @@ def stage_out(tile, name: str, once: bool) -> Phase:
     if name in STATISTICS:
         return STATISTIC if once else Phase(other=2 * rows_per_thread(tile))
     elements = outputs_per_thread(tile) if name == "O" else scores_per_thread(tile)
-    fetched = once * lines(elements // 2 + elements // CHUNK)
-    return Phase(convert=CHUNK // 2, other=1, stsm=1, chunks=_chunks(elements), latencies=1 + fetched)
+    fetched = once * (elements // 2 + elements // STSM + SEND.other)
+    return Phase(convert=STSM // 2, other=1, stsm=1, chunks=-(-elements // STSM), latencies=1, fetched=fetched)
 
 
 # -- the two softmaxes --------------------------------------------------------------------------------------------------
@@ -168,7 +159,7 @@ class Online:
 class Running:
     """Weights from the maximum of the blocks before: no exponential waits for a maximum, and O keeps its scale.
 
-    Per element FFMA, EX2, FADD and half an F2FP; per row FMUL, two FADD and FSETP, per block one VOTE, as compiled. A tile's
+    Per element FFMA, EX2, FADD and half an F2FP; per row FMUL, two FADD and FSETP, per block one vote, as compiled. A tile's
     first block has no maximum before it and takes the online way; then O is rescaled if the schedule says so.
     """
 
@@ -178,16 +169,35 @@ class Running:
     def block(self, tile, j: int, under_product: bool, rank: int = 0) -> tuple[list[Phase], list[Labelled]]:
         """P is converted at once, whatever runs."""
         weights = replace(_interleaved(exponentials(tile), [convert(tile)]), sparse=True)
-        first = rank == 0  # those behind it find the code in the cache
-        masked = [replace(mask(tile), latencies=first * lines(2 * scores_per_thread(tile)))] if tile.is_masked(j) else []
+        masked = [mask(tile)] if tile.is_masked(j) else []
         rows = rows_per_thread(tile)
-        bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=VOTE, sparse=True)
+        bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=2, votes=1, sparse=True)
+        fetched = self.is_new_code(j, tile.kv_blocks[-1], under_product) * _instructions(weights)
+        fetched += _instructions(*masked)  # a mask comes at a tile's end
         if 0 < j and j > tile.hidden(rank):
-            return [*masked, weights, bound], []
+            return _behind_fetch([*masked, weights, bound], fetched), []
         exact = scores_to_max(tile, masked=False)
-        exact[-2] = replace(exact[-2], latencies=2 + first * lines(scores_per_thread(tile)))
         tried = [weights, bound] if j > 0 else []
-        return [*masked, *tried, *exact, weights], [("rescale O", rescale(tile))]
+        phases = [*masked, *tried, *exact, weights]
+        return _behind_fetch(phases, fetched + _instructions(*exact)), [("rescale O", rescale(tile))]
+
+    def is_new_code(self, j: int, last: int, under_product: bool) -> bool:
+        """Whether block j is the first of its tile to run its copy of the code.
+
+        The first block has one of its own, the loop one, or two where a product reads one set of P while the next is
+        written; there an odd last block, which the loop over pairs leaves over, has its own as well.
+        """
+        return j <= 1 or (under_product and (j == 2 or (j == last and j % 2 == 1)))
+
+
+def _instructions(*phases: Phase) -> int:
+    """How many a thread executes."""
+    return sum(p.chunks * (p.fma + p.alu + p.mufu + p.convert + p.other) for p in phases)
+
+
+def _behind_fetch(phases: list[Phase], instructions: int) -> list[Phase]:
+    """The phases, the first of which waits for so many instructions."""
+    return [replace(phases[0], fetched=instructions), *phases[1:]]
 
 
 def _interleaved(base: Phase, hidden: list[Phase]) -> Phase:

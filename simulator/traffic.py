@@ -5,11 +5,11 @@ for a line at home elsewhere that partition keeps a copy; only when it has lost 
 when the home has lost the line does HBM deliver it. So data that all SMs read takes all of its size in each partition,
 and K and V of the heads in flight outgrow an H200's 60 MiB at 30 (measured: all of a 28 MiB buffer stays, none of 36).
 
-Within a partition the model is LRU over tiles, and lines fall into sets of `WAYS`. A buffer that is contiguous in memory
+Within a partition the model is LRU over tiles, and lines fall into sets of `l2_ways`. A buffer that is contiguous in memory
 fills all sets alike, so its cliff is sharp (`l2_effective_fraction` of the capacity in the mean, `l2_spread` its standard
 deviation). Attention's working set is pieces: of each head every so many rows, of each tensor what is in flight. Its lines
 fall into sets as if at random, and a set that got more than its share loses lines long before L2 as a whole is full: data
-that was read D bytes of other data ago is still there if fewer than WAYS of those lines fell into its set. So capacity is
+that was read D bytes of other data ago is still there if fewer than that many of those lines fell into its set. So capacity is
 not one number: L2 is cut into stripes, every tile has its share of its bytes in each, and the stripes keep different
 amounts of the most recent data. All stripes share one recency list, so an access costs O(1).
 
@@ -54,8 +54,6 @@ STRIPES = len(WEIGHTS)
 _SHARES = sum(WEIGHTS)
 _LOST = tuple(sum(WEIGHTS[:k]) for k in range(STRIPES + 1))  # by how many stripes have lost it: the smallest lose first
 
-WAYS = 16
-"""Lines of a set. No vendor figure and no microbenchmark of ours: what caches of this size usually have."""
 SM_SPREAD = 0.0005
 """Standard deviation of the SMs' pace: most pairs of two warpgroups' GEMMs last 0.16 to 0.21 % longer at the 95th than at
 the 5th percentile (traces/recorded/calibration/contention.json, n176; other pairs less, softmax beside a GEMM more)."""
@@ -133,10 +131,10 @@ def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
     at = [(lost + weight / 2) / _SHARES for lost, weight in zip(_LOST, WEIGHTS, strict=False)]
     if scattered:
         load = np.linspace(0.01, 4.0, 4000)  # other lines per line of capacity
-        others = WAYS * load
-        kept = np.zeros_like(load)  # fewer than WAYS of them in one set, Poisson
+        others = device.l2_ways * load
+        kept = np.zeros_like(load)  # fewer than a set holds of them in one set, Poisson
         term = np.exp(-others)
-        for k in range(WAYS):
+        for k in range(device.l2_ways):
             kept += term
             term = term * others / (k + 1)
         fractions = np.interp(at, 1.0 - kept, load) * min(1.0, device.l2_effective_fraction)

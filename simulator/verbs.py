@@ -28,7 +28,8 @@ class Op(IntEnum):
     WGMMA = 6  # asynchronous warpgroup GEMM, committed as one group; a=k steps, b=m, c=n, d=1 if A is in registers, e=k per step
     WGMMA_WAIT = 7  # until at most a groups of this warp are outstanding
     MMA = 8  # synchronous mma.sync GEMM; operands as WGMMA, f=SMEM bytes read per k step
-    COMPUTE = 9  # a=FMA, b=ALU, c=MUFU, d=convert, e=other, g=STSM per chunk, f=chunks, h=1 if sparse; `target`=latencies behind
+    COMPUTE = 9  # a=FMA, b=ALU, c=MUFU, d=convert, e=other, g=STSM per chunk, f=chunks, h=1 if sparse; `target`=latencies
+    # behind, i=instructions fetched, j=votes, k=divisions
     DRAW = 10  # the next number of a queue in memory
 
 
@@ -193,9 +194,9 @@ class Warp:
         if slot is not None and not slot.ring.full:
             rounds = -(-tile.store_bytes(name) // slot.ring.nbytes)
             phase = softmax.stage_out(tile, name, once=True)
-            for _ in range(rounds):
+            for number in range(rounds):
                 self._emit(Op.STORE_WAIT, f"claim {name}", slot, step=step)
-                part = replace(phase, chunks=-(-phase.chunks // rounds), latencies=-(-phase.latencies // rounds))
+                part = replace(phase, chunks=-(-phase.chunks // rounds), fetched=phase.fetched if number == 0 else 0)
                 self._compute(part, f"stage {name}", step)
                 self._compute(softmax.SEND, f"stage {name}", step)
                 self._emit(
@@ -299,18 +300,18 @@ class Warp:
         self._emit(
             Op.COMPUTE, label, None, step=step, target=phase.latencies,
             a=phase.fma, b=phase.alu, c=phase.mufu, d=phase.convert, e=phase.other, f=phase.chunks, g=phase.stsm,
-            h=int(phase.sparse),
+            h=int(phase.sparse), i=phase.fetched, j=phase.votes, k=phase.divisions,
         )  # fmt: skip
 
     def _emit(self, op: Op, label: str, slot: Slot | None, barrier: int = -1, target: int = 0,
               a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, g: int = 0, h: int = 0,
-              step: int = -1) -> None:  # fmt: skip
+              i: int = 0, j: int = 0, k: int = 0, step: int = -1) -> None:  # fmt: skip
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         cta = self.cta
         if slot is not None and step < 0:
             step = cta.tile.step(slot.ring.tensor, slot.index)
         self.code.append(
-            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, g, h, ring, index, step, cta.tile_number)
+            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, g, h, i, j, k, ring, index, step, cta.tile_number)
         )
 
 

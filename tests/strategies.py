@@ -203,7 +203,8 @@ class Consumer:
         if verb != "compute":
             getattr(self.warps, verb)(j)
             return
-        counts = {name: self.turns.randint(0, 6) for name in ("fma", "alu", "mufu", "convert", "other", "stsm", "latencies")}
+        pipes, chain = ("fma", "alu", "mufu", "convert", "other", "stsm"), ("latencies", "fetched", "votes", "divisions")
+        counts = {name: self.turns.randint(0, 6) for name in pipes + chain}
         counts["sparse"] = self.turns.random() < 0.5
         self.warps.compute("anything", Phase(**counts, chunks=self.turns.randint(1, 5)), j)
 
