@@ -87,7 +87,7 @@ def _phases(pair: Pair) -> RenderableType:
     order = f"{found.events:,} events of {found.warps} warps " + ("in the schedule's order" if found.holds else "compared:")
     lines = [Text(order), *(Text(f"not the schedule's order: {each}", "yellow") for each in found.differences)]
     if cost is not None:
-        each = "" if pair.stamp_cycles is None else f", about {pair.stamp_cycles:.0f} a stamp, which the measured phases include"
+        each = "" if pair.stamp_cycles is None else f", about {pair.stamp_cycles:.0f} a stamp; the measured phases are without"
         lines.append(Text(f"stamping costs the kernel {cost:+.1%} cycles{each}", "dim"))
     note = Text("Mean over warpgroups, per K/V block in the steady state of the first tile; first block and epilogue once.", "dim")
     return Group(Text(""), table, note, *lines)

@@ -389,9 +389,8 @@ def _admit(state, s):
     chosen, issuer = -1, state.sms[s]["issuer"] - 1
     for i in range(state.warps.shape[0]):
         warp = state.warps[i]
-        if warp["sm"] == s and warp["state"] == ON_QUEUE:
-            if chosen < 0 or warp["target"] < state.warps[chosen]["target"]:
-                chosen = i
+        if warp["sm"] == s and warp["state"] == ON_QUEUE and (chosen < 0 or warp["target"] < state.warps[chosen]["target"]):
+            chosen = i
     if issuer >= 0 and state.warps[issuer]["state"] == ON_QUEUE:
         chosen = issuer
     if chosen >= 0:

@@ -62,7 +62,8 @@ MACHINE = _record(
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_latency queue arbitration "
     "interference_q10 interference_sparse_q10 interference_alone_q10 smem_interference_q10 dilation_q10 "
-    "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency tma_latency hbm_latency tma_issue "
+    "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency "
+    "tma_latency hbm_latency tma_issue "
     "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
 )
 """Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte)."""
@@ -85,7 +86,8 @@ SM = _record(
     "issue_free smem_free load_free store_free"
 )
 """One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of all k steps of the GEMMs under way, how
-many are in the queue, how often a warp had to wait for room in it, when a k step left it, and who is amid a GEMM's issue (its number and 1)."""
+many are in the queue, how often a warp had to wait for room in it, when a k step left it, and the number, from 1, of the warp
+that is amid the issue of a GEMM."""
 
 K_STEP = _record("cycles ends_group issued instruction")
 """One queued k step of a WGMMA."""

@@ -143,8 +143,10 @@ _OPERANDS = {
     Op.WGMMA: ("a k steps", "b m", "c n", "d A in registers"),
     Op.MMA: ("a k steps", "b m", "c n", "f SMEM bytes per step"),
     Op.WGMMA_WAIT: ("a groups may be outstanding",),
-    Op.COMPUTE: ("f chunks of", "a FMA", "b ALU", "c MUFU", "d convert", "e other", "g STSM", "h sparse", "target latencies",
-                 "i fetched", "j votes", "k divisions"),  # fmt: skip
+    Op.COMPUTE: (
+        *("f chunks of", "a FMA", "b ALU", "c MUFU", "d convert", "e other", "g STSM", "h sparse"),
+        *("target latencies", "i fetched", "j votes", "k divisions"),
+    ),
 }
 
 

@@ -21,13 +21,15 @@ AIM = {
 }  # fmt: skip
 """Mean and worst error over the runs of our kernels that the model is to reach; shares in points."""
 REACHED = {
-    "cycles": (0.045, 0.22), "SM clock": (0.085, None), "time": (0.085, None), "HBM read": (0.053, None),
-    "HBM written": (0.05, None), "L2 read": (0.005, None), "L2 hit rate": (0.005, None), "tensor cores": (0.03, None),
-    "MUFU": (0.02, None), "issue slots": (0.02, None),
+    "cycles": (0.044, 0.18), "SM clock": (0.022, 0.09), "time": (0.026, 0.12), "HBM read": (0.037, 0.67),
+    "HBM written": (0.05, 0.17), "L2 read": (0.005, None), "L2 hit rate": (0.005, None), "tensor cores": (0.028, None),
+    "MUFU": (0.015, None), "issue slots": (0.013, None),
 }  # fmt: skip
 """What it has reached on 2026-11-21, on all runs and on the third held out: no change may fall behind it."""
-REVERSED = 13
-"""Pairs of schedules, of 109 whose times differ by more than 2 %, that are predicted the other way round."""
+REVERSED = 5
+"""Pairs of schedules, of 108 whose times differ by more than 2 %, that are predicted the other way round."""
+BLIND = ROOT / "traces" / "recorded" / "blind"
+"""Runs that nobody had looked at when the model was finished."""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,11 @@ def report(runs) -> Report:
     return compare_all(runs)
 
 
+@pytest.fixture(scope="module")
+def blind() -> Report:
+    return compare_all(store.load_folder(BLIND))
+
+
 def stale(run: Run) -> list[str]:
     """The files of the run's kernel that are no longer as they were when it was recorded."""
     known = run.measurement.sources
@@ -50,8 +57,9 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_every_recorded_run_is_of_todays_kernel(runs):
-    assert {name: stale(run) for name, run in runs.items() if stale(run)} == {}
+@pytest.mark.parametrize("folder", [store.RECORDED, BLIND, store.TIMELINES], ids=lambda folder: folder.name)
+def test_every_recorded_run_is_of_todays_kernel(folder):
+    assert {name: stale(run) for name, run in store.load_folder(folder).items() if stale(run)} == {}
 
 
 def test_a_run_of_ours_without_its_sources_would_not_go_unnoticed(runs):
@@ -117,11 +125,29 @@ def test_the_errors_of_our_kernels_are_no_larger_than_they_were(report, name, wh
     assert within(report, name, which, *REACHED[name])
 
 
-@pytest.mark.xfail(reason="the clock is 8 % high, free-running schedules settle in either of two alignments", strict=True)
-def test_the_errors_of_our_kernels_are_as_small_as_they_are_to_be(report):
-    assert all(within(report, name, which, *AIM[name]) for name in AIM for which in ("all", "unseen"))
+AIMED = [
+    pytest.param(name, marks=pytest.mark.xfail(reason="three free-running warpgroups at d64, overlap-3stage at d256", strict=True))
+    if name == "cycles"
+    else name
+    for name in AIM
+]
+
+
+@pytest.mark.parametrize("name", AIMED)
+def test_the_errors_of_our_kernels_are_as_small_as_they_are_to_be(report, name):
+    assert all(within(report, name, which, *AIM[name]) for which in ("all", "unseen"))
 
 
 def test_few_schedules_rank_otherwise_than_on_the_hardware(report):
     assert report.ranking.pairs >= 100
     assert len(report.ranking.reversed) <= REVERSED
+
+
+@pytest.mark.parametrize("name", AIM)
+def test_runs_that_nobody_had_looked_at_are_predicted_as_well(blind, name):
+    assert blind.count("all") == len(read(BLIND / "plan.toml")) == 40
+    assert within(blind, name, "all", *AIM[name])
+
+
+def test_schedules_of_those_runs_rank_as_on_the_hardware(blind):
+    assert blind.ranking.pairs >= 35 and not blind.ranking.reversed

@@ -21,7 +21,6 @@ from fasim.simulator.traffic import (
     PAIR,
     ROW,
     STATIC,
-    WAYS,
     WEIGHTS,
     Launch,
     TensorLayout,
@@ -396,11 +395,11 @@ def test_data_that_one_sm_reads_alone_may_take_more_of_l2():
 
 
 def test_scattered_lines_leave_l2_before_it_is_full():
-    """Lines that fall into sets at random: of 16 ways in the mean, half the sets keep data as old as L2 is large."""
+    """Lines that fall into sets at random: of its ways in the mean, half the sets keep data as old as L2 is large."""
     stripes = stripe_bytes(H200) / H200.l2_bytes
     assert list(stripes) == sorted(stripes)
     middle = np.interp(0.5, (np.cumsum(WEIGHTS) - np.array(WEIGHTS) / 2) / sum(WEIGHTS), stripes)
-    assert middle == pytest.approx((WAYS - 1 / 3) / WAYS, abs=0.01), "the median of a sum of WAYS arrivals"
+    assert middle == pytest.approx(1 - 1 / 3 / H200.l2_ways, abs=0.01), "the median of a sum of so many arrivals"
     assert stripes[0] < 0.55
     sharp = stripe_bytes(H200, scattered=False) / H200.l2_bytes
     assert sharp[-1] - sharp[0] < 0.2

@@ -66,13 +66,8 @@ class Pair:
 
     @property
     def stamp_cycles(self) -> float | None:
-        """About what one stamp costs a warpgroup, which the measured phases include: the overhead shared by a block's events."""
-        overhead = self.measured.measurement.trace_overhead
-        found = {phase.name: phase.measured for phase in self.phases}
-        stamps = sum(found.get(label) is not None for label in LABELS)
-        if overhead is None or found.get(BLOCK) is None:
-            return None
-        return found[BLOCK] * overhead / (1 + overhead) / stamps
+        """See `stamp_cycles`."""
+        return stamp_cycles(self.measured)
 
     def to_dict(self) -> dict:
         """As plain JSON values."""
@@ -149,13 +144,24 @@ def overlay(predicted: Run, measured: Run) -> Run:
 
 def phases(predicted: Run, measured: Run) -> tuple[Phase, ...]:
     """What a K/V block of the first tile takes in the steady state, phase by phase, then the block as a whole; the first
-    block up to its softmax, and the epilogue."""
-    ours, theirs = _durations(predicted), _durations(measured)
+    block up to its softmax, and the epilogue. Measured phases are less what their stamps cost, where that is known."""
+    ours, theirs = _without_stamps(predicted), _without_stamps(measured)
     names = [*(label for label in LABELS if label in ours or label in theirs), *_WHOLES]
     return tuple(Phase(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys(names) if name in ours or name in theirs)
 
 
 _WHOLES = (BLOCK, "first block", "epilogue")
+
+
+def stamp_cycles(run: Run) -> float | None:
+    """About what one stamp of a recorded timeline costs a warpgroup: the overhead of tracing shared by a block's events.
+
+    None where the overhead was not measured or no block is in the steady state; 0 where tracing cost nothing.
+    """
+    overhead, found = run.measurement.trace_overhead if run.measurement else None, _durations(run)
+    if overhead is None or BLOCK not in found:
+        return None
+    return found[BLOCK] * max(0.0, overhead) / (1 + overhead) / sum(label in found for label in LABELS)
 
 
 def _lane(run: Run, name: str) -> int:
@@ -188,14 +194,18 @@ def _first_gemm(run: Run) -> int:
     raise UsageError(f"the timeline of {run.schedule!r} has no {FIRST_GEMM} of WG0 to align by")
 
 
+def _without_stamps(run: Run) -> dict[str, float]:
+    """Durations less what the stamps within them cost."""
+    found, cost = _durations(run), stamp_cycles(run) or 0.0
+    stamps = dict.fromkeys(LABELS, 1) | {BLOCK: sum(label in found for label in LABELS), "first block": 2, "epilogue": 1}
+    return {name: max(0.0, cycles - stamps[name] * cost) for name, cycles in found.items()}
+
+
 def _durations(run: Run) -> dict[str, float]:
-    """Mean over the consumer warpgroups."""
-    found: dict[str, list[float]] = {}
-    for number, lane in enumerate(run.lanes):
-        if lane.name.startswith("WG"):
-            for name, cycles in _durations_of(_events(run, number)):
-                found.setdefault(name, []).append(cycles)
-    return {name: fmean(values) for name, values in found.items()}
+    """Mean over the consumer warpgroups; a phase that one of them does not have takes it no time."""
+    each = [dict(_durations_of(_events(run, number))) for number, lane in enumerate(run.lanes) if lane.name.startswith("WG")]
+    names = dict.fromkeys(name for found in each for name in found)
+    return {name: fmean(found.get(name, 0.0) for found in each) for name in names}
 
 
 def _durations_of(events: list[tuple[str, int, int]]) -> Iterable[tuple[str, float]]:

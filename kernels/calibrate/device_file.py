@@ -241,7 +241,8 @@ def _wgmma_step(tensor: dict) -> Found:
     """Without stamps between them, which cost a quarter more."""
     committed = {name: row["committed"]["median"] for name, row in tensor["solo"].items()}
     gaps = [(committed[name] - committed[name[:-1] + "1"]) / 7 for name in committed if name.endswith("_k8")]
-    return Found(median(gaps), min(gaps), max(gaps), f"between the issues of two k steps: chains of eight and of one, {len(gaps)} kinds")
+    how = f"between the issues of two k steps: chains of eight and of one, {len(gaps)} kinds"
+    return Found(median(gaps), min(gaps), max(gaps), how)
 
 
 def _wgmma_latency(tensor: dict) -> Found:

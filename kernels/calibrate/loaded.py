@@ -11,7 +11,7 @@ import os
 import numpy as np
 
 from .harness import HERE, SM_COUNT_H200, Module, parse_out, spread, tensor_map_2d, write
-from .memory import COLS, MEBIBYTE, matrix
+from .memory import COLS, matrix
 from .profiler import counters
 from .ptx import PRELUDE
 
