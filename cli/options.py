@@ -89,7 +89,9 @@ class MachineOptions:
     device: str = "h100-sxm"
     "Name of a device (see `fasim devices`) or path of your own TOML file."
     clock: float | None = None
-    "Pin the SM clock, in MHz. [default: the sustained clock that the power model predicts]"
+    "Pin the SM clock, in MHz. [default: the clock that the power model predicts]"
+    regime: str = "sustained"
+    "The clock after seconds of load (sustained), or in the first 50 ms after a rest (burst)."
     tile: str | None = None
     "Rows of Q by rows of K of one tile, as 128x176. [default: from the schedule's table]"
     stages: int | None = None
@@ -133,4 +135,4 @@ class MachineOptions:
 
         device = self.load()
         tile = self.choose_tile(workload, schedule, device)
-        return predict(workload, schedule=schedule, device=device, tile=tile, clock_hz=self.clock_hz)
+        return predict(workload, schedule=schedule, device=device, tile=tile, clock_hz=self.clock_hz, regime=self.regime)

@@ -52,11 +52,12 @@ def predict(
     device: str | Device = "h100-sxm",
     tile: Tile | None = None,
     clock_hz: float | None = None,
+    regime: str = "sustained",
 ) -> Run:
     """What the device would do with this workload under this schedule.
 
     `tile` defaults to the schedule's own (see `default_tile`); `clock_hz` pins the SM clock in Hz, otherwise power
-    decides it. Raises UsageError, one sentence, for whatever is not possible.
+    decides it, after seconds of load or in a "burst" (see `clock.sustained`). Raises UsageError, one sentence, for whatever is not possible.
     """
     chosen = find_schedule(schedule)
     gpu = load_device(device) if isinstance(device, str) else device
@@ -75,7 +76,7 @@ def predict(
         activity = Activity(
             sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
         )
-        state = sustained(gpu, _rates(traffic, busy, cycles, gpu, workload.dtype), clock_hz)
+        state = sustained(gpu, _rates(traffic, busy, cycles, gpu, workload.dtype), clock_hz, regime)
         settled = load.near(previous) and abs(state.clock_hz / clock - 1) < SETTLED
         clock = state.clock_hz
         if settled:
