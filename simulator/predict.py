@@ -57,7 +57,8 @@ def predict(
     """What the device would do with this workload under this schedule.
 
     `tile` defaults to the schedule's own (see `default_tile`); `clock_hz` pins the SM clock in Hz, otherwise power
-    decides it, after seconds of load or in a "burst" (see `clock.sustained`). Raises UsageError, one sentence, for whatever is not possible.
+    decides it, after seconds of load or in a "burst" (see `clock.sustained`). Raises UsageError, one sentence, for
+    whatever is not possible.
     """
     chosen = find_schedule(schedule)
     gpu = load_device(device) if isinstance(device, str) else device

@@ -13,6 +13,7 @@ on ordinary data is a tile's first block (kernels/cuda/softmax.cuh).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
 THREADS = 128
@@ -166,6 +167,7 @@ class Running:
     name = "running"
     operand_sets = 2
 
+    @lru_cache(maxsize=8192)  # noqa: B019 (there is one Running)
     def block(self, tile, j: int, under_product: bool, rank: int = 0) -> tuple[list[Phase], list[Labelled]]:
         """P is converted at once, whatever runs."""
         weights = replace(_interleaved(exponentials(tile), [convert(tile)]), sparse=True)

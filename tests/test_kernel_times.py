@@ -52,7 +52,7 @@ def test_the_speed_that_is_promised_at_head_dim_128(seqlen, causal):
     assert rate("fasim-fa2", "backward", seqlen, causal) >= 1.2 * rate("fa2-pytorch", "backward", seqlen, causal)
 
 
-older = pytest.mark.xfail(reason="causal tiles are drawn later since, the turn's barrier comes sooner; to be timed again", strict=True)
+older = pytest.mark.xfail(reason="causal tiles are drawn later since; to be timed again", strict=True)
 
 
 @older
