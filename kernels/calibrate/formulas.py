@@ -1,0 +1,528 @@
+"""How each calibrated field of a device file follows from the recordings: one formula each, listed in `DERIVATIONS`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import NormalDist, mean, median
+
+from . import power_fit
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recording says of a field: the value, the lowest and highest that were seen, and how it was found."""
+
+    value: float
+    low: float
+    high: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A field of the device file, the recordings it takes, its formula and the digits it is given with."""
+
+    field: str
+    recordings: tuple[str, ...]
+    formula: Callable[..., Found]
+    digits: int = 0
+
+
+def _one(sample: Mapping, how: str) -> Found:
+    """The median of a sample with its 5th and 95th percentile."""
+    return Found(sample["median"], sample["p05"], sample["p95"], how)
+
+
+def _hbm_efficiency(memory: dict) -> Found:
+    rate = {name: entry["bytes_per_s"] / 4.8e12 for name, entry in memory["hbm"].items()}
+    best = {kind: max(value for name, value in rate.items() if name.startswith(kind)) for kind in ("read", "write", "copy")}
+    how = "the best write loop over the datasheet's 4.8 TB/s, between the best copy and the best read"
+    return Found(best["write"], best["copy"], best["read"], how)
+
+
+def _l2_miss(l2: dict, mib: int) -> float:
+    """Share of a warm buffer that HBM delivered, mean of the patterns in which every line is read by many SMs."""
+    return mean(max(0.0, l2[f"{mib}MiB_{pattern}"]["warm_hbm_bytes_over_buffer"]) for pattern in ("same", "four_groups"))
+
+
+def _l2_distance(l2: dict) -> tuple[float, float]:
+    """Mean and standard deviation of the reuse distance at which a line is lost, over a partition's 30 MiB."""
+    normal, half = NormalDist(), 30.0
+    low, high = (normal.inv_cdf(min(0.999, max(0.001, _l2_miss(l2, mib)))) for mib in (28, 32))
+    spread = (32 - 28) / half / (high - low)
+    return 32 / half - high * spread, spread
+
+
+def _l2_fraction(l2: dict) -> Found:
+    how = "buffers that all SMs read: missed at 28, 32 and 36 MiB " + ", ".join(f"{_l2_miss(l2, mib):.2f}" for mib in (28, 32, 36))
+    return Found(_l2_distance(l2)[0], 28 / 30, 36 / 30, f"{how}; each half of L2 keeps its own copy in 30 MiB")
+
+
+def _l2_spread(l2: dict) -> Found:
+    spread = _l2_distance(l2)[1]
+    return Found(spread, spread, spread, "a normal distribution through the misses at 28 and 32 MiB")
+
+
+def _ways_of(misses: Mapping[int, float]) -> int:
+    """Lines of a set in a cache of about 30 MiB that loses lines as recorded, {MiB: share missed}, if their sets are chance."""
+
+    def worst(ways: int, quarters: int) -> float:
+        off = []
+        for mib, missed in misses.items():
+            load = ways * mib * 4 / quarters
+            kept = sum(math.exp(-load) * load**k / math.factorial(k) for k in range(ways))
+            off.append(abs(1 - kept - missed))
+        return max(off)
+
+    return min((worst(ways, quarters), ways) for ways in range(8, 41) for quarters in range(116, 125))[1]
+
+
+def _l2_ways(sets: dict) -> Found:
+    found = {}
+    for width in (256, 512):
+        misses = {int(size[:-3]): seen["warm_over_size"] for size, seen in sets[f"slice_{width}"].items()}
+        found[width] = _ways_of(misses)
+    how = f"misses of slices of 4 KiB rows, 16 to 40 MiB, as if sets were chance: {found[256]} by 256 bytes, {found[512]} by 512"
+    return Found(found[256], min(found.values()), max(found.values()), how)
+
+
+def _l2_rate(memory: dict) -> Found:
+    rates = [memory["streams"][f"{mib}MiB_132sm_8stages_four_groups"]["bytes_per_clk_chip"] for mib in (8, 16)]
+    return Found(mean(rates), min(rates), max(rates), "TMA of 132 SMs in four groups that read the same tiles, as four heads do")
+
+
+def _l2_rate_of_one(memory: dict) -> Found:
+    rates = [entry["bytes_per_clk_per_sm"] for name, entry in memory["streams"].items() if re.search(r"_1sm_(4|8|12)stages", name)]
+    return Found(max(rates), min(rates), max(rates), "TMA of one SM, four stages or more")
+
+
+def _hbm_latency(memory: dict) -> Found:
+    return _one(memory["load_latency"]["hbm_same_2mib_pages"], "plain load that misses L2")
+
+
+def _l2_latency(memory: dict) -> Found:
+    return _one(memory["load_latency"]["l2_hit_all_sms"], "plain load that hits, over SMs and lines")
+
+
+def _tma_latency(memory: dict) -> Found:
+    fit, plain = memory["tma_latency"]["fit_cycles_over_bytes"]["l2_hit"], memory["load_latency"]["l2_hit_all_sms"]["median"]
+    value, off = fit["intercept"] - plain, fit["worst_residual"]
+    how = f"TMA that hits L2 takes {fit['intercept']:.0f} at no bytes, a plain load {plain:.0f}"
+    return Found(value, value - off, value + off, how)
+
+
+def _mma_sync(mma: dict) -> Found:
+    beside, alone = mma["issue_cycles"]["mma"], mma["fits"]["cycles_per_mma_by_accumulators"]["chains8"]
+    how = f"m16n8k16 takes {beside} cycles of its sub-partition beside arithmetic, 4 at the peak"
+    return Found(4 / beside, *sorted((4 / beside, 4 / alone)), how)
+
+
+def _ldmatrix(mma: dict) -> Found:
+    worst = mma["issue_cycles"]["worst_residual"]
+    value = mma["issue_cycles"]["ldmatrix"]
+    how = f"with the mma.sync the elapsed time of {mma['issue_cycles']['cases']} pairings of GEMM and softmax, worst {worst:.1%}"
+    return Found(value, value, value, how)
+
+
+def _issued(tensor: dict, name: str) -> list[float]:
+    return tensor["solo_issue"][name]["issued"]
+
+
+def _wgmma_issue(tensor: dict) -> Found:
+    first = {name: _issued(tensor, name)[0] - tensor["solo_issue"][name]["start"] for name in ("ss_n176_k8", "rs_n128_k11")}
+    how = "the first k step of a GEMM from shared memory after its start; from registers the higher"
+    return Found(first["ss_n176_k8"], min(first.values()), max(first.values()), how)
+
+
+def _wgmma_step(tensor: dict) -> Found:
+    """Without stamps between them, which cost a quarter more."""
+    committed = {name: row["committed"]["median"] for name, row in tensor["solo"].items()}
+    gaps = [(committed[name] - committed[name[:-1] + "1"]) / 7 for name in committed if name.endswith("_k8")]
+    how = f"between the issues of two k steps: chains of eight and of one, {len(gaps)} kinds"
+    return Found(median(gaps), min(gaps), max(gaps), how)
+
+
+def _wgmma_latency(tensor: dict) -> Found:
+    fits = [fit["intercept"] for name, fit in tensor["solo_fit_cycles_per_k16_step"].items() if name.startswith("ss")]
+    issue = _wgmma_issue(tensor).value
+    how = f"a lone GEMM returns {mean(fits):.0f} cycles later than its k steps take, less the {issue:.0f} of issue"
+    return Found(mean(fits) - issue, min(fits) - issue, max(fits) - issue, how)
+
+
+def _wgmma_queue(tensor_cores: dict) -> Found:
+    """Of long chains: k steps not begun when the warp that lags issues the last one, itself included."""
+    waiting = []
+    for name, row in tensor_cores["solo"].items():
+        operands, width, steps = name.split("_")
+        if operands == "ss" and int(steps[1:]) >= 16:
+            each, count = int(width[1:]) / 2, int(steps[1:])
+            begun_at = row["waited"]["median"] - count * each - _wgmma_latency(tensor_cores).value
+            waiting.append(count - 1 - (row["committed"]["p95"] - begun_at) / each)
+    how = f"chains of 16 and 32 k steps, {len(waiting)} of them: steps not begun when the last of the four warps issues the last"
+    return Found(mean(waiting), min(waiting), max(waiting), how)
+
+
+def _mufu_interference(running: dict) -> Found:
+    """Of two running softmaxes, cycles per element from the narrowest to the widest tile, beside full tensor cores and alone."""
+    return _running_loss(running, 2, "two warpgroups' running softmax")
+
+
+def _mufu_interference_alone(running: dict) -> Found:
+    return _running_loss(running, 1, "one warpgroup's running softmax")
+
+
+def _running_loss(running: dict, softmaxes: int, what: str) -> Found:
+    cycles = {}
+    for name, case in running["cases"].items():
+        width, count, gemms = name.split("_")
+        if "softmax_cycles" in case and count == f"{softmaxes}softmax" and gemms in ("0gemm", "2gemm"):
+            cycles[gemms, int(width[1:])] = case["softmax_cycles"]["median"]
+    widths = sorted({width for _, width in cycles})
+
+    def lost(low: int, high: int) -> float:
+        alone, beside = (cycles[gemms, high] - cycles[gemms, low] for gemms in ("0gemm", "2gemm"))
+        return 1 - alone / beside
+
+    pairs = [lost(low, high) for low, high in pairwise(widths)]
+    how = f"{what}, cycles per element from N = {widths[0]} to {widths[-1]}, alone over beside full tensor cores"
+    return Found(lost(widths[0], widths[-1]), min(pairs), max(pairs), how)
+
+
+def _wgmma_arbitration(tensor: dict) -> Found:
+    errors = {name: entry["to_24_steps"]["mean"] for name, entry in tensor["arbitration_error_cycles"].items()}
+    if min(errors, key=errors.get) != "fifo_by_step":
+        raise ValueError("k steps are not served in order of issue; the engine has no such arbitration by this value")
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in errors.items())
+    return Found(0, 0, 0, f"mean error in cycles of two or three warpgroups' returns: {shown}")
+
+
+def _pairings(contention: dict) -> tuple[list[float], list[float], list[float]]:
+    """Of softmax and GEMM side by side: rate the softmax loses per tensor cycle, cycles a GEMM comes later, its dilation."""
+    cycles = {
+        name: [unit["median"] for unit in case["cycles_per_unit"].values()] for name, case in contention["cases"].items()
+    }
+    lost, later, dilated = [], [], []
+    for name, found in cycles.items():
+        width, *roles = name.split("_")
+        softmax = [c for c, role in zip(found, roles, strict=True) if role == "softmax"]
+        gemm = [c for c, role in zip(found, roles, strict=True) if role in ("qk", "pv")]
+        if set(roles) - {"softmax", "qk", "pv"} or not softmax or not gemm:
+            continue
+        tensor = 4 * int(width[1:])  # cycles of one GEMM of the tile at the peak, d128
+        alone = mean(cycles["_".join([width] + ["softmax"] * len(softmax))])
+        lost.append((1 - alone / mean(softmax)) / (len(gemm) * tensor / mean(gemm)))
+        if len(gemm) == 1:
+            later.append(gemm[0] - cycles[f"{width}_{next(role for role in roles if role != 'softmax')}"][0])
+        else:
+            dilated.append(mean(gemm) / (len(gemm) * tensor) - 1)
+    return lost, later, dilated
+
+
+def _beside_exp(contention: dict) -> Found:
+    cases = {name: list(case["cycles_per_unit"].values()) for name, case in contention["cases"].items()}
+    later = []
+    for gemm in ("qk", "pv"):
+        alone = cases[f"n176_{gemm}"][0]["median"]
+        later.append(cases[f"n176_{gemm}_exp"][0]["median"] - alone)
+        later.append(cases[f"n176_exp_{gemm}"][1]["median"] - alone)
+    how = f"a GEMM with its wait lasts longer beside EX2 and FFMA alone, mean of {len(later)} pairings"
+    return Found(mean(later), min(later), max(later), how)
+
+
+def _smem_interference(contention: dict) -> Found:
+    cases = {name: list(case["cycles_per_unit"].values()) for name, case in contention["cases"].items()}
+    lost = []
+    for name, found in cases.items():
+        width, *roles = name.split("_")
+        if roles[-1] != "smem" or set(roles[:-1]) not in ({"qk"}, {"pv"}):
+            continue
+        gemms = len(roles) - 1
+        busy = gemms * 4 * int(width[1:]) / mean(unit["median"] for unit in found[:-1])
+        lost.append((1 - cases[f"{width}_smem"][0]["median"] / found[-1]["median"]) / busy)
+    how = f"rate that 16-byte reads of shared memory lose per tensor cycle of WGMMA beside them, mean of {len(lost)} pairings"
+    return Found(mean(lost), min(lost), max(lost), how)
+
+
+def _tma_store(memory: dict) -> tuple[float, float]:
+    """(bytes per cycle, cycles at no bytes) until a copy out lets go of shared memory; a row is 128 bytes."""
+    stores = memory["tma_latency"]["stores"]
+    short, long = (stores[f"rows_{rows}"]["smem_reusable"]["median"] for rows in (64, 128))
+    rate = 64 * 128 / (long - short)
+    return rate, short - 64 * 128 / rate
+
+
+def _tma_store_rate(memory: dict) -> Found:
+    rate, _ = _tma_store(memory)
+    return Found(rate, rate, rate, "TMA store of 64 rows of 128 bytes more, until shared memory may be reused")
+
+
+def _tma_store_latency(memory: dict) -> Found:
+    _, latency = _tma_store(memory)
+    return Found(latency, latency, latency, "the same TMA stores, at no bytes")
+
+
+def _mean_of(number: int, how: str) -> Callable[[dict], Found]:
+    def formula(contention: dict) -> Found:
+        values = _pairings(contention)[number]
+        return Found(mean(values), min(values), max(values), f"{how}, mean of {len(values)} pairings")
+
+    return formula
+
+
+def _pipe(*names: str) -> Callable[[dict], Found]:
+    def formula(pipes: dict) -> Found:
+        cycles = [pipes["cycles_per_copy"][name]["cycles_at_4_warps"] for name in names]
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, cycles, strict=True))
+        return Found(mean(cycles), min(cycles), max(cycles), f"{shown} cycles of a sub-partition, four warps")
+
+    return formula
+
+
+def _latency(*names: str) -> Callable[[dict], Found]:
+    def formula(pipes: dict) -> Found:
+        cycles = [pipes["cycles_per_copy"][name]["latency"] for name in names]
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, cycles, strict=True))
+        return Found(mean(cycles), min(cycles), max(cycles), f"{shown}, each waiting for the last")
+
+    return formula
+
+
+def _mufu_spacing(softmax: dict) -> Found:
+    cycles = {name: entry["median"] for name, entry in softmax["cycles_per_tile"].items()}
+    alone = (cycles["exp_n176_d128_wg1"] - cycles["exp_n128_d64_wg1"]) / 24
+    two = (cycles["exp_n176_d128_wg2"] - cycles["exp_n128_d64_wg2"]) / 48
+    how = "exp phase, cycles per element from N = 128 to 176; of two warps the other end"
+    return Found(alone, min(alone, two), max(alone, two), how)
+
+
+def _chain(formula: Callable[[Mapping[str, float]], float], how: str) -> Callable[[dict], Found]:
+    def found(chains: dict) -> Found:
+        value = formula(chains["cycles"])
+        return Found(value, value, value, how)
+
+    return found
+
+
+def _draw(chains: dict) -> Found:
+    return _one(chains["draw_cycles"]["alone"], "one CTA alone, over the SMs")
+
+
+def _cold(fetch: dict, at: str) -> tuple[float, float]:
+    """(first wait, cycles an instruction beyond its own) of a straight run behind `at` of other code, one warpgroup."""
+    cycles = dict(zip(fetch["instructions"], fetch["cases"]["one_warpgroup"][at]["cycles"][0], strict=True))
+    return cycles[64] - cycles[32] - 32, (cycles[2048] - cycles[128]) / (2048 - 128) - 1
+
+
+def _fetch(number: int, how: str) -> Callable[[dict], Found]:
+    def found(fetch: dict) -> Found:
+        near = [_cold(fetch, f"{kib}KiB")[number] for kib in (8, 16, 32, 64)]
+        return Found(median(near), min(near), max(near), f"{how}; {_cold(fetch, '192KiB')[number]:.1f} behind 192 KiB, out of L2")
+
+    return found
+
+
+def _mbarrier_wait(launch: dict) -> Found:
+    return _one(launch["barriers"]["mbarrier_try_wait_ready_cycles"], "try_wait on a completed phase")
+
+
+def _mbarrier_arrive(launch: dict) -> Found:
+    hand_off, wait = launch["barriers"]["mbarrier_handoff_cycles"], _mbarrier_wait(launch)
+    how = f"a hand-off between two warps takes {hand_off['median']:.0f}, less the {wait.value:.0f} of a wait"
+    return Found(hand_off["median"] - wait.value, hand_off["p05"] - wait.high, hand_off["p95"] - wait.low, how)
+
+
+def _named_barrier(launch: dict) -> Found:
+    sample = launch["barriers"]["named_barrier_handoff_cycles"]
+    how = f"half of a hand-off between two warpgroups, {sample['median']:.1f}: half is the arrival, half the wait"
+    return Found(sample["median"] / 2, sample["p05"] / 2, sample["p95"] / 2, how)
+
+
+def _tma_issue(memory: dict) -> Found:
+    return _one(memory["tma_latency"]["loads"]["rows_128"]["issue"], "issue of one load")
+
+
+def _kernel_launch(launch: dict) -> Found:
+    sample = launch["launch_overhead"]["empty_132x384_200kb"]["single_us"]
+    low, value, high = (sample[name] * 1980 for name in ("p05", "median", "p95"))
+    how = f"an empty kernel of 132 CTAs with 200 KB takes {sample['median']} us between two events, at 1.98 GHz"
+    return Found(value, low, high, how)
+
+
+def _cta_launch(launch: dict) -> Found:
+    how = "from the end of a CTA with 200 KB to the start of the next on its SM"
+    return _one(launch["cta_succession"]["cta_stamps_200kb"]["gap_cycles"], how)
+
+
+def _setup(memory: dict, launch: dict) -> Found:
+    first = memory["tma_latency"]["descriptor"]["first_use"]
+    use = first["first_tile_cycles"]["median"] - first["later_tile_cycles"]["median"]
+    meet = launch["barriers"]["bar_sync_384_threads_cycles"]["median"]
+    how = f"first use of a descriptor adds {use:.0f} to a load, a CTA-wide barrier takes {meet:.0f}"
+    return Found(use + meet, use + meet, use + meet, how)
+
+
+def _droop(power: dict) -> Found:
+    shares, _ = power_fit.droop(power["workloads"])
+    how = f"GEMMs at the power limit run below the clock that NVML says was asked for, median of {len(shares)}"
+    return Found(median(shares), min(shares), max(shares), how)
+
+
+def _droop_activity(power: dict) -> Found:
+    _, activity = power_fit.droop(power["workloads"])
+    return Found(activity, activity, activity, "fits the GEMMs below the power limit, at 7 to 46 % tensor activity")
+
+
+def _power_term(term: str, what: str, unit: float = 1.0) -> Callable[[dict], Found]:
+    """One energy of the fit over all workloads, with its range when each workload in turn is left out."""
+
+    def formula(power: dict) -> Found:
+        found, without = power_fit.fit(power["workloads"]), power_fit.spread(power["workloads"])
+        low, high = (side(each.terms[term] for each in without) for side in (min, max))
+        how = f"least squares over {len(found.errors)} workloads, rms {found.rms:.1%}: {what}"
+        if unit == 1.0:
+            return Found(found.terms[term], low, high, how)
+        value = found.terms[term]
+        return Found(value, value, value, f"{how}; {low / unit:.1f} to {high / unit:.1f} pJ/B with any one left out")
+
+    return formula
+
+
+def _bf16_ratio(power: dict) -> Found:
+    found, without = power_fit.fit(power["workloads"]), power_fit.spread(power["workloads"])
+    ratios = [each.terms["bf16"] / each.terms["tensor"] for each in without]
+    return Found(found.terms["bf16"] / found.terms["tensor"], min(ratios), max(ratios), "the same fit: bf16 tiles over fp16")
+
+
+def _voltage_floor(power: dict) -> Found:
+    found = power_fit.fit(power["workloads"])
+    near = [floor / 100 for floor in range(96) if power_fit.fit(power["workloads"], floor=floor / 100).rms < 1.1 * found.rms]
+    how = f"the same fit: the least rms, {found.rms:.1%}, within a tenth of it in the range"
+    return Found(found.floor, min(near), max(near), how)
+
+
+def _overshoot(power: dict) -> Found:
+    ratios = [watts / power["power_limit_watts"] for watts in power_fit.limited(power["workloads"])]
+    how = f"watts of {len(ratios)} GEMM streams at the limit over the limit, 0.5 to 1.5 s into the load, median"
+    return Found(median(ratios), min(ratios), max(ratios), how)
+
+
+def _burst_power(power: dict) -> Found:
+    workloads = power["workloads"]
+    shares, _ = power_fit.droop(workloads)
+    needed = power_fit.bursts(workloads, power_fit.fit(workloads), median(shares))
+    how = f"first 30 ms of {len(needed)} GEMM streams: half of the excess over it, in logarithms, is given up"
+    return Found(median(needed), min(needed), max(needed), how)
+
+
+def _idle(power: dict) -> Found:
+    watts = power["workloads"]["sleep"]["watts_instant_settled"]
+    return Found(watts, watts, watts, "a kernel that sleeps")
+
+
+def _l2_lookup_rate(loaded: dict) -> Found:
+    rates = [row["bytes_per_clk_chip"] for row in loaded["hit"]["by_interval"].values()]
+    full = [rate for rate in rates if rate > 0.97 * max(rates)]
+    return Found(max(full), min(full), max(full), "TMA of all SMs, each on its own way through the same 16 MiB")
+
+
+def _l2_sharing(loaded: dict) -> Found:
+    """Slope of the lookups against the number of SMs, both in logarithms, where SMs are apart by half a K/V block or so."""
+    seen = {}
+    for name, lookups in loaded["lookups"].items():
+        sms, jitter = map(int, name.split("_"))
+        if sms > 1:
+            seen.setdefault(jitter, []).append(-math.log(lookups) / math.log(sms))
+    apart = seen[max(seen)]
+    how = f"lookups over deliveries of 2 to 132 SMs that read the same tiles within {max(seen):,} cycles"
+    return Found(mean(apart), min(apart), max(apart), how)
+
+
+def _queue(kind: str, what: str) -> Callable[[dict], Found]:
+    def formula(loaded: dict) -> Found:
+        rows = list(loaded[kind]["by_interval"].values())
+        rate, least = max(row["bytes_per_clk_chip"] for row in rows), min(row["mean_latency"] for row in rows)
+        pairs = [(row["bytes_per_clk_chip"] / rate, row["mean_latency"] - least) for row in rows]
+        pairs = [(u / (2 * (1 - u)), waited) for u, waited in pairs if u < 0.9]
+        slope = sum(x * waited for x, waited in pairs) / sum(x * x for x, _ in pairs)
+        worst = max(abs(waited - slope * x) for x, waited in pairs)
+        how = f"32 KiB by TMA that {what}, all SMs, {len(pairs)} rates up to 0.9 of the highest: within {worst:.0f} cycles of it"
+        return Found(slope, slope, slope, how)
+
+    return formula
+
+
+DERIVATIONS = (
+    Derivation("hbm_efficiency", ("memory",), _hbm_efficiency, 3),
+    Derivation("hbm_latency_cycles", ("memory",), _hbm_latency),
+    Derivation("l2_effective_fraction", ("l2_capacity",), _l2_fraction, 3),
+    Derivation("l2_spread", ("l2_capacity",), _l2_spread, 3),
+    Derivation("l2_ways", ("l2_sets",), _l2_ways),
+    Derivation("l2_bytes_per_cycle", ("memory",), _l2_rate),
+    Derivation("l2_lookup_bytes_per_cycle", ("loaded",), _l2_lookup_rate),
+    Derivation("l2_sharing", ("loaded",), _l2_sharing, 2),
+    Derivation("l2_queue_cycles", ("loaded",), _queue("hit", "hit L2")),
+    Derivation("hbm_queue_cycles", ("loaded",), _queue("miss", "miss L2")),
+    Derivation("l2_bytes_per_cycle_per_sm", ("memory",), _l2_rate_of_one, 1),
+    Derivation("l2_hit_latency_cycles", ("memory",), _l2_latency),
+    Derivation("tma_latency_cycles", ("memory",), _tma_latency),
+    Derivation("tma_store_bytes_per_cycle", ("memory",), _tma_store_rate, 1),
+    Derivation("tma_store_latency_cycles", ("memory",), _tma_store_latency),
+    Derivation("mma_sync_efficiency", ("mma_sync",), _mma_sync, 4),
+    Derivation("ldmatrix_issue_cycles", ("mma_sync",), _ldmatrix, 3),
+    Derivation("wgmma_issue_cycles", ("tensor_cores",), _wgmma_issue),
+    Derivation("wgmma_contended_cycles", ("contention",), _mean_of(1, "a GEMM with its wait lasts longer beside softmax")),
+    Derivation("wgmma_beside_sparse_cycles", ("contention",), _beside_exp),
+    Derivation("wgmma_step_issue_cycles", ("tensor_cores",), _wgmma_step),
+    Derivation("wgmma_latency_cycles", ("tensor_cores",), _wgmma_latency),
+    Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
+    Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
+    Derivation("mufu_interference", ("running",), _mufu_interference, 2),
+    Derivation("mufu_interference_alone", ("running",), _mufu_interference_alone, 2),
+    Derivation("tensor_interference", ("contention",), _mean_of(0, "rate a softmax loses per tensor cycle of WGMMA beside it"), 2),
+    Derivation("smem_interference", ("contention",), _smem_interference, 2),
+    Derivation("wgmma_dilation", ("contention",), _mean_of(2, "two GEMM streams beside softmax over their cycles at the peak"), 3),
+    Derivation("fma_cycles", ("pipes",), _pipe("FFMA", "FADD", "FMUL")),
+    Derivation("alu_cycles", ("pipes",), _pipe("FMNMX")),
+    Derivation("mufu_cycles", ("pipes",), _pipe("MUFU.EX2")),
+    Derivation("mufu_spacing_cycles", ("softmax",), _mufu_spacing),
+    Derivation("convert_cycles", ("pipes",), _pipe("F2FP")),
+    Derivation("shuffle_cycles", ("pipes",), _pipe("SHFL.BFLY")),
+    Derivation("dependent_latency_cycles", ("pipes",), _latency("FFMA", "FADD", "FMNMX", "F2FP")),
+    Derivation("shuffle_latency_cycles", ("pipes",), _latency("SHFL.BFLY")),
+    Derivation("mufu_latency_cycles", ("pipes",), _latency("MUFU.EX2")),
+    Derivation("vote_cycles", ("chains",), _chain(lambda c: c["vote_branch"] - c["multiply"], "dependent ISETP, VOTE and BRA")),
+    Derivation("divide_cycles", ("chains",), _chain(lambda c: c["divide"], "dependent 32-bit divisions of one warp")),
+    Derivation("fetch_cycles", ("fetch",), _fetch(1, "straight run of FFMA behind 8 to 64 KiB of other code, an instruction"), 2),
+    Derivation("fetch_latency_cycles", ("fetch",), _fetch(0, "the same runs, cycles lost between instructions 32 and 64")),
+    Derivation("mbarrier_arrive_cycles", ("launch",), _mbarrier_arrive),
+    Derivation("mbarrier_wait_cycles", ("launch",), _mbarrier_wait),
+    Derivation(
+        "mbarrier_ready_cycles",
+        ("chains",),
+        _chain(lambda c: c["barrier_ready"] - c["compare_branch"] + c["multiply"], "try_wait and branch less the branch"),
+    ),
+    Derivation("draw_latency_cycles", ("chains",), _draw),
+    Derivation("named_barrier_cycles", ("launch",), _named_barrier),
+    Derivation("tma_issue_cycles", ("memory",), _tma_issue),
+    Derivation("kernel_launch_cycles", ("launch",), _kernel_launch),
+    Derivation("cta_launch_cycles", ("launch",), _cta_launch),
+    Derivation("setup_cycles", ("memory", "launch"), _setup),
+    Derivation("tensor_clock_droop", ("power",), _droop, 3),
+    Derivation("tensor_droop_activity", ("power",), _droop_activity, 2),
+    Derivation("power_limit_overshoot", ("power",), _overshoot, 3),
+    Derivation("burst_w", ("power",), _burst_power),
+    Derivation("idle_w", ("power",), _idle, 1),
+    Derivation("tensor_w", ("power",), _power_term("tensor", "GEMMs of fp16 tiles that are new every time")),
+    Derivation("tensor_bf16_ratio", ("power",), _bf16_ratio, 3),
+    Derivation("issue_w", ("power",), _power_term("issue", "softmax without exp2")),
+    Derivation("mufu_w", ("power",), _power_term("mufu", "softmax and its exp2 alone, less issue")),
+    Derivation("smem_w", ("power",), _power_term("smem", "16-byte reads with their registers; part of WGMMA's operands")),
+    Derivation("l2_joules_per_byte", ("power",), _power_term("l2", "TMA of tiles, with or without GEMMs", 1e-12), 13),
+    Derivation("l2_lookup_joules_per_byte", ("power",), _power_term("l2_lookup", "the same, SMs in step or apart", 1e-12), 13),
+    Derivation("hbm_joules_per_byte", ("power",), _power_term("hbm", "TMA of 2 GiB, and a copy, less L2", 1e-12), 13),
+    Derivation("voltage_floor", ("power",), _voltage_floor, 2),
+)
