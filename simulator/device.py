@@ -101,8 +101,7 @@ class Device:
 
     # synchronisation and launch
     mbarrier_arrive_cycles: int = _quantity("cycles")
-    mbarrier_wait_cycles: int = _quantity("cycles")
-    mbarrier_ready_cycles: int = _quantity("cycles")  # try_wait on a completed phase until the branch on it
+    mbarrier_wait_cycles: int = _quantity("cycles")  # try_wait on a completed phase until the branch on it
     draw_latency_cycles: int = _quantity("cycles")  # atomicAdd on global memory, with its result
     named_barrier_cycles: int = _quantity("cycles")
     cluster_arrive_cycles: int = _quantity("cycles", least=0)  # an mbarrier arrival on another SM of the cluster

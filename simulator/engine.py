@@ -216,8 +216,11 @@ def _compute(state, warp, row, now):
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
     instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"] + row["g"]
     start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
-    horizon = max(now, sm["wgmma_until"]) + sm["queued"]  # WGMMA already issued executes until then
-    rate = 1024 - (machine["interference_q10"] if row["h"] == 0 else machine["interference_sparse_q10"])
+    horizon, rate = max(now, sm["wgmma_until"]), 1024  # WGMMA already issued executes until then
+    if row["h"] == 0:
+        horizon, rate = horizon + sm["queued"], rate - machine["interference_q10"]
+    else:
+        horizon, rate = horizon + sm["pending"], rate - machine["interference_sparse_q10"]
 
     end = start + _slowed(instructions, start, horizon, rate)
     if instructions > 0:
@@ -303,7 +306,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     if warp["part"] == 0:
         warp["part"] = 1
         warp["since"] = now
-        sm["queued"] += row["a"] * _k_step_cycles(machine, row, eight_bit)
+        sm["pending"] += row["a"] * _k_step_cycles(machine, row, eight_bit)
         warp["time"] = now + machine["wgmma_start"]
         if sm["dense_until"] > now:  # beside a warp in its softmax
             warp["time"] += machine["wgmma_contended"]
@@ -324,6 +327,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     step["cycles"], step["issued"], step["instruction"] = _k_step_cycles(machine, row, eight_bit), now, warp["pc"]
     step["ends_group"] = warp["part"] == row["a"]
     warp["queue_length"] += 1
+    sm["queued"] += step["cycles"]
     state.busy[s, U_SMEM] += _operand_bytes(row)
     state.busy[s, U_ISSUE] += AROUND
 
@@ -369,6 +373,7 @@ def _serve_k_step(state, s, now):
         end += step["cycles"] * machine["dilation_q10"] >> 10
     sm["tensor_free"] = sm["wgmma_until"] = end
     sm["queued"] -= step["cycles"]
+    sm["pending"] -= step["cycles"]
     state.busy[s, U_TENSOR] += step["cycles"]
     _draw(state, state.unit_lane + U_TENSOR, warp, state.code[step["instruction"]], 0, now, end)
     sm["served"] = now

@@ -121,9 +121,10 @@ class Sm:
         """Whether any warp's arithmetic is under way."""
         return any(self.pipes[name].free > now for name in ARITHMETIC)
 
-    def pace(self, now: int, interference_q10: int) -> Callable[[int, int], int]:
-        """Cycles that work takes from a start: at a lower rate as long as WGMMA issued by `now` executes."""
-        until = max(now, self.wgmma_until) + self.pending
+    def pace(self, now: int, interference_q10: int, sparse: int) -> Callable[[int, int], int]:
+        """Cycles that work takes from a start: at a lower rate as long as WGMMA executes that was issued, or begun, by `now`."""
+        queued = sum(step.cycles for warp in self.warps for step in warp.queue)
+        until = max(now, self.wgmma_until) + (self.pending if sparse else queued)
         rate = 1024 - interference_q10
 
         def cycles(work: int, start: int) -> int:
@@ -250,7 +251,7 @@ class Warp:
         for chunk in range(ins.f):
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
             if instructions:
-                sm.issue.take(begin, sm.pace(now, lost_here)(instructions, begin))
+                sm.issue.take(begin, sm.pace(now, lost_here, ins.h)(instructions, begin))
                 sm.busy["issue"] += instructions
                 end = sm.issue.free
             for name, pipe in sm.pipes.items():
@@ -260,10 +261,10 @@ class Warp:
                 if not work:
                     continue
                 start = max(begin, pipe.free)
-                pipe.take(start, sm.pace(now, lost[name])(work, start))
+                pipe.take(start, sm.pace(now, lost[name], ins.h)(work, start))
                 end = max(end, pipe.free)
                 if ins.h and name == "MUFU":  # one warp alone does not reach the pipe's rate beside WGMMA
-                    end = max(end, begin + sm.pace(now, cycles.interference_alone_q10)(work, begin))
+                    end = max(end, begin + sm.pace(now, cycles.interference_alone_q10, 1)(work, begin))
                 held_for = {"MUFU": cycles.mufu, "STSM": cycles.stsm * cycles.smem_bytes}.get(name, held[name])
                 sm.busy[{"convert": "ALU", "STSM": "smem bytes"}.get(name, name)] += counts[name] * held_for
                 if name in UNITS:

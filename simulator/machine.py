@@ -82,12 +82,12 @@ BARRIER = _record("kind expected initial first_completion arrivals latest genera
 """One barrier: arrivals of the generation that is open, and how many are complete."""
 
 SM = _record(
-    "tensor_free tensor_owner tensor_run wgmma_until queued steps tickets served issuer dense_until "
+    "tensor_free tensor_owner tensor_run wgmma_until queued pending steps tickets served issuer dense_until "
     "issue_free smem_free load_free store_free"
 )
-"""One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of all k steps of the GEMMs under way, how
-many are in the queue, how often a warp had to wait for room in it, when a k step left it, and the number, from 1, of the warp
-that is amid the issue of a GEMM."""
+"""One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of all k steps queued, and of those of the
+GEMMs under way, how many are in the queue, how often a warp had to wait for room in it, when a k step left it, and the number,
+from 1, of the warp that is amid the issue of a GEMM."""
 
 K_STEP = _record("cycles ends_group issued instruction")
 """One queued k step of a WGMMA."""
@@ -148,7 +148,7 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "hbm_latency": round(device.hbm_latency_cycles + memory.hbm_wait),
         "tma_issue": device.tma_issue_cycles,
         "mbarrier_arrive": device.mbarrier_arrive_cycles,
-        "mbarrier_wait": device.mbarrier_ready_cycles,
+        "mbarrier_wait": device.mbarrier_wait_cycles,
         "named_arrive": device.named_barrier_cycles,
         "named_wait": device.named_barrier_cycles,
         "cluster_arrive": device.cluster_arrive_cycles,

@@ -2,8 +2,8 @@
 
 A WGMMA accumulator of m x n scores leaves m * n / 128 fp32 values in each of a warpgroup's 128 threads, m / 32 rows
 per thread, four threads (a quad) to a row (PTX ISA, wgmma register fragments). mma.sync kernels have the same counts
-for four warps. Phases are cut into chunks of four elements, so that warps share the pipes as finely as the
-interleaved instructions of a compiled kernel do.
+for four warps. Phases are cut into chunks of eight elements, the running softmax's weights of four, so that warps share the
+pipes as finely as the interleaved instructions of a compiled kernel do.
 
 There are two softmaxes. Online looks for the maximum of every block before its exponentials (FlashAttention-2 and -3).
 Running takes the weights from the maximum of the blocks before and looks for a new one only where they grow large, which
@@ -17,8 +17,7 @@ from functools import lru_cache
 from typing import ClassVar, Protocol
 
 THREADS = 128
-CHUNK, STSM = 4, 8
-"""Elements of a chunk, and of one STSM.x4 of a thread."""
+CHUNK = 8
 STATISTICS = ("LSE", "l", "m")
 """Results of one fp32 number per row."""
 
@@ -124,8 +123,8 @@ def stage_out(tile, name: str, once: bool) -> Phase:
     if name in STATISTICS:
         return STATISTIC if once else Phase(other=2 * rows_per_thread(tile))
     elements = outputs_per_thread(tile) if name == "O" else scores_per_thread(tile)
-    fetched = once * (elements // 2 + elements // STSM + SEND.other)
-    return Phase(convert=STSM // 2, other=1, stsm=1, chunks=-(-elements // STSM), latencies=1, fetched=fetched)
+    fetched = once * (elements // 2 + elements // CHUNK + SEND.other)
+    return Phase(convert=CHUNK // 2, other=1, stsm=1, chunks=_chunks(elements), latencies=1, fetched=fetched)
 
 
 # -- the two softmaxes --------------------------------------------------------------------------------------------------
@@ -170,7 +169,7 @@ class Running:
     @lru_cache(maxsize=8192)  # noqa: B019 (there is one Running)
     def block(self, tile, j: int, under_product: bool, rank: int = 0) -> tuple[list[Phase], list[Labelled]]:
         """P is converted at once, whatever runs."""
-        weights = replace(_interleaved(exponentials(tile), [convert(tile)]), sparse=True)
+        weights = replace(_in_halves(_interleaved(exponentials(tile), [convert(tile)])), sparse=True)
         masked = [mask(tile)] if tile.is_masked(j) else []
         rows = rows_per_thread(tile)
         bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=2, votes=1, sparse=True)
@@ -195,6 +194,11 @@ class Running:
 def _instructions(*phases: Phase) -> int:
     """How many a thread executes."""
     return sum(p.chunks * (p.fma + p.alu + p.mufu + p.convert + p.other) for p in phases)
+
+
+def _in_halves(phase: Phase) -> Phase:
+    """The same in chunks of half the size."""
+    return replace(phase, fma=phase.fma // 2, mufu=phase.mufu // 2, convert=phase.convert // 2, chunks=2 * phase.chunks)
 
 
 def _behind_fetch(phases: list[Phase], instructions: int) -> list[Phase]:

@@ -23,9 +23,10 @@ KNOWN = sorted(case for case in CASES if set(case.split("_")[1:]) <= ROLES)
 REPEATS = 30
 
 # The recorded loops also poll a flag, some 50 cycles a turn: a tenth of the shortest. Beside one GEMM stream, what one or
-# two softmaxes lose varies with the warpgroups' order (0.36 to 0.54 of a cycle per tensor cycle); the device has the mean.
+# two softmaxes lose varies with the warpgroups' order (0.36 to 0.54 of a cycle per tensor cycle), and how much later a GEMM comes
+# beside them (64 to 211 cycles); the device has the means.
 # Three warpgroups vary most: their recordings have two modes.
-TOLERANCE = {1: 0.10, 2: 0.10, 3: 0.20}
+TOLERANCE = {1: 0.10, 2: 0.13, 3: 0.20}
 
 
 def modelled(width: int, roles: list[str]) -> list[float]:

@@ -325,14 +325,15 @@ def _fetch(number: int, how: str) -> Callable[[dict], Found]:
     return found
 
 
-def _mbarrier_wait(launch: dict) -> Found:
-    return _one(launch["barriers"]["mbarrier_try_wait_ready_cycles"], "try_wait on a completed phase")
+_mbarrier_wait = _chain(
+    lambda c: c["barrier_ready"] - c["compare_branch"] + c["multiply"], "try_wait on a completed phase and branch, less the branch"
+)
 
 
-def _mbarrier_arrive(launch: dict) -> Found:
-    hand_off, wait = launch["barriers"]["mbarrier_handoff_cycles"], _mbarrier_wait(launch)
-    how = f"a hand-off between two warps takes {hand_off['median']:.0f}, less the {wait.value:.0f} of a wait"
-    return Found(hand_off["median"] - wait.value, hand_off["p05"] - wait.high, hand_off["p95"] - wait.low, how)
+def _mbarrier_arrive(launch: dict, chains: dict) -> Found:
+    hand_off, wait = launch["barriers"]["mbarrier_handoff_cycles"], _mbarrier_wait(chains).value
+    how = f"a hand-off between two warps takes {hand_off['median']:.0f}, less the {wait:.0f} of a wait"
+    return Found(hand_off["median"] - wait, hand_off["p05"] - wait, hand_off["p95"] - wait, how)
 
 
 def _named_barrier(launch: dict) -> Found:
@@ -498,13 +499,8 @@ DERIVATIONS = (
     Derivation("divide_cycles", ("chains",), _chain(lambda c: c["divide"], "dependent 32-bit divisions of one warp")),
     Derivation("fetch_cycles", ("fetch",), _fetch(1, "straight run of FFMA behind 8 to 64 KiB of other code, an instruction"), 2),
     Derivation("fetch_latency_cycles", ("fetch",), _fetch(0, "the same runs, cycles lost between instructions 32 and 64")),
-    Derivation("mbarrier_arrive_cycles", ("launch",), _mbarrier_arrive),
-    Derivation("mbarrier_wait_cycles", ("launch",), _mbarrier_wait),
-    Derivation(
-        "mbarrier_ready_cycles",
-        ("chains",),
-        _chain(lambda c: c["barrier_ready"] - c["compare_branch"] + c["multiply"], "try_wait and branch less the branch"),
-    ),
+    Derivation("mbarrier_arrive_cycles", ("launch", "chains"), _mbarrier_arrive),
+    Derivation("mbarrier_wait_cycles", ("chains",), _mbarrier_wait),
     Derivation("draw_latency_cycles", ("chains",), _draw),
     Derivation("named_barrier_cycles", ("launch",), _named_barrier),
     Derivation("tma_issue_cycles", ("memory",), _tma_issue),
