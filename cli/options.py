@@ -91,7 +91,7 @@ class MachineOptions:
     clock: float | None = None
     "Pin the SM clock, in MHz. [default: the clock that the power model predicts]"
     regime: str = "sustained"
-    "The clock after seconds of load (sustained), or in the first 50 ms after a rest (burst)."
+    "The clock after seconds of load (sustained), or in the first 30 ms after a rest (burst)."
     tile: str | None = None
     "Rows of Q by rows of K of one tile, as 128x176. [default: from the schedule's table]"
     stages: int | None = None

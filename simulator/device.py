@@ -36,7 +36,7 @@ class Device:
     memory_bytes: int = _quantity("B")
     hbm_bytes_per_s: float = _quantity("B/s")  # datasheet peak, reads and writes together
     hbm_efficiency: float = _quantity("ratio", most=1.0)  # achieved over peak, of a large copy
-    hbm_queue_cycles: float = _quantity("cycles", least=0.0)  # the same for what misses L2, u of HBM's rate
+    hbm_queue_cycles: float = _quantity("cycles", least=0.0)  # as l2_queue_cycles, of what misses L2, u of HBM's rate
     hbm_latency_cycles: int = _quantity("cycles")  # a load that misses L2
     l2_bytes: int = _quantity("B")
     l2_partitions: int = _quantity("count")

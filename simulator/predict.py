@@ -178,7 +178,7 @@ def _lay_out(
     order = {"tiles": "tiles", "heads": "heads"}.get(kernel.grid, "grid")
     dealing = ON_EXIT
     if kernel.persistent:
-        order, dealing = ("longest-first", ON_EXIT) if workload.causal else ("persistent", STATIC)
+        order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
     _replayable(workload, tile)
     items = work_items(seen, tile.block_m, tile.block_n, order)

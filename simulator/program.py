@@ -14,7 +14,7 @@ from .workload import Workload
 INSTRUCTION = np.dtype(
     [(name, "i4") for name in "op label barrier target a b c d e f g h i j k ring index step tile".split()],
 )
-"""One instruction; what `a` to `h` mean is said at each Op in verbs.py."""
+"""One instruction; what `a` to `k` mean is said at each Op in verbs.py."""
 
 ACCESS_FIELDS = ("tensor", "block", "step", "write", "multicast")
 

@@ -24,7 +24,7 @@ STATISTICS = ("LSE", "l", "m")
 
 @dataclass(frozen=True)
 class Phase:
-    """Warp instructions per chunk by pipe, how many chunks, and how many shuffle round trips end the phase."""
+    """Warp instructions per chunk by pipe, how many chunks, and the chain of dependent work that ends the phase."""
 
     fma: int = 0  # FFMA, FADD, FMUL
     alu: int = 0  # FMNMX, ISETP, FSEL, integer
@@ -33,7 +33,7 @@ class Phase:
     other: int = 0  # issue slots only: SHFL, PRMT, uniform
     stsm: int = 0  # STSM.x4
     chunks: int = 1
-    latencies: int = 0
+    latencies: int = 0  # of a shuffle
     fetched: int = 0  # instructions that the nearest instruction caches have lost; who comes first fetches them for all
     votes: int = 0  # of the warp, with what is compared before and the branch behind
     divisions: int = 0  # of integers, by run-time values

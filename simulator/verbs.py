@@ -17,7 +17,7 @@ from .tile import TileView
 
 
 class Op(IntEnum):
-    """The instruction set. `a..h` are the operands named here; the interpreter is its living definition."""
+    """The instruction set. `a..k` are the operands named here; the interpreter is its living definition."""
 
     SETUP = 0  # kernel prologue: barrier initialisation, descriptor prefetch
     LOAD = 1  # asynchronous copy into a ring stage, completes `barrier`: a=bytes, b=tensor, c=CTAs sharing it, d=cp.async, e=boxes

@@ -10,7 +10,7 @@ import pytest
 
 import fasim.simulator
 import fasim.traces
-from fasim.kernels.calibrate import device_file, recorder
+from fasim.kernels.calibrate import device_file, profiler, recorder
 from fasim.simulator.device import load_device
 from fasim.simulator.errors import UsageError
 
@@ -139,3 +139,14 @@ def test_without_a_gpu_recording_exits_3_and_leaves_nothing(fasim, tmp_path):
 def test_help_teaches(fasim):
     _, out, _ = fasim("calibrate", "--help")
     assert "Example: fasim calibrate" in out and "Theory:" in out
+
+
+def test_a_profiled_benchmark_hands_over_its_launches_in_base_units(tmp_path, monkeypatch):
+    tool = tmp_path / "ncu"
+    tool.write_text("#!/bin/sh\nenv | grep ^FASIM_CHILD >&2\necho '==PROF== noise'\n"
+                    "printf '%s\\n' '\"ID\",\"bytes\",\"sectors\"' '\"\",\"Kbyte\",\"sector\"' "
+                    "'\"0\",\"1,024.5\",\"7\"' '\"1\",\"2\",\"8\"'\n")  # fmt: skip
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    seen = profiler.counters("some.module", "FASIM_CHILD", "kernel", ["bytes", "sectors"])
+    assert seen == [{"bytes": 1_024_500.0, "sectors": 7.0}, {"bytes": 2_000.0, "sectors": 8.0}]

@@ -46,6 +46,9 @@ DEVICE_OF = {"H100 80GB SXM5": "h100-sxm", "A100 80GB SXM4": "a100-sxm", "A100 4
 PINNED_HZ = {"H100 80GB SXM5": 1830e6}
 """Clock the measurements were taken at; other devices ran free, so the power model decides."""
 
+REGIME = {"H200": "burst"}
+"""Where the clock ran free: our own H200 was measured in short benchmarks on a rested board; the papers do not say."""
+
 FP8_LENGTH = {4096: 4224, 8192: 8448, 16384: 16896}
 """FlashAttention-3's FP8 bars of 4k and above were run at lengths divisible by 132 and labelled 4k, 8k, 16k."""
 
@@ -79,8 +82,8 @@ class Bar:
 
     @property
     def regime(self) -> str:
-        """Our own rows on the H200 are medians of short benchmarks on a rested board; the papers do not say."""
-        return "burst" if self.figure.startswith("H200") else "sustained"
+        """Whether the clock is that of a burst or of seconds of load, where it ran free."""
+        return REGIME.get(self.gpu, "sustained")
 
     @property
     def out_of_memory(self) -> bool:

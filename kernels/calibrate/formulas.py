@@ -273,22 +273,21 @@ def _mean_of(number: int, how: str) -> Callable[[dict], Found]:
     return formula
 
 
-def _pipe(*names: str) -> Callable[[dict], Found]:
+def _per_copy(column: str, what: str, *names: str) -> Callable[[dict], Found]:
     def formula(pipes: dict) -> Found:
-        cycles = [pipes["cycles_per_copy"][name]["cycles_at_4_warps"] for name in names]
+        cycles = [pipes["cycles_per_copy"][name][column] for name in names]
         shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, cycles, strict=True))
-        return Found(mean(cycles), min(cycles), max(cycles), f"{shown} cycles of a sub-partition, four warps")
+        return Found(mean(cycles), min(cycles), max(cycles), shown + what)
 
     return formula
+
+
+def _pipe(*names: str) -> Callable[[dict], Found]:
+    return _per_copy("cycles_at_4_warps", " cycles of a sub-partition, four warps", *names)
 
 
 def _latency(*names: str) -> Callable[[dict], Found]:
-    def formula(pipes: dict) -> Found:
-        cycles = [pipes["cycles_per_copy"][name]["latency"] for name in names]
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, cycles, strict=True))
-        return Found(mean(cycles), min(cycles), max(cycles), f"{shown}, each waiting for the last")
-
-    return formula
+    return _per_copy("latency", ", each waiting for the last", *names)
 
 
 def _mufu_spacing(softmax: dict) -> Found:

@@ -4,18 +4,14 @@ Counts are per unit of work, so that they hold at any clock: warp instructions i
 that L2 looked up. What no counter is needed for, tensor cycles and bytes of tiles, the workload knows.
 """
 
-import csv
-import io
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from .. import counters
 from .harness import SM_COUNT_H200, Module
+from .profiler import counters
 
 METRICS = {
     "instructions": "smsp__inst_executed.sum",
@@ -72,20 +68,13 @@ def profile(paces):
     with tempfile.TemporaryDirectory(prefix="fasim-power-") as folder:
         listed = Path(folder) / "paces.json"
         listed.write_text(json.dumps(paces))
-        command = [counters.require(), "--clock-control", "none", "--cache-control", "none", "--csv", "--page", "raw"]
-        command += ["--kernel-name", f"regex:^({kernels})$", "--metrics", ",".join(METRICS.values())]
-        command += [sys.executable, "-m", f"{__package__}.power", "--out", folder]
-        done = subprocess.run(command, env=os.environ | {CHILD: str(listed)}, capture_output=True, text=True, check=True)
-    rows = list(csv.DictReader(io.StringIO(done.stdout[done.stdout.index('"ID"') :])))
-    units, rows = rows[0], rows[1:]
-    scale = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
+        seen = counters(
+            f"{__package__}.power", CHILD, f"regex:^({kernels})$", METRICS.values(), value=str(listed), cache="none"
+        )
     found = {}
-    for name, row in zip(counted_names(), rows, strict=True):
+    for name, row in zip(counted_names(), seen, strict=True):
         work = paces[name][0] * WORKLOADS[name].units
-        found[name] = {
-            key: round(float(row[metric].replace(",", "")) * scale.get(units[metric], 1) / work, 2)
-            for key, metric in METRICS.items()
-        }
+        found[name] = {key: round(row[metric] / work, 2) for key, metric in METRICS.items()}
     return found
 
 
