@@ -52,10 +52,6 @@ def test_the_speed_that_is_promised_at_head_dim_128(seqlen, causal):
     assert rate("fasim-fa2", "backward", seqlen, causal) >= 1.2 * rate("fa2-pytorch", "backward", seqlen, causal)
 
 
-older = pytest.mark.xfail(reason="causal tiles are drawn later since; to be timed again", strict=True)
-
-
-@older
 @pytest.mark.parametrize("name", [*CUDA, "cuda_endurance_h200"])
 def test_the_record_is_of_todays_cuda_kernels(name):
     record = {path.removeprefix("kernels/cuda/"): digest for path, digest in read(name)["kernel_sha256"].items()}
