@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist, mean, median
 
-from . import power_fit
+from . import gemm_issue, power_fit
 
 
 @dataclass(frozen=True)
@@ -128,29 +128,36 @@ def _ldmatrix(mma: dict) -> Found:
     return Found(value, value, value, how)
 
 
-def _issued(tensor: dict, name: str) -> list[float]:
-    return tensor["solo_issue"][name]["issued"]
+def _wgmma_issue(pace: dict) -> Found:
+    start, _, _, missed = gemm_issue.fit(pace["alone"])
+    off = max(map(abs, missed))
+    how = f"issue of {len(missed)} GEMMs of up to six k steps by one warpgroup alone, less stamps: within {off:.0f} cycles"
+    return Found(start, start, start, how)
 
 
-def _wgmma_issue(tensor: dict) -> Found:
-    first = {name: _issued(tensor, name)[0] - tensor["solo_issue"][name]["start"] for name in ("ss_n176_k8", "rs_n128_k11")}
-    how = "the first k step of a GEMM from shared memory after its start; from registers the higher"
-    return Found(first["ss_n176_k8"], min(first.values()), max(first.values()), how)
+def _wgmma_step(pace: dict) -> Found:
+    least = gemm_issue.fit(pace["alone"])[1]
+    return Found(least, least, least, "the same GEMMs: a k step, at least")
 
 
-def _wgmma_step(tensor: dict) -> Found:
-    """Without stamps between them, which cost a quarter more."""
-    committed = {name: row["committed"]["median"] for name, row in tensor["solo"].items()}
-    gaps = [(committed[name] - committed[name[:-1] + "1"]) / 7 for name in committed if name.endswith("_k8")]
-    how = f"between the issues of two k steps: chains of eight and of one, {len(gaps)} kinds"
-    return Found(median(gaps), min(gaps), max(gaps), how)
+def _wgmma_step_share(pace: dict) -> Found:
+    share = gemm_issue.fit(pace["alone"])[2]
+    return Found(share, share, share, "the same GEMMs: a k step, of its cycles on the tensor cores")
 
 
-def _wgmma_latency(tensor: dict) -> Found:
+def _wgmma_latency(pace: dict) -> Found:
+    start = _wgmma_issue(pace).value
+    gemms = [gemm for gemm in gemm_issue.gemms(pace["alone"]) if gemm.returned]
+    later = [gemm.returned - gemm.steps * gemm.each - start for gemm in gemms]
+    how = f"{len(later)} GEMMs of one warpgroup return so much later than start and k steps, less stamps"
+    return Found(mean(later), min(later), max(later), how)
+
+
+def _stamped_latency(tensor: dict) -> float:
+    """From the last k step to a lone GEMM's return, with the stamps of tensor_cores."""
     fits = [fit["intercept"] for name, fit in tensor["solo_fit_cycles_per_k16_step"].items() if name.startswith("ss")]
-    issue = _wgmma_issue(tensor).value
-    how = f"a lone GEMM returns {mean(fits):.0f} cycles later than its k steps take, less the {issue:.0f} of issue"
-    return Found(mean(fits) - issue, min(fits) - issue, max(fits) - issue, how)
+    issue = tensor["solo_issue"]["ss_n176_k8"]
+    return mean(fits) - (issue["issued"][0] - issue["start"])
 
 
 def _wgmma_queue(tensor_cores: dict) -> Found:
@@ -160,7 +167,7 @@ def _wgmma_queue(tensor_cores: dict) -> Found:
         operands, width, steps = name.split("_")
         if operands == "ss" and int(steps[1:]) >= 16:
             each, count = int(width[1:]) / 2, int(steps[1:])
-            begun_at = row["waited"]["median"] - count * each - _wgmma_latency(tensor_cores).value
+            begun_at = row["waited"]["median"] - count * each - _stamped_latency(tensor_cores)
             waiting.append(count - 1 - (row["committed"]["p95"] - begun_at) / each)
     how = f"chains of 16 and 32 k steps, {len(waiting)} of them: steps not begun when the last of the four warps issues the last"
     return Found(mean(waiting), min(waiting), max(waiting), how)
@@ -324,6 +331,35 @@ def _fetch(number: int, how: str) -> Callable[[dict], Found]:
     return found
 
 
+def _chain_and_branch(branches: dict, others: str) -> tuple[float, float, float]:
+    """Eight chains of dependent FFMA beside so many softmaxes: cycles; of a branch behind one, over 64 and more; over 16."""
+    cycles = {int(name.removeprefix("over_")): row[others] for name, row in branches["beside_softmax"].items()}
+    return cycles[0], (mean(cycles[n] for n in cycles if n >= 64) - cycles[0]) / 8, (cycles[16] - cycles[0]) / 8
+
+
+def _branch(branches: dict) -> Found:
+    _, far, near = _chain_and_branch(branches, "0")
+    how = "taken over 16 to 256 instructions behind 16 dependent FFMA, a warp a scheduler; 26 behind independent ones"
+    return Found(far, min(far, near), max(far, near), how)
+
+
+def _branch_beside(branches: dict) -> Found:
+    found = [_chain_and_branch(branches, others)[1:] for others in ("1", "2")]
+    low, high = min(map(min, found)), max(map(max, found))
+    return Found(mean(far for far, _ in found), low, high, "the same beside one and two warps in softmax")
+
+
+def _chain_dilation(branches: dict) -> Found:
+    alone = _chain_and_branch(branches, "0")[0]
+    longer = [_chain_and_branch(branches, others)[0] / alone - 1 for others in ("1", "2")]
+    how = "the same dependent FFMA without a branch, beside one and two warps in softmax"
+    return Found(mean(longer), min(longer), max(longer), how)
+
+
+def _mbarrier_issue(launch: dict) -> Found:
+    return _one(launch["barriers"]["mbarrier_arrive_cycles"], "a warp's arrivals one behind the other")
+
+
 _mbarrier_wait = _chain(
     lambda c: c["barrier_ready"] - c["compare_branch"] + c["multiply"], "try_wait on a completed phase and branch, less the branch"
 )
@@ -473,11 +509,12 @@ DERIVATIONS = (
     Derivation("tma_store_latency_cycles", ("memory",), _tma_store_latency),
     Derivation("mma_sync_efficiency", ("mma_sync",), _mma_sync, 4),
     Derivation("ldmatrix_issue_cycles", ("mma_sync",), _ldmatrix, 3),
-    Derivation("wgmma_issue_cycles", ("tensor_cores",), _wgmma_issue),
+    Derivation("wgmma_issue_cycles", ("pace",), _wgmma_issue),
     Derivation("wgmma_contended_cycles", ("contention",), _mean_of(1, "a GEMM with its wait lasts longer beside softmax")),
     Derivation("wgmma_beside_sparse_cycles", ("contention",), _beside_exp),
-    Derivation("wgmma_step_issue_cycles", ("tensor_cores",), _wgmma_step),
-    Derivation("wgmma_latency_cycles", ("tensor_cores",), _wgmma_latency),
+    Derivation("wgmma_step_issue_cycles", ("pace",), _wgmma_step),
+    Derivation("wgmma_step_issue_share", ("pace",), _wgmma_step_share, 2),
+    Derivation("wgmma_latency_cycles", ("pace",), _wgmma_latency),
     Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
     Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
     Derivation("mufu_interference", ("running",), _mufu_interference, 2),
@@ -496,9 +533,13 @@ DERIVATIONS = (
     Derivation("mufu_latency_cycles", ("pipes",), _latency("MUFU.EX2")),
     Derivation("vote_cycles", ("chains",), _chain(lambda c: c["vote_branch"] - c["multiply"], "dependent ISETP, VOTE and BRA")),
     Derivation("divide_cycles", ("chains",), _chain(lambda c: c["divide"], "dependent 32-bit divisions of one warp")),
+    Derivation("branch_cycles", ("branches",), _branch),
+    Derivation("branch_beside_cycles", ("branches",), _branch_beside),
+    Derivation("chain_dilation", ("branches",), _chain_dilation, 2),
     Derivation("fetch_cycles", ("fetch",), _fetch(1, "straight run of FFMA behind 8 to 64 KiB of other code, an instruction"), 2),
     Derivation("fetch_latency_cycles", ("fetch",), _fetch(0, "the same runs, cycles lost between instructions 32 and 64")),
     Derivation("mbarrier_arrive_cycles", ("launch", "chains"), _mbarrier_arrive),
+    Derivation("mbarrier_issue_cycles", ("launch",), _mbarrier_issue),
     Derivation("mbarrier_wait_cycles", ("chains",), _mbarrier_wait),
     Derivation("draw_latency_cycles", ("chains",), _draw),
     Derivation("named_barrier_cycles", ("launch",), _named_barrier),

@@ -1,7 +1,7 @@
 // Warpgroups that repeat GEMM, softmax, GEMM on registers and shared memory, in the orders that warp-specialised kernels take,
 // and stamp their blocks: how fast, how far apart, and how evenly over the SMs.
 enum Order { PLAIN, PINGPONG, TWO_STAGE, BOTH, THREE_STAGE };  // BOTH: ping-pong and two stages
-enum Level { BLOCKS, PARTS, STEPS };                             // stamps of blocks, of their parts, of each k step too
+enum Level { BLOCKS, PARTS, STEPS, SPARSE };  // stamps of blocks, of their parts, of each k step too; of the parts of one block in 32
 constexpr int BUFFERS = 2, ROW = 128;       // buffers of K and of V; bytes of a row of a panel: 64 fp16
 constexpr int STAMPS = 1024, SLOTS = 32;    // stamps kept of a warpgroup; of one block, in detail: then the last 32 blocks are kept
 // Slots of a block. A GEMM: its buffer is there, its fence is passed, then each k step.
@@ -18,6 +18,8 @@ struct Arguments {
   u32* out;
   int blocks, shift, delay1, delay2, masked;  // a stamp every 2^shift blocks; cycles; 0, which the compiler does not know
   float scale;
+  const void* map;  // of a matrix of rows of 64 to load by TMA, or none
+  int rows;
 };
 
 template <int D, int N, int GROUPS> struct Layout {
@@ -42,7 +44,9 @@ template <Order ORDER, int D, int N, int GROUPS, bool RING, Level LEVEL, bool FE
 
   __device__ __forceinline__ void stamp(int j, int slot) {
     const bool part = slot == START || slot == SCORES_STEP + D / 16 - 1 || slot == VALUES_STEP + N / 16 - 1 || slot >= SCORES_DONE;
-    if (LEVEL == STEPS || (LEVEL == PARTS && part)) {
+    if (LEVEL == SPARSE) {
+      if ((part || slot == SCORES_ARRIVED || slot == VALUES_ARRIVED) && leader && j % 32 == 7) at.stamps(rank)[j / 32 % (STAMPS / SLOTS) * SLOTS + slot] = clock_now();
+    } else if (LEVEL == STEPS || (LEVEL == PARTS && part)) {
       if (leader) at.stamps(rank)[j % (STAMPS / SLOTS) * SLOTS + slot] = clock_now();
     } else if (LEVEL == BLOCKS && slot == START) {
       if (leader && (j & ((1 << args.shift) - 1)) == 0) at.stamps(rank)[j >> args.shift] = clock_now();
@@ -260,6 +264,28 @@ template <Order ORDER, class At> __device__ __forceinline__ void feed(const At& 
   }
 }
 
+// The same by TMA, in order, box after box, all SMs through the same rows.
+template <Order ORDER, int D, int N, class At> __device__ __forceinline__ void feed_by_tma(const At& at, const Arguments& args) {
+  constexpr int LAG = ORDER == THREE_STAGE ? 2 : ORDER == TWO_STAGE || ORDER == BOTH ? 1 : 0;
+  int row = 0;
+  for (int i = 0; i < args.blocks + 2; ++i) {
+    for (int turn = 0; turn < 2; ++turn) {
+      Ring ring = (turn == 0) == (LAG == 2) ? RING_V : RING_K;
+      int j = ring == RING_V ? i - LAG : i;
+      if (j < 0 || j >= args.blocks + 2) continue;
+      mbarrier_wait(at.empty(ring, j), (j / BUFFERS & 1) ^ 1);
+      mbarrier_expect(at.full(ring, j), N * D * 2);
+      unsigned char* to = ring == RING_K ? at.k(j) : at.v(j);
+#pragma unroll 1
+      for (int c = 0; c < D / 64; ++c) {
+        tma_load(to + c * N * ROW, args.map, at.full(ring, j), 0, row);
+        row += N;
+        if (row + N > args.rows) row = 0;
+      }
+    }
+  }
+}
+
 template <Order ORDER, int D, int N, int GROUPS, bool RING, Level LEVEL, bool FENCED> __device__ __forceinline__ void pace(Arguments args) {
   extern __shared__ __align__(1024) unsigned char smem[];
   Layout<D, N, GROUPS> at{smem};
@@ -270,10 +296,13 @@ template <Order ORDER, int D, int N, int GROUPS, bool RING, Level LEVEL, bool FE
   fill_normal(smem, at.BARRIERS_AT, blockIdx.x * 7919u);
   const int rank = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // uniform: descriptors stay out of vector registers
   if (rank == GROUPS) {
-    lower_registers<GROUPS == 3 ? 32 : 24>();
-    if (RING && threadIdx.x % 128 == 0) feed<ORDER>(at, args.blocks);
+    if (GROUPS > 1) lower_registers<GROUPS == 3 ? 32 : 24>();  // one alone keeps what it was launched with
+    if (RING && threadIdx.x % 128 == 0) {
+      if (args.map) feed_by_tma<ORDER, D, N>(at, args);
+      else feed<ORDER>(at, args.blocks);
+    }
   } else {
-    raise_registers<GROUPS == 3 ? 160 : 240>();
+    if (GROUPS > 1) raise_registers<GROUPS == 3 ? 160 : 240>();
     Group<ORDER, D, N, GROUPS, RING, LEVEL, FENCED> group{at, args, rank};
     if (group.run() == 1.2345f) args.out[0] = 1;
   }
@@ -281,6 +310,8 @@ template <Order ORDER, int D, int N, int GROUPS, bool RING, Level LEVEL, bool FE
 
 #define PACE(NAME, ORDER, D, N, GROUPS, RING, LEVEL, FENCED)                                                                    \
   extern "C" __global__ void __launch_bounds__((GROUPS + 1) * 128, 1)                                                           \
-  NAME(u32* out, long long blocks, long long shift, long long delay1, long long delay2, long long masked, float scale) {        \
-    pace<ORDER, D, N, GROUPS, RING, LEVEL, FENCED>({out, (int)blocks, (int)shift, (int)delay1, (int)delay2, (int)masked, scale}); \
+  NAME(u32* out, long long blocks, long long shift, long long delay1, long long delay2, long long masked, float scale,          \
+       const void* map, long long rows) {                                                                                       \
+    pace<ORDER, D, N, GROUPS, RING, LEVEL, FENCED>(                                                                             \
+        {out, (int)blocks, (int)shift, (int)delay1, (int)delay2, (int)masked, scale, map, (int)rows});                          \
   }

@@ -3,12 +3,13 @@
 `python -m kernels.calibrate.pace --out DIR` writes `DIR/pace.json`. One block of a warpgroup: S (64 x n) from shared memory,
 running softmax, O (64 x d) += P V with P in registers. Orders: `plain` waits for each GEMM, `pingpong` hands the tensor cores on
 by named barriers, `two_stage`, `both` and `three_stage` overlap them with softmax. `ring`: with the mbarriers of two K and two V
-buffers, filled by a warp that copies nothing.
+buffers, filled by a warp that copies nothing. `alone`: one warpgroup, its parts stamped in one block of 32. `fed`: the buffers are
+filled by TMA, out of L2 or of HBM, all SMs reading the same tiles.
 """
 
 import numpy as np
 
-from .harness import HERE, SM_COUNT_H200, Module, parse_out, spread, write
+from .harness import HERE, SM_COUNT_H200, Module, parse_out, spread, tensor_map_2d, write
 from .ptx import PRELUDE, wgmma_wrappers
 
 ORDERS = ("plain", "pingpong", "two_stage", "both", "three_stage")
@@ -18,6 +19,8 @@ THREE_STAGE_KEYS = {64: 64, 128: 96, 256: 48}
 STAMPS, SLOTS = 1024, 32
 BLOCKS, RUNS = 1000, 4
 LONG_BLOCKS, LONG_SHIFT = 32768, 6
+FED_ROWS = {"l2": 8192, "hbm": 1 << 22}
+"""Rows of 128 bytes that the SMs walk through again and again: 1 MiB and 512 MiB."""
 OVERLAPPED = ("two_stage", "both", "three_stage")
 START, SCORES_ARRIVED, SCORES_FENCED, SCORES_STEP, VALUES_ARRIVED, VALUES_FENCED, VALUES_STEP = 0, 1, 2, 3, 19, 20, 21
 SCORES_DONE, SOFTMAX_DONE, VALUES_DONE = 29, 30, 31
@@ -29,9 +32,9 @@ def tile(order, d):
     return (THREE_STAGE_KEYS[d] if order == "three_stage" else n), groups
 
 
-def name_of(order, d, ring, level="blocks", fenced=True):
+def name_of(order, d, ring, level="blocks", fenced=True, alone=False):
     """The kernel of a case, such as `plain_d64_ring`."""
-    return f"{order}_d{d}" + "_ring" * ring + f"_{level}" * (level != "blocks") + "_unfenced" * (not fenced)
+    return f"{order}_d{d}" + "_ring" * ring + f"_{level}" * (level != "blocks") + "_unfenced" * (not fenced) + "_alone" * alone
 
 
 CASES = [
@@ -39,6 +42,8 @@ CASES = [
 ]
 CASES += [(order, d, True, "parts", True) for order in ORDERS for d in TILES]
 CASES += [(order, d, True, level, False) for order in OVERLAPPED for d in TILES for level in ("blocks", "parts")]
+ALONE = [(order, d, ring, level) for order in ("plain", "two_stage", "three_stage") for d in TILES for ring in (False, True)
+         for level in ("blocks", "sparse")]  # fmt: skip
 
 
 def source():
@@ -50,6 +55,9 @@ def source():
         n, groups = tile(order, d)
         kinds = f"{int(ring)}, {level.upper()}, {int(fenced)}"
         lines.append(f"PACE({name_of(order, d, ring, level, fenced)}, {order.upper()}, {d}, {n}, {groups}, {kinds})\n")
+    for order, d, ring, level in ALONE:
+        name = name_of(order, d, ring, level, alone=True)
+        lines.append(f"PACE({name}, {order.upper()}, {d}, {tile(order, d)[0]}, 1, {int(ring)}, {level.upper()}, 1)\n")
     return PRELUDE + wgmma_wrappers(widths) + "".join(parts) + "".join(lines)
 
 
@@ -59,15 +67,19 @@ class Pace:
     def __init__(self, module):
         self.module = module
 
-    def __call__(self, order, d, ring, level="blocks", fenced=True, blocks=BLOCKS, shift=0, delays=(0, 0)):
+    def __call__(
+        self, order, d, ring, level="blocks", fenced=True, blocks=BLOCKS, shift=0, delays=(0, 0), alone=False, fed=None
+    ):
         import torch
 
         n, groups = tile(order, d)
+        groups = 1 if alone else groups
         bits = int(np.float32(1.4427 / d**0.5).view(np.uint32))
         out = torch.zeros((SM_COUNT_H200, groups, STAMPS), dtype=torch.int32, device="cuda")
-        args = [out, blocks, shift, *delays, 0, bits]
+        source = (0, 0) if fed is None else (tensor_map_2d(fed, n, 64), len(fed))
+        args = [out, blocks, shift, *delays, 0, bits, *source]
         smem = groups * 64 * d * 2 + 4 * n * d * 2 + 64 + groups * STAMPS * 4
-        self.module.launch(name_of(order, d, ring, level, fenced), SM_COUNT_H200, (groups + 1) * 128, args, smem)
+        self.module.launch(name_of(order, d, ring, level, fenced, alone), SM_COUNT_H200, (groups + 1) * 128, args, smem)
         torch.cuda.synchronize()
         seen = out.cpu().numpy().astype(np.int64) & 0xFFFFFFFF
         return seen if level != "blocks" else seen[:, :, 1 : blocks >> shift]  # overlapping orders have no block 0 in their loop
@@ -199,6 +211,40 @@ def timeline(run, order, d, ring, level, fenced=True):
     }
 
 
+def alone(run, order, d, ring):
+    """One warpgroup: cycles a block, and from each stamp to the next (medians) where one block in 32 has stamps."""
+    cycles = pace_of(unwrapped(run(order, d, ring, alone=True)))
+    stamps = run(order, d, ring, "sparse", alone=True).reshape(SM_COUNT_H200, STAMPS // SLOTS, SLOTS)[:, 4:30]
+    scores, values = SCORES_STEP + d // 16 - 1, VALUES_STEP + tile(order, d)[0] // 16 - 1
+    slots = {
+        "plain": (START, SCORES_ARRIVED, scores, SCORES_DONE, SOFTMAX_DONE, VALUES_ARRIVED, values, VALUES_DONE),
+        "two_stage": (START, SCORES_ARRIVED, scores, VALUES_ARRIVED, values, SCORES_DONE, SOFTMAX_DONE, VALUES_DONE),
+        "three_stage": (START, VALUES_ARRIVED, values, SCORES_ARRIVED, scores, SOFTMAX_DONE, VALUES_DONE, SCORES_DONE),
+    }[order]
+    names = {START: "start", SCORES_ARRIVED: "K arrived", scores: "S issued", VALUES_ARRIVED: "V arrived", values: "PV issued"}
+    names |= {SCORES_DONE: "S there", SOFTMAX_DONE: "softmax done", VALUES_DONE: "PV there"}
+    after = np.diff(stamps[..., slots], axis=2) & 0xFFFFFFFF
+    stamped = np.median((stamps[:, 1:, START] - stamps[:, :-1, START]) & 0xFFFFFFFF) / 32
+    return {
+        "cycles_per_block": spread(cycles),
+        "cycles_per_block_with_stamps": round(float(stamped), 2),
+        "stamps": [names[slot] for slot in slots],
+        "cycles_to_next": np.median(after, axis=(0, 1)).tolist(),
+    }
+
+
+def fed(run, order, d):
+    """Cycles a block of all warpgroups, started together, with TMA for a feeder."""
+    import torch
+
+    found = {}
+    for place, rows in FED_ROWS.items():
+        matrix = torch.zeros((rows, 64), dtype=torch.float16, device="cuda").normal_()
+        run(order, d, True, fed=matrix)
+        found[place] = spread(pace_of(unwrapped(run(order, d, True, fed=matrix))))
+    return found
+
+
 def main():
     """Run every case and write the result."""
     out = parse_out(__doc__)
@@ -206,7 +252,7 @@ def main():
     module = Module(text)
     run = Pace(module)
     results = {"local_bytes": {name_of(*case): module.registers(name_of(*case))[1] for case in CASES}}
-    for part in ("alignment", "drift", "timeline"):
+    for part in ("alignment", "drift", "timeline", "alone", "fed"):
         results[part] = {}
     for d in TILES:
         for case in CASES:
@@ -219,7 +265,13 @@ def main():
             results["alignment"][name_of(*case)] = alignment(run, order, d, ring, fenced)
             if order in ("plain", "pingpong"):
                 results["drift"][name_of(*case)] = drift(run, order, d, ring)
-        write(out, "pace", "kernels/calibrate/pace.py", text, results)
+    for order, d, ring, level in ALONE:
+        if level == "blocks":
+            results["alone"][name_of(order, d, ring)] = alone(run, order, d, ring)
+    for order in ORDERS:
+        for d in TILES:
+            results["fed"][name_of(order, d, True)] = fed(run, order, d)
+    write(out, "pace", "kernels/calibrate/pace.py", text, results)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ..validation.check import MissingTool
 
 BENCHMARKS = (
     "tensor_cores", "pipes", "softmax", "contention", "running", "pipes_contended", "switching", "pace", "chains",
-    "fetch", "mma_sync", "memory", "l2_capacity", "l2_sets", "loaded", "launch", "power",
+    "branches", "fetch", "mma_sync", "memory", "l2_capacity", "l2_sets", "loaded", "launch", "power",
 )  # fmt: skip
 """In the order they run; power last, since it heats the board."""
 TIMEOUT_S = 600
