@@ -74,7 +74,8 @@ class Device:
     wgmma_issue_cycles: int = _quantity("cycles", least=0)  # a warpgroup's issue of one group, before it runs on
     wgmma_contended_cycles: int = _quantity("cycles", least=0)  # added to the issue of a GEMM beside warps in softmax
     wgmma_beside_sparse_cycles: int = _quantity("cycles", least=0)  # the same beside warps whose arithmetic MUFU bounds
-    wgmma_step_issue_cycles: int = _quantity("cycles", least=0)  # between the issues of two k steps of a warpgroup
+    wgmma_step_issue_cycles: int = _quantity("cycles", least=0)  # between the issues of two k steps of a warpgroup, at least
+    wgmma_step_issue_share: float = _quantity("ratio", least=0.0, most=1.0)  # the same, of the cycles a k step executes
     wgmma_latency_cycles: int = _quantity("cycles", least=0)  # tail behind the last k step
     wgmma_queue_ksteps: int = _quantity("k steps", least=0)  # k steps a warpgroup may queue before its issue stalls
     wgmma_arbitration_ksteps: int = _quantity("k steps", least=0)  # before another's turn; 0: order of issue
@@ -96,11 +97,15 @@ class Device:
     mufu_latency_cycles: int = _quantity("cycles")
     vote_cycles: int = _quantity("cycles", least=0)  # compare, vote of a warp and branch on it
     divide_cycles: int = _quantity("cycles", least=0)  # 32 bits by a run-time value
+    branch_cycles: int = _quantity("cycles", least=0)  # a branch that is taken, behind dependent instructions
+    branch_beside_cycles: int = _quantity("cycles", least=0)  # the same beside other warps' softmax
+    chain_dilation: float = _quantity("ratio", least=0.0)  # how much longer dependent instructions take there
     fetch_cycles: float = _quantity("cycles", least=0.0)  # added to an instruction that the nearest instruction caches have lost
     fetch_latency_cycles: int = _quantity("cycles", least=0)  # the first wait of such a run
 
     # synchronisation and launch
     mbarrier_arrive_cycles: int = _quantity("cycles")
+    mbarrier_issue_cycles: int = _quantity("cycles", least=0)  # a warp's arrival, before it runs on
     mbarrier_wait_cycles: int = _quantity("cycles")  # try_wait on a completed phase until the branch on it
     draw_latency_cycles: int = _quantity("cycles")  # atomicAdd on global memory, with its result
     named_barrier_cycles: int = _quantity("cycles")

@@ -7,9 +7,9 @@ the four of an SM: each warpgroup has one warp on each, and they do the same.
 The units, one function each, in the order of the code below:
 - arithmetic: one warp instruction issued per cycle; FMA, ALU, MUFU, convert and STSM pipes hold an instruction for their own
   cycles. While WGMMA executes, the pipes lose `interference` of their rate: both need the register file.
-- tensor cores: each warpgroup has a queue of k steps; an arbiter serves them in order of issue (`arbitration` 0) or
-  round robin, `arbitration` k steps at a time; a warp blocks at issue while its queue is full. A group is complete
-  `latency` after its last k step. A warp's next GEMM, into other registers, is issued once the one before has executed.
+- tensor cores: the SM has one queue of k steps; an arbiter serves them in order of issue (`arbitration` 0) or round
+  robin, `arbitration` k steps at a time; a warp blocks at issue while the queue is full, and a k step's issue takes a
+  share of its execution, at least some cycles. A group is complete `latency` after its last k step.
   Issue is `contended` slower, and a k step `dilation` longer, beside dense arithmetic; beside sparse, issue a little.
 - copies: a port per SM, then the chip's L2 and HBM, are servers passed in turn; latency follows. Barriers complete then.
 
@@ -235,7 +235,12 @@ def _compute(state, warp, row, now):
     finished = warp["part"] == row["f"]
     if finished:
         warp["part"] = 0
-        end += row["target"] * machine["shuffle_latency"] + row["j"] * machine["vote"] + row["k"] * machine["divide"]
+        chain = row["target"] * machine["shuffle_latency"] + row["j"] * machine["vote"] + row["k"] * machine["divide"]
+        branch = machine["branch"]
+        if _pipes_free(state, s) > end:  # others' arithmetic is under way
+            chain += chain * machine["chain_q10"] >> 10
+            branch = machine["branch_beside"]
+        end += chain + row["l"] * branch
         code = (row["tile"] << 20) + row["step"] + 2
         if row["i"] > 0 and state.fetched[warp["slot"], row["label"]] < code:  # who comes first fetches it for all
             state.fetched[warp["slot"], row["label"]] = code
@@ -331,7 +336,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     state.busy[s, U_SMEM] += _operand_bytes(row)
     state.busy[s, U_ISSUE] += AROUND
 
-    warp["time"] = now + machine["wgmma_issue"]
+    warp["time"] = now + max(machine["wgmma_issue"], step["cycles"] * machine["wgmma_issue_q10"] >> 10)
     warp["part"] += 1
     if warp["part"] <= row["a"]:
         return False
@@ -526,7 +531,7 @@ def _arrive(state, warp, row, now):
         state.tile_ends[slot, tile] = max(state.tile_ends[slot, tile], at)
     else:
         at = now + machine["mbarrier_arrive"]
-    warp["time"] = now + 1
+    warp["time"] = now + (machine["mbarrier_issue"] if kind == MBARRIER else 1)
     state.busy[warp["sm"], U_ISSUE] += AROUND
     _arrival(state, row["barrier"], at)
     return True
@@ -583,7 +588,8 @@ def _load(state, warp, row, now):
     if missed > 0:
         chip["hbm_free"] = max(chip["hbm_free"], start) + _service(missed // shared, machine["hbm_q20"])
         done = max(done, chip["hbm_free"])
-        latency += (machine["hbm_latency"] - machine["l2_latency"]) * missed_q10 >> 10
+    late_q10 = state.tensors[warp["first_tensor"] + row["b"]]["read_late_q10"]
+    latency += (machine["hbm_latency"] - machine["l2_latency"]) * late_q10 >> 10
     state.busy[s, U_ISSUE] += instructions
     state.busy[s, U_TMA] += sm["load_free"] - start
     state.busy[s, U_SMEM] += nbytes

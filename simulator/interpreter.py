@@ -270,7 +270,10 @@ class Warp:
                 if name in UNITS:
                     self.chip.draw(name, self, ins, start, pipe.free)
             if chunk + 1 == ins.f:
-                end += ins.target * cycles.shuffle_latency + ins.j * cycles.vote + ins.k * cycles.divide
+                chain = ins.target * cycles.shuffle_latency + ins.j * cycles.vote + ins.k * cycles.divide
+                beside = sm.in_softmax(end)
+                end += chain + (chain * cycles.chain_q10 >> 10 if beside else 0)
+                end += ins.l * (cycles.branch_beside if beside else cycles.branch)
                 code, place = (ins.tile, ins.step), (id(self.barriers), self.program.labels[ins.label])
                 if ins.i and self.chip.fetched.get(place, (-1, 0)) < code:  # who comes first fetches it for all
                     self.chip.fetched[place] = code
@@ -303,7 +306,7 @@ class Warp:
             self.queue.append(SimpleNamespace(cycles=work, issued=now, ends_group=last, instruction=ins))
             sm.busy["smem bytes"] += operand_bytes
             sm.busy["issue"] += AROUND
-            now += cycles.wgmma_issue
+            now += max(cycles.wgmma_issue, work * cycles.wgmma_issue_q10 >> 10)
             if not last:
                 yield now
         sm.issuer = None
@@ -371,7 +374,7 @@ class Warp:
             self._tile_goes_on(ins, now + on_the_way[barrier.kind])
         self.sm.busy["issue"] += AROUND
         barrier.arrive(now + on_the_way[barrier.kind])
-        return now + 1
+        return now + (cycles.mbarrier_issue if barrier.kind == BarrierKind.MBARRIER else 1)
 
     def load(self, ins: Instruction, now: int) -> int:
         """An asynchronous copy in; it arrives on its barrier when the last byte has."""
@@ -385,12 +388,13 @@ class Warp:
             instructions, issued = 1, now + ins.e * cycles.tma_issue
             latency += cycles.tma_latency
         start = max(issued, sm.load_port.free)
-        missed_q10 = round(1024 * chip.memory.read_miss.get(self.program.tensors[ins.b], 0.0))
+        missed = chip.memory.read_miss.get(tensor := self.program.tensors[ins.b], 0.0)
+        missed_q10, late_q10 = round(1024 * missed), round(1024 * chip.memory.read_late.get(tensor, missed))
+        latency += (cycles.hbm_latency - cycles.l2_latency) * late_q10 >> 10
         ends = [sm.load_port.pass_bytes(start, nbytes, cycles.port_q20)]
         ends.append(chip.l2.pass_bytes(start, nbytes // shared, cycles.l2_q20))
         if missed := nbytes * missed_q10 >> 10:
             ends.append(chip.hbm.pass_bytes(start, missed // shared, cycles.hbm_q20))
-            latency += (cycles.hbm_latency - cycles.l2_latency) * missed_q10 >> 10
         sm.busy["issue"] += instructions
         sm.busy["TMA"] += sm.load_port.free - start
         sm.busy["smem bytes"] += nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,7 +29,8 @@ class Memory:
     """What one SM sees of the chip's memory system while the kernel runs.
 
     Rates are bytes per cycle: `l2` and `hbm` are shared by all SMs of the replay; `read_miss` and `write_through` give
-    per tensor name the fraction of bytes that HBM has to move; `l2_wait` and `hbm_wait` are the cycles that a load waits
+    per tensor name the fraction of bytes that HBM has to move; `read_late` that of loads which wait for HBM, be it that
+    another SM asked first (default: those that miss); `l2_wait` and `hbm_wait` are the cycles that a load waits
     for those of the other SMs, beyond the latency.
     """
 
@@ -37,6 +38,7 @@ class Memory:
     hbm: float
     read_miss: dict[str, float]
     write_through: dict[str, float]
+    read_late: dict[str, float] = field(default_factory=dict)
     l2_wait: float = 0.0
     hbm_wait: float = 0.0
 
@@ -58,13 +60,14 @@ def _record(text: str) -> np.dtype:
 
 
 MACHINE = _record(
-    "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency vote divide "
+    "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency "
+    "vote divide branch branch_beside chain_q10 "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
-    "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_latency queue arbitration "
+    "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration "
     "interference_q10 interference_sparse_q10 interference_alone_q10 smem_interference_q10 dilation_q10 "
     "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency "
     "tma_latency hbm_latency tma_issue "
-    "mbarrier_arrive mbarrier_wait named_arrive named_wait cluster_arrive cta_launch setup"
+    "mbarrier_arrive mbarrier_wait mbarrier_issue named_arrive named_wait cluster_arrive cta_launch setup"
 )
 """Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte)."""
 
@@ -95,7 +98,7 @@ K_STEP = _record("cycles ends_group issued instruction")
 CHIP = _record("l2_free hbm_free last_event spans")
 """What all SMs share, and the count of spans recorded."""
 
-TENSOR = _record("read_miss_q10 write_through_q10")
+TENSOR = _record("read_miss_q10 read_late_q10 write_through_q10")
 
 
 def _q20(bytes_per_cycle: float) -> int:
@@ -117,6 +120,9 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "fetch_latency": device.fetch_latency_cycles,
         "vote": device.vote_cycles,
         "divide": device.divide_cycles,
+        "branch": device.branch_cycles,
+        "branch_beside": device.branch_beside_cycles,
+        "chain_q10": round(1024 * device.chain_dilation),
         "tensor_flops": device.tensor_flops_per_cycle,
         "tensor_flops_8bit": int(device.tensor_flops_per_cycle * (device.fp8_ratio or 1)),
         "mma_flops_q10": round(device.tensor_flops_per_cycle * device.mma_sync_efficiency * 1024),
@@ -126,6 +132,7 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "wgmma_contended": device.wgmma_contended_cycles,
         "wgmma_beside_sparse": device.wgmma_beside_sparse_cycles,
         "wgmma_issue": device.wgmma_step_issue_cycles,
+        "wgmma_issue_q10": round(1024 * device.wgmma_step_issue_share),
         "wgmma_latency": device.wgmma_latency_cycles,
         "queue": device.wgmma_queue_ksteps,
         "arbitration": device.wgmma_arbitration_ksteps,
@@ -149,6 +156,7 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "tma_issue": device.tma_issue_cycles,
         "mbarrier_arrive": device.mbarrier_arrive_cycles,
         "mbarrier_wait": device.mbarrier_wait_cycles,
+        "mbarrier_issue": device.mbarrier_issue_cycles,
         "named_arrive": device.named_barrier_cycles,
         "named_wait": device.named_barrier_cycles,
         "cluster_arrive": device.cluster_arrive_cycles,
@@ -192,8 +200,11 @@ class Tables:
         self.chip = np.zeros(1, CHIP)
         self.group_ends = np.zeros(groups + 1, np.int64)
         self.tile_ends = np.zeros((len(programs), max(p.tiles for p in programs)), np.int64)
-        fractions = [(memory.read_miss.get(t, 0.0), memory.write_through.get(t, 1.0)) for t in tensors] or [(0.0, 1.0)]
-        self.tensors = np.array([(round(1024 * miss), round(1024 * through)) for miss, through in fractions], TENSOR)
+        missed = [memory.read_miss.get(t, 0.0) for t in tensors]
+        late = [memory.read_late.get(t, share) for t, share in zip(tensors, missed, strict=True)]
+        through = [memory.write_through.get(t, 1.0) for t in tensors]
+        shares = list(zip(missed, late, through, strict=True)) or [(0.0, 0.0, 1.0)]
+        self.tensors = np.array([tuple(round(1024 * share) for share in each) for each in shares], TENSOR)
         self._lay_out_barriers(barriers)
         self._name_lanes()
 

@@ -68,11 +68,11 @@ def predict(
 
     tensors = _tensor_names(chosen)
     grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
-    traffic, hits = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
+    traffic, hits, late = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
 
     clock, load = clock_hz or gpu.max_clock_hz, _Load(1.0, 1.0, 1.0)
     for _ in range(ROUNDS):  # what SMs see of L2 and HBM depends on load and clock, which follow from the replay
-        cycles, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, clock, load))
+        cycles, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, late, clock, load))
         previous, load = load, load.towards(_load(traffic, cycles, clock, gpu))
         activity = Activity(
             sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
@@ -84,7 +84,7 @@ def predict(
             break
 
     whole = replace(traffic, smem_bytes=int(busy[U_SMEM]))
-    sample = _sample(grids, workload, tile, gpu, _View(traffic, hits, clock, load))
+    sample = _sample(grids, workload, tile, gpu, _View(traffic, hits, late, clock, load))
     run = Run(
         origin="predicted",
         workload=workload,
@@ -277,6 +277,7 @@ class _View:
 
     traffic: Traffic
     hits: dict[str, float]
+    late: dict[str, float]
     clock_hz: float
     load: _Load
 
@@ -299,6 +300,7 @@ def _memory(grid: _Grid, device: Device, view: _View) -> Memory:
         hbm=burst_rate(device.hbm_achieved_bytes_per_s / view.clock_hz, active, view.load.hbm),
         read_miss={name: 1.0 - hit for name, hit in view.hits.items()},
         write_through=through,
+        read_late=view.late,
         l2_wait=queue_wait(device.l2_queue_cycles, view.load.lookups),
         hbm_wait=queue_wait(device.hbm_queue_cycles, view.load.hbm),
     )

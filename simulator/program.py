@@ -12,9 +12,9 @@ from .verbs import Barrier, BarrierKind, Cta, Op
 from .workload import Workload
 
 INSTRUCTION = np.dtype(
-    [(name, "i4") for name in "op label barrier target a b c d e f g h i j k ring index step tile".split()],
+    [(name, "i4") for name in "op label barrier target a b c d e f g h i j k l ring index step tile".split()],
 )
-"""One instruction; what `a` to `k` mean is said at each Op in verbs.py."""
+"""One instruction; what `a` to `l` mean is said at each Op in verbs.py."""
 
 ACCESS_FIELDS = ("tensor", "block", "step", "write", "multicast")
 
@@ -145,7 +145,7 @@ _OPERANDS = {
     Op.WGMMA_WAIT: ("a groups may be outstanding",),
     Op.COMPUTE: (
         *("f chunks of", "a FMA", "b ALU", "c MUFU", "d convert", "e other", "g STSM", "h sparse"),
-        *("target latencies", "i fetched", "j votes", "k divisions"),
+        *("target latencies", "i fetched", "j votes", "k divisions", "l branches"),
     ),
 }
 

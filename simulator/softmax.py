@@ -37,6 +37,7 @@ class Phase:
     fetched: int = 0  # instructions that the nearest instruction caches have lost; who comes first fetches them for all
     votes: int = 0  # of the warp, with what is compared before and the branch behind
     divisions: int = 0  # of integers, by run-time values
+    branches: int = 0  # taken
     sparse: bool = False  # bound by MUFU with little around it: WGMMA hardly notices
 
 
@@ -46,8 +47,11 @@ class Phase:
 # runs once a tile comes from a cache behind the nearest ones, which the loop over blocks has filled: it counts as fetched.
 SCORES, VALUES = Phase(latencies=1, sparse=True), Phase(sparse=True)
 """Before a GEMM, behind the wait for its block: stage and descriptors, in a row."""
-ADDRESS = Phase(latencies=8, sparse=True)
-"""Before a TMA load: 40 instructions in a row, stage, phase, election and coordinates."""
+SKIP = Phase(branches=1, sparse=True)
+"""O is not rescaled: a branch over the code that would."""
+ADDRESS = Phase(latencies=3, sparse=True)
+"""Before a TMA load: stage, phase, election, coordinates, 13 instructions in a row and two branches; with the wait for a free
+buffer 105 to 121 cycles between the stamps of loads that need not wait."""
 SEND = Phase(other=32, latencies=3)
 """From staged rows to the TMA store: the fence, election, the tile read from shared memory, coordinates."""
 STATISTIC = Phase(fma=8, alu=16, other=8, latencies=4, fetched=32)
@@ -159,7 +163,8 @@ class Online:
 class Running:
     """Weights from the maximum of the blocks before: no exponential waits for a maximum, and O keeps its scale.
 
-    Per element FFMA, EX2, FADD and half an F2FP; per row FMUL, two FADD and FSETP, per block one vote, as compiled. A tile's
+    Per element FFMA, EX2, FADD and half an F2FP; per row FMUL, two FADD and FSETP, per block one vote, as compiled, and two
+    branches, over the mask and over another try. A tile's
     first block has no maximum before it and takes the online way; then O is rescaled if the schedule says so.
     """
 
@@ -172,7 +177,7 @@ class Running:
         weights = replace(_in_halves(_interleaved(exponentials(tile), [convert(tile)])), sparse=True)
         masked = [mask(tile)] if tile.is_masked(j) else []
         rows = rows_per_thread(tile)
-        bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=2, votes=1, sparse=True)
+        bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=2, votes=1, branches=2, sparse=True)
         fetched = self.is_new_code(j, tile.kv_blocks[-1], under_product) * _instructions(weights)
         fetched += _instructions(*masked)  # a mask comes at a tile's end
         if 0 < j and j > tile.hidden(rank):

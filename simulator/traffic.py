@@ -87,8 +87,9 @@ class Launch:
 
 def replay_traffic(
     workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout], device: Device, scattered: bool = True
-) -> tuple[Traffic, dict[str, float]]:
-    """Bytes of one call (its kernels in sequence, L2 cold at the start), and the L2 hit rate of reads per tensor.
+) -> tuple[Traffic, dict[str, float], dict[str, float]]:
+    """Bytes of one call (its kernels in sequence, L2 cold at the start); per tensor the share of reads that hit L2, and of
+    those that are made while HBM delivers the data: where CTAs walk in step, all wait for what the first of them asked for.
 
     Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end, which `dirty_bytes` counts.
     `smem_bytes` is left 0. `scattered` is False where all that is read is one contiguous buffer.
@@ -109,6 +110,8 @@ def replay_traffic(
     shared = sharers ** (1.0 - device.l2_sharing)  # lookups that so many SMs cause which read a tile in the same turn
     asked = np.full((layout.total, 2), -1, np.int64)  # turn in which the tile was read last, and by how many
     lookups = np.zeros(2)  # bytes; turns so far
+    fetched = np.zeros((layout.total, 2))  # turn in which HBM delivered some of the tile last, and shares of it
+    late = np.zeros(len(tensors))  # bytes read in the turn in which HBM delivered them, in shares as `counts`
 
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
@@ -119,11 +122,11 @@ def replay_traffic(
             np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64),
             np.arange(slots), np.zeros(slots, np.int64), _partitions(slots, launch.cluster, homes),
             paces(slots), launch.dealing, launch.cluster, launch.descending,
-            block, links, capacity, used, oldest, counts, shared, asked, lookups,
+            block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
         )  # fmt: skip
     written = int(counts[:, _HBM + 1].sum())
     _flush(homes, block, links, counts)
-    return _report(counts, tensors, _SHARES * homes, int(counts[:, _HBM + 1].sum()) - written, lookups[0])
+    return _report(counts, late, tensors, _SHARES * homes, int(counts[:, _HBM + 1].sum()) - written, lookups[0])
 
 
 def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
@@ -181,20 +184,21 @@ def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def _report(
-    counts: np.ndarray, tensors: Sequence[TensorLayout], shares: int, flushed: int, lookups: float
-) -> tuple[Traffic, dict[str, float]]:
+    counts: np.ndarray, late: np.ndarray, tensors: Sequence[TensorLayout], shares: int, flushed: int, lookups: float
+) -> tuple[Traffic, dict[str, float], dict[str, float]]:
     hits = {
         tensor.name: 1.0 - int(row[_HBM]) / (shares * int(row[_L2]))
         for tensor, row in zip(tensors, counts, strict=True)
         if row[_L2]
     }
+    waits = {t.name: float(late[n]) / (shares * int(counts[n, _L2])) for n, t in enumerate(tensors) if counts[n, _L2]}
     missed, requested = int(counts[:, _HBM].sum()), int(counts[:, _L2].sum())
     hit_rate = 1.0 - missed / (shares * requested) if requested else 0.0
     counts = counts.copy()
     counts[:, _HBM:] = -(-counts[:, _HBM:] // shares)
     by_tensor = {t.name: Bytes(*(int(value) for value in row)) for t, row in zip(tensors, counts, strict=True)}
     looked_up = round(lookups) + sum(bytes_.hbm_read for bytes_ in by_tensor.values())  # what HBM delivers is looked up again
-    return Traffic(by_tensor, hit_rate, dirty_bytes=flushed // shares, l2_lookup_bytes=looked_up), hits
+    return Traffic(by_tensor, hit_rate, dirty_bytes=flushed // shares, l2_lookup_bytes=looked_up), hits, waits
 
 
 def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
@@ -212,7 +216,7 @@ def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
 
 @njit(cache=True)
 def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, position, near_of, pace, dealing, cluster, descending,
-            block, links, capacity, used, oldest, counts, shared, asked, lookups):  # fmt: skip
+            block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
 
     A slot whose pace is below 1 sits out a turn whenever it is a whole step behind.
@@ -246,8 +250,8 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
                 while p < end and accesses[p, 4] == step and accesses[p, 7] >= stored:
                     stored = accesses[p, 7]
                     again = p > begun and stored == 0 and _same_tile(accesses, p)
-                    _access(i, p, again, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster,
-                            descending, block, links, capacity, used, oldest, counts, shared, asked, lookups)  # fmt: skip
+                    _access(i, p, again, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
+                            block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late)  # fmt: skip
                     p += 1
                 while p < end and accesses[p, 4] >= limit:
                     p += 1
@@ -275,7 +279,7 @@ def _same_tile(accesses, p):
 
 @njit(cache=True, inline="always")
 def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
-            block, links, capacity, used, oldest, counts, shared, asked, lookups):  # fmt: skip
+            block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
     tensor = accesses[p, 0]
     how = mode[tensor]
@@ -310,7 +314,7 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
         lookups[0] += size * (shared[asked[number, 1]] - shared[asked[number, 1] - 1])
     block[number, 0] = size
     block[number, 1] = tensor
-    homes = len(used)
+    homes, from_hbm = len(used), 0
     for home in range(homes):
         partition = home if write else near
         missed = STRIPES
@@ -324,6 +328,12 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
             links[x, 3] = (1 << STRIPES) - 1
         else:
             counts[tensor, _HBM] += _LOST[missed] * size
+            from_hbm += _LOST[missed]
+    if not write:
+        if from_hbm > 0:
+            fetched[number, 0], fetched[number, 1] = lookups[1], from_hbm
+        if lookups[1] - fetched[number, 0] < items[i, 4]:
+            late[tensor] += fetched[number, 1] * size
 
 
 @njit(cache=True, inline="always")

@@ -17,7 +17,7 @@ from .tile import TileView
 
 
 class Op(IntEnum):
-    """The instruction set. `a..k` are the operands named here; the interpreter is its living definition."""
+    """The instruction set. `a..l` are the operands named here; the interpreter is its living definition."""
 
     SETUP = 0  # kernel prologue: barrier initialisation, descriptor prefetch
     LOAD = 1  # asynchronous copy into a ring stage, completes `barrier`: a=bytes, b=tensor, c=CTAs sharing it, d=cp.async, e=boxes
@@ -29,7 +29,7 @@ class Op(IntEnum):
     WGMMA_WAIT = 7  # until at most a groups of this warp are outstanding
     MMA = 8  # synchronous mma.sync GEMM; operands as WGMMA, f=SMEM bytes read per k step
     COMPUTE = 9  # a=FMA, b=ALU, c=MUFU, d=convert, e=other, g=STSM per chunk, f=chunks, h=1 if sparse; `target`=latencies
-    # behind, i=instructions fetched, j=votes, k=divisions
+    # behind, i=instructions fetched, j=votes, k=divisions, l=branches taken
     DRAW = 10  # the next number of a queue in memory
 
 
@@ -143,6 +143,8 @@ class Warp:
         self.code: list[tuple] = []
         self.groups = 0
         self.tile_number = -1  # the last that it began
+        self.in_pairs = False  # blocks: a loop that writes one set of P while a product reads the other has two copies
+        self.loops = False  # whether such a loop's next GEMM is behind its branch back
         self.products: set[int] = set()  # groups of O += P V not yet waited for
         self.left: list[softmax.Labelled] = []  # what the last softmax left to do after them
 
@@ -253,7 +255,10 @@ class Warp:
     def gemm(self, label: str, slot: Slot) -> Result:
         """Issue this warpgroup's WGMMAs of one block, asynchronously, once the slot is loaded."""
         if self.cta.persistent:  # blocks are numbered over the kernel's life
-            self._compute(softmax.SCORES if label.startswith("S") else softmax.VALUES, "address", slot.index)
+            how = softmax.SCORES if label.startswith("S") else softmax.VALUES
+            looped = self.loops if self.in_pairs else label.startswith("S")
+            self.loops = False
+            self._compute(replace(how, branches=int(looped)), "address", slot.index)
         self.wait(slot)
         shape = self.cta.tile.gemm(label)
         self._emit(
@@ -276,11 +281,15 @@ class Warp:
     def softmax(self, j: int) -> None:
         """Weights of block j, by the kernel's softmax (simulator/softmax.py); what must wait for a PV in flight is left."""
         phases, self.left = self.cta.tile.softmax.block(self.cta.tile, j, under_product=bool(self.products), rank=self.rank)
+        self.in_pairs = bool(self.products) and self.cta.tile.softmax.operand_sets > 1
         for phase in phases:
             self._compute(phase, "softmax", j)
 
     def rescale(self, j: int) -> None:
         """What the softmax of block j has left: P to the operand type, O times exp(m_old - m_new) (FlashAttention-2, 3.1)."""
+        if not self.left and self.cta.persistent:
+            self._compute(softmax.SKIP, "skip rescale", j)
+        self.loops = j % 2 == 0
         for label, phase in self.left:
             self._compute(phase, label, j)
         self.left = []
@@ -300,18 +309,18 @@ class Warp:
         self._emit(
             Op.COMPUTE, label, None, step=step, target=phase.latencies,
             a=phase.fma, b=phase.alu, c=phase.mufu, d=phase.convert, e=phase.other, f=phase.chunks, g=phase.stsm,
-            h=int(phase.sparse), i=phase.fetched, j=phase.votes, k=phase.divisions,
+            h=int(phase.sparse), i=phase.fetched, j=phase.votes, k=phase.divisions, l=phase.branches,
         )  # fmt: skip
 
     def _emit(self, op: Op, label: str, slot: Slot | None, barrier: int = -1, target: int = 0,
               a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, g: int = 0, h: int = 0,
-              i: int = 0, j: int = 0, k: int = 0, step: int = -1) -> None:  # fmt: skip
+              i: int = 0, j: int = 0, k: int = 0, l: int = 0, step: int = -1) -> None:  # fmt: skip
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         cta = self.cta
         if slot is not None and step < 0:
             step = cta.tile.step(slot.ring.tensor, slot.index)
         self.code.append(
-            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, g, h, i, j, k, ring, index, step, cta.tile_number)
+            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, g, h, i, j, k, l, ring, index, step, cta.tile_number)
         )
 
 

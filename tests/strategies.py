@@ -250,6 +250,11 @@ def devices(draw) -> Device:
         wgmma_dilation=draw(st.sampled_from((0.0, 0.066, 0.5))),
         wgmma_issue_cycles=draw(cycles),
         wgmma_step_issue_cycles=draw(st.integers(0, 100)),
+        wgmma_step_issue_share=draw(st.sampled_from((0.0, 0.2, 1.0))),
+        branch_cycles=draw(st.integers(0, 60)),
+        branch_beside_cycles=draw(st.integers(0, 60)),
+        chain_dilation=draw(st.sampled_from((0.0, 0.23, 1.0))),
+        mbarrier_issue_cycles=draw(st.integers(0, 60)),
         wgmma_contended_cycles=draw(cycles),
         wgmma_beside_sparse_cycles=draw(cycles),
         wgmma_latency_cycles=draw(cycles),
@@ -275,6 +280,7 @@ def memories(draw) -> Memory:
         hbm=draw(st.sampled_from((2.0, 18.0, 100.0))),
         read_miss={name: draw(share) for name in TENSORS},
         write_through={name: draw(share) for name in TENSORS},
+        read_late={name: draw(share) for name in TENSORS if draw(st.booleans())},
     )
 
 

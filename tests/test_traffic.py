@@ -73,7 +73,7 @@ def published_fa1_rows():
 @pytest.mark.parametrize("block_kv", [64, 128, 256, 512])
 def test_fa1_moves_the_closed_forms_bytes(block_kv):
     work = Workload(batch=64, heads=16, seqlen=1024, head_dim=64)
-    traffic, _ = replay_traffic(work, [fa1(work, 64, block_kv)], NAMES, load_device("a100-sxm"))
+    traffic, *_ = replay_traffic(work, [fa1(work, 64, block_kv)], NAMES, load_device("a100-sxm"))
     of = traffic.by_tensor
     n, d, heads = 1024, 64, 64 * 16
     assert sum(of[name].algorithmic_read + of[name].algorithmic_write for name in "QKVO") == (
@@ -94,7 +94,7 @@ def test_fa1s_closed_form_is_the_published_one():
 def test_fa1s_rewrites_of_o_stay_in_l2_while_it_holds_the_heads_in_flight():
     work = Workload(batch=64, heads=16, seqlen=1024, head_dim=64)
     launch = replace(fa1(work, 64, 64), slots=16)
-    traffic, _ = replay_traffic(work, [launch], NAMES, load_device("a100-sxm"))
+    traffic, *_ = replay_traffic(work, [launch], NAMES, load_device("a100-sxm"))
     assert traffic.by_tensor["O"].hbm_write == work.tensor_bytes["O"]
     assert traffic.by_tensor["O"].l2_write == 16 * work.tensor_bytes["O"]
 
@@ -135,7 +135,7 @@ def shapes(draw):
 @settings(max_examples=60, deadline=None)
 def test_bytes_shrink_from_algorithmic_over_l2_to_hbm_and_never_below_compulsory(shape):
     work, launch, device = shape
-    traffic, hits = replay_traffic(work, [launch], NAMES, device)
+    traffic, hits, _ = replay_traffic(work, [launch], NAMES, device)
     assert 0.0 <= traffic.l2_hit_rate <= 1.0
     assert all(0.0 <= hit <= 1.0 for hit in hits.values())
     for name in "QKV":
@@ -259,7 +259,7 @@ def plain_replay(work, launch, tensors, device):
 @settings(max_examples=25, deadline=None)
 def test_the_replay_equals_a_plain_one(shape):
     work, launch, device = shape
-    traffic, _ = replay_traffic(work, [launch], NAMES, device)
+    traffic, *_ = replay_traffic(work, [launch], NAMES, device)
     expected = plain_replay(work, launch, len(NAMES), device)
     assert [list(vars(traffic.by_tensor[tensor.name]).values()) for tensor in NAMES] == expected.tolist()
 
@@ -268,7 +268,7 @@ def test_a_rewritten_tensor_equals_the_plain_replay_when_l2_is_too_small():
     work = Workload(batch=1, heads=3, seqlen=640, head_dim=64)
     launch = replace(fa1(work, 64, 128), slots=2)
     device = replace(H200, l2_bytes=300_000, l2_spread=0.5)
-    traffic, _ = replay_traffic(work, [launch], NAMES, device)
+    traffic, *_ = replay_traffic(work, [launch], NAMES, device)
     expected = plain_replay(work, launch, len(NAMES), device)
     assert [list(vars(traffic.by_tensor[tensor.name]).values()) for tensor in NAMES] == expected.tolist()
     assert traffic.by_tensor["O"].hbm_write > work.tensor_bytes["O"], "evicted and rewritten"
@@ -295,7 +295,7 @@ def standard(work, block):
 def test_kernels_of_one_call_hand_s_over_in_l2_only_while_it_fits(seqlen, through_hbm):
     work = Workload(batch=1, heads=4, seqlen=seqlen, head_dim=64)
     names = [*NAMES, TensorLayout("S"), TensorLayout("P")]
-    traffic, hits = replay_traffic(work, standard(work, 128), names, H200)
+    traffic, hits, _ = replay_traffic(work, standard(work, 128), names, H200)
     scores = 4 * seqlen * seqlen * 2
     for name in "SP":
         moved = traffic.by_tensor[name]
@@ -312,8 +312,8 @@ def test_kernels_that_cut_a_shared_tensor_differently_are_refused():
 
 def test_a_cluster_fetches_keys_once_for_its_ctas():
     work = Workload(batch=1, heads=4, seqlen=2048, head_dim=128)
-    alone, _ = replay_traffic(work, [forward(work, 128, 128)], NAMES, H200)
-    pairs, _ = replay_traffic(work, [forward(work, 128, 128, cluster=2)], NAMES, H200)
+    alone, *_ = replay_traffic(work, [forward(work, 128, 128)], NAMES, H200)
+    pairs, *_ = replay_traffic(work, [forward(work, 128, 128, cluster=2)], NAMES, H200)
     for name in "KV":
         assert pairs.by_tensor[name].algorithmic_read == alone.by_tensor[name].algorithmic_read
         assert 2 * pairs.by_tensor[name].l2_read == alone.by_tensor[name].l2_read
@@ -322,7 +322,7 @@ def test_a_cluster_fetches_keys_once_for_its_ctas():
 
 def test_a_cluster_across_two_heads_fetches_for_each():
     work = Workload(batch=1, heads=2, seqlen=384, head_dim=128)  # three query tiles: the second pair has both heads
-    traffic, _ = replay_traffic(work, [forward(work, 128, 128, cluster=2)], NAMES, H200)
+    traffic, *_ = replay_traffic(work, [forward(work, 128, 128, cluster=2)], NAMES, H200)
     assert traffic.by_tensor["K"].l2_read == 4 * 384 * 128 * 2  # tiles 0+1, 2 | head 1: 0, 1+2
 
 
@@ -343,6 +343,15 @@ def test_rows_that_see_no_key_still_write_zeros():
     assert of["O"].hbm_write == work.tensor_bytes["O"]
     assert of["LSE"].hbm_write == work.tensor_bytes["LSE"]
     assert of["K"].algorithmic_read == work.tensor_bytes["K"]
+
+
+def test_who_walks_with_the_first_to_ask_waits_for_hbm_too():
+    work = Workload(batch=1, heads=1, seqlen=1024, head_dim=128)  # eight tiles of queries
+    _, hits, late = replay_traffic(work, [forward(work, 128, 128)], NAMES, H200)
+    assert hits["K"] == pytest.approx(7 / 8) and late["K"] == pytest.approx(1.0)  # all eight at once
+    _, hits, late = replay_traffic(work, [forward(work, 128, 128, slots=2)], NAMES, H200)
+    assert hits["K"] == pytest.approx(7 / 8) and late["K"] == pytest.approx(1 / 4)  # two, then two who find it all in L2
+    assert late["Q"] == 1.0 and hits["Q"] == 0.0
 
 
 def test_the_cliff_comes_when_the_keys_outgrow_l2():
