@@ -26,6 +26,8 @@ STANDS_FOR = {"torch-cudnn": "fa3-published", "torch-fa2": "fa2"}
 """Kernels that are not ours -> the schedule they are set beside."""
 DISTINCT = 0.02
 """Two schedules whose measured times differ by more than this must rank as on the hardware."""
+TIMER_S = 0.5e-6
+"""Resolution of the CUDA events that times are read from (CUDA driver API, cuEventElapsedTime): a difference below it is none."""
 Advance = Callable[[int, int, str], None]
 
 
@@ -155,7 +157,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Pairs of schedules on one workload whose measured times differ by more than DISTINCT, and those predicted the other way."""
+    """Pairs of schedules on a workload whose measured times differ by more than DISTINCT and TIMER_S, and those reversed."""
 
     pairs: int
     reversed: tuple[str, ...]
@@ -310,8 +312,9 @@ def rank(chosen: Iterable[Comparison]) -> Ranking:
     pairs, wrong = 0, []
     for workload, members in groups.items():
         for a, b in combinations(members, 2):
-            seen = metrics.time_s(a.measured) / metrics.time_s(b.measured)
-            if max(seen, 1 / seen) - 1 <= DISTINCT:
+            times = metrics.time_s(a.measured), metrics.time_s(b.measured)
+            seen = times[0] / times[1]
+            if max(seen, 1 / seen) - 1 <= DISTINCT or abs(times[0] - times[1]) <= TIMER_S:
                 continue
             pairs += 1
             if (metrics.time_s(a.predicted) < metrics.time_s(b.predicted)) != (seen < 1):
