@@ -142,8 +142,13 @@ class Softmax(Protocol):
     name: ClassVar[str]
     operand_sets: ClassVar[int]  # register sets for P: with two, weights become operands while a product reads those before
 
-    def block(self, tile, j: int, under_product: bool, rank: int = 0) -> tuple[list[Phase], list[Labelled]]:
-        """(phases of consumer `rank`'s softmax of block j, labelled phases left for the verb `rescale`)."""
+    def block(
+        self, tile, j: int, under_product: bool, rank: int = 0, ahead: bool = False
+    ) -> tuple[list[Phase], list[Labelled]]:
+        """(phases of consumer `rank`'s softmax of block j, labelled phases left for the verb `rescale`).
+
+        `under_product`: P V of another block is in flight; `ahead`: the schedule issues S of the next block before.
+        """
 
 
 class Online:
@@ -152,7 +157,9 @@ class Online:
     name = "online"
     operand_sets = 1
 
-    def block(self, tile, j: int, under_product: bool, rank: int = 0) -> tuple[list[Phase], list[Labelled]]:
+    def block(
+        self, tile, j: int, under_product: bool, rank: int = 0, ahead: bool = False
+    ) -> tuple[list[Phase], list[Labelled]]:
         """Under a product that uses P and O, both are left alone until it is over; else a compiler hides all under exp2."""
         before, weights = scores_to_max(tile, tile.is_masked(j)), exponentials(tile)
         if under_product:
@@ -172,13 +179,15 @@ class Running:
     operand_sets = 2
 
     @lru_cache(maxsize=8192)  # noqa: B019 (there is one Running)
-    def block(self, tile, j: int, under_product: bool, rank: int = 0) -> tuple[list[Phase], list[Labelled]]:
+    def block(
+        self, tile, j: int, under_product: bool, rank: int = 0, ahead: bool = False
+    ) -> tuple[list[Phase], list[Labelled]]:
         """P is converted at once, whatever runs."""
         weights = replace(_in_halves(_interleaved(exponentials(tile), [convert(tile)])), sparse=True)
         masked = [mask(tile)] if tile.is_masked(j) else []
         rows = rows_per_thread(tile)
         bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=2, votes=1, branches=2, sparse=True)
-        fetched = self.is_new_code(j, tile.kv_blocks[-1], under_product) * _instructions(weights)
+        fetched = self.is_new_code(j, tile.kv_blocks[-1], under_product, ahead) * _instructions(weights)
         fetched += _instructions(*masked)  # a mask comes at a tile's end
         if 0 < j and j > tile.hidden(rank):
             return _behind_fetch([*masked, weights, bound], fetched), []
@@ -187,12 +196,15 @@ class Running:
         phases = [*masked, *tried, *exact, weights]
         return _behind_fetch(phases, fetched + _instructions(*exact)), [("rescale O", rescale(tile))]
 
-    def is_new_code(self, j: int, last: int, under_product: bool) -> bool:
+    def is_new_code(self, j: int, last: int, under_product: bool, ahead: bool = False) -> bool:
         """Whether block j is the first of its tile to run its copy of the code.
 
         The first block has one of its own, the loop one, or two where a product reads one set of P while the next is
-        written; there an odd last block, which the loop over pairs leaves over, has its own as well.
+        written; there an odd last block, which the loop over pairs leaves over, has its own as well. Where S runs ahead the
+        last block issues none and has its own copy always, and so has the one before if the loop leaves over two.
         """
+        if ahead:
+            return j <= 2 or j == last or (j == last - 1 and last % 2 == 0)
         return j <= 1 or (under_product and (j == 2 or (j == last and j % 2 == 1)))
 
 

@@ -146,6 +146,8 @@ class Warp:
         self.in_pairs = False  # blocks: a loop that writes one set of P while a product reads the other has two copies
         self.loops = False  # whether such a loop's next GEMM is behind its branch back
         self.products: set[int] = set()  # groups of O += P V not yet waited for
+        self.scores: set[int] = set()  # and of S
+        self.ahead = False  # whether S of the next block is issued before the softmax of this one
         self.left: list[softmax.Labelled] = []  # what the last softmax left to do after them
 
     # -- loads and stores ------------------------------------------------------------------------------------------
@@ -229,6 +231,7 @@ class Warp:
         else:
             self._emit(Op.WGMMA_WAIT, f"wait {what.label}", None, a=self.groups - 1 - what.group)
             self.products = {group for group in self.products if group > what.group}
+            self.scores = {group for group in self.scores if group > what.group}
 
     def free(self, slot: Slot) -> None:
         """This warp no longer reads the slot; when every reader has said so the producer may refill its stage."""
@@ -264,8 +267,7 @@ class Warp:
         self._emit(
             Op.WGMMA, label, slot, a=shape.k_steps, b=shape.m, c=shape.n, d=shape.a_in_registers, e=shape.k_per_step
         )
-        if not label.startswith("S"):
-            self.products.add(self.groups)
+        (self.scores if label.startswith("S") else self.products).add(self.groups)
         self.groups += 1
         return Result(label, self.groups - 1)
 
@@ -280,7 +282,10 @@ class Warp:
 
     def softmax(self, j: int) -> None:
         """Weights of block j, by the kernel's softmax (simulator/softmax.py); what must wait for a PV in flight is left."""
-        phases, self.left = self.cta.tile.softmax.block(self.cta.tile, j, under_product=bool(self.products), rank=self.rank)
+        if j == 0:
+            self.ahead = bool(self.scores)
+        how = self.cta.tile.softmax
+        phases, self.left = how.block(self.cta.tile, j, under_product=bool(self.products), rank=self.rank, ahead=self.ahead)
         self.in_pairs = bool(self.products) and self.cta.tile.softmax.operand_sets > 1
         for phase in phases:
             self._compute(phase, "softmax", j)

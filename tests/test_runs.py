@@ -146,6 +146,5 @@ def test_runs_that_nobody_had_looked_at_are_predicted_as_well(blind, name):
     assert within(blind, name, "all", *AIM[name])
 
 
-def test_schedules_of_those_runs_rank_as_on_the_hardware_but_for_one_pair_of_alike(blind):
-    assert blind.ranking.pairs >= 55
-    assert all("2.0% faster" in pair for pair in blind.ranking.reversed) and len(blind.ranking.reversed) <= 1
+def test_schedules_of_those_runs_rank_as_on_the_hardware(blind):
+    assert blind.ranking.pairs >= 55 and not blind.ranking.reversed

@@ -9,7 +9,7 @@ import pytest
 from fasim.simulator.check import check
 from fasim.simulator.device import load_device
 from fasim.simulator.engine import Memory, replay
-from fasim.simulator.predict import default_tile
+from fasim.simulator.predict import default_tile, programs
 from fasim.simulator.program import disassemble, trace
 from fasim.simulator.schedules import SCHEDULES
 from fasim.simulator.verbs import Op
@@ -181,3 +181,21 @@ def test_a_block_that_a_consumer_sees_nothing_of_leaves_no_maximum():
 
     first, second = (exponentials(program.warps.index(name)) for name in ("WG0", "WG1"))
     assert first[1] > 2 * 32 > first[2] == second[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "copies"),
+    [
+        ("pingpong", {4: {0, 1}, 5: {0, 1}}),
+        ("fa3", {4: {0, 1, 2, 3}, 5: {0, 1, 2}}),  # three blocks behind the first: a pair and one more
+        ("overlap-3stage", {2: {0, 1}, 4: {0, 1, 2, 3}, 5: {0, 1, 2, 3, 4}, 6: {0, 1, 2, 5}, 7: {0, 1, 2, 5, 6}}),
+    ],
+)
+def test_a_tile_finds_the_code_cold_that_it_comes_to_first(schedule, copies):
+    """As the loops of kernels/cuda are written: a first block, pairs where P alternates, and what the loop leaves over."""
+    workload = Workload(1, 1, 4096, 128)
+    for blocks, cold in copies.items():
+        (program,) = programs(workload, schedule, "h200", kv_blocks=blocks)
+        stream = program.stream(program.warps.index("WG0"))
+        softmax = stream[(stream["label"] == program.labels.index("softmax")) & (stream["i"] > 0)]
+        assert set(softmax["step"].tolist()) == cold, (schedule, blocks)
