@@ -190,7 +190,7 @@ class Running:
         fetched = self.is_new_code(j, tile.kv_blocks[-1], under_product, ahead) * _instructions(weights)
         fetched += _instructions(*masked)  # a mask comes at a tile's end
         if 0 < j and j > tile.hidden(rank):
-            return _behind_fetch([*masked, weights, bound], fetched), []
+            return _behind_fetch([*masked, weights, bound], fetched), [("skip rescale", SKIP)]
         exact = scores_to_max(tile, masked=False)
         tried = [weights, bound] if j > 0 else []
         phases = [*masked, *tried, *exact, weights]

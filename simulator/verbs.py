@@ -292,8 +292,6 @@ class Warp:
 
     def rescale(self, j: int) -> None:
         """What the softmax of block j has left: P to the operand type, O times exp(m_old - m_new) (FlashAttention-2, 3.1)."""
-        if not self.left and self.cta.persistent:
-            self._compute(softmax.SKIP, "skip rescale", j)
         self.loops = j % 2 == 0
         for label, phase in self.left:
             self._compute(phase, label, j)

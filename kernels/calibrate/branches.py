@@ -20,9 +20,8 @@ def source():
     """The whole CUDA source."""
     lines = [f"BRANCHES({count}, {skipped})\n" for count in COUNTS for skipped in SKIPPED]
     lines += [f"BESIDE({CHAINS}, {skipped}, {softmaxes})\n" for skipped in SKIPPED for softmaxes in SOFTMAXES]
-    running = (HERE / "running.cu").read_text()
-    softmax = (HERE / "softmax.cuh").read_text() + running[: running.index("// The first SOFTMAXES")]
-    return PRELUDE + softmax + (HERE / "branches.cu").read_text() + "".join(lines)
+    parts = [(HERE / part).read_text() for part in ("softmax.cuh", "running.cuh", "branches.cu")]
+    return PRELUDE + "".join(parts) + "".join(lines)
 
 
 def loop_cycles(module, name, warps, others=0):

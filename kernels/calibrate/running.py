@@ -18,7 +18,7 @@ CASES += [(128, 0, 1), (128, 0, 2)]
 
 def source():
     """The whole CUDA source."""
-    parts = [(HERE / part).read_text() for part in ("gemm.cuh", "softmax.cuh", "running.cu")]
+    parts = [(HERE / part).read_text() for part in ("gemm.cuh", "softmax.cuh", "running.cuh", "running.cu")]
     return PRELUDE + wgmma_wrappers((128,)) + "".join(parts) + "".join(f"RUNNING({n}, {s}, {g})\n" for n, s, g in CASES)
 
 
