@@ -339,13 +339,10 @@ def _chain_and_branch(branches: dict, others: str) -> tuple[float, float, float]
 
 def _branch(branches: dict) -> Found:
     _, far, near = _chain_and_branch(branches, "0")
-    loops = {name: row["4"] for name, row in branches["loop_cycles"].items()}
-    dense = []
-    for name, cycles in loops.items():
-        count, skipped = name.split("_over_")
-        if skipped != "0":
-            dense.append((cycles - loops[f"{count}_over_0"]) / int(count))
-    how = f"taken over 16 to 256 instructions behind 16 dependent FFMA, a warp a scheduler; {mean(dense):.0f} behind independent ones"
+    loops = {tuple(name.split("_over_")): row["4"] for name, row in branches["loop_cycles"].items()}
+    dense = mean((cycles - loops[count, "0"]) / int(count) for (count, skipped), cycles in loops.items() if skipped != "0")
+    how = "taken over 16 to 256 instructions behind 16 dependent FFMA, a warp a scheduler"
+    how += f"; {dense:.0f} behind independent ones"
     return Found(far, min(far, near), max(far, near), how)
 
 
