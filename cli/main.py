@@ -17,6 +17,7 @@ from .calibrate import calibrate
 from .compare import compare
 from .doctor import doctor
 from .measure import measure
+from .timeline_command import timeline
 
 OK, CHECK_FAILED, USAGE, NO_TOOL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -30,7 +31,7 @@ app = App(
 for _place, _command in enumerate(
     (
         commands.predict,
-        commands.timeline,
+        timeline,
         commands.roofline,
         commands.published,
         commands.schedules,

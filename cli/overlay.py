@@ -35,8 +35,8 @@ def timelines(paths: Sequence[Path], wanted: Drawing) -> int:
     from ..traces.perfetto import chrome_trace
     from ..traces.store import TIMELINES, load_paths
     from ..traces.window import by_iterations
-    from .commands import whole_range
     from .timeline import Timeline
+    from .timeline_command import whole_range
 
     if wanted.width is not None and not 40 <= wanted.width <= 1000:
         raise UsageError(f"--width {wanted.width} is not possible: give 40 to 1000 columns")
