@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..kernels.validation.suite import KillTable
 
 _FAILURES_SHOWN = 3  # of each group, in words
-_STYLE = {"pass": "green", "fail": "bold red", "skip": "dim"}
+_STYLE = {"pass": "green", "fail": "bold red", "skip": "dim", "note": "cyan"}
 
 
 def report(found: Report, titles: Mapping[str, str]) -> RenderableType:
@@ -32,6 +32,7 @@ def report(found: Report, titles: Mapping[str, str]) -> RenderableType:
             parts += [_failure(found, check), Text("")]
         if len(failures) > _FAILURES_SHOWN:
             parts += [Text(f"and {len(failures) - _FAILURES_SHOWN} more in {group}: --json holds every message", "dim"), Text("")]
+    parts += [_note(check) for check in found.notes] + [Text("")] * bool(found.notes)
     return Group(*parts, conclusion(found))
 
 
@@ -64,6 +65,12 @@ def _failure(found: Report, check: Check) -> RenderableType:
         Text.assemble(("fail ", "bold red"), (f"{check.group}, {check.case}", "bold")),
         Text(f"     {check.message}"),
         Text(f"     reproduce: {found.reproduce(check)}", "dim"),
+    )
+
+
+def _note(check: Check) -> RenderableType:
+    return Group(
+        Text.assemble(("note ", "cyan"), (f"{check.group}, {check.case}", "bold")), Text(f"     {check.message}")
     )
 
 

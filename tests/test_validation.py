@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from fasim.kernels.cuda import config as cuda  # noqa: E402
 from fasim.kernels.validation import bench as bench_room  # noqa: E402
 from fasim.kernels.validation import criteria, inputs, memory, mutants, sanitize, shapes, subjects, suite  # noqa: E402
-from fasim.kernels.validation.check import Case, Check, Fault, MissingTool  # noqa: E402
+from fasim.kernels.validation.check import Case, Check, Fault, MissingTool, Noted, Trial  # noqa: E402
 from fasim.kernels.validation.report import Report, junit  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
 
@@ -286,6 +286,24 @@ def test_junit_holds_failures_and_skips():
     failed, skipped = root[0]
     assert failed.get("name") == "a <b>" and "--seed 3 --only shapes" in failed[0].text
     assert skipped[0].tag == "skipped" and (root[0].get("failures"), root[0].get("skipped")) == ("1", "1")
+
+
+def test_a_note_is_shown_everywhere_and_decides_nothing(fasim, user, monkeypatch):
+    def say(text):
+        raise Noted(text, {"max_error": 0.25})
+
+    trials = [Trial("good", dict), Trial("odd", lambda: say("O is a view of q"))]
+    monkeypatch.setattr(suite, "GROUPS", {"inputs": ("words", lambda bench: trials), "shapes": ("", lambda bench: trials[1:])})
+    report = suite.validate(subjects.resolve("my_attention:right"), device="cpu")
+    assert report.passed and [check.verdict for check in report.checks] == ["pass", "note", "note"]
+    assert "passes 1 checks in 2 groups, 2 to know" in report.conclusion
+    assert report.to_dict()["groups"][0] == {"name": "inputs", "pass": 1, "fail": 0, "skip": 0, "note": 1}
+    assert report.to_dict()["checks"][1]["figures"] == {"max_error": 0.25}
+    assert ElementTree.fromstring(junit([report]).encode())[0][1][0].text == "O is a view of q"
+    status, out, _ = fasim("validate", "my_attention:right", "--device", "cpu")
+    assert status == 0 and "O is a view of q" in out
+    report.checks.pop(0)
+    assert not report.passed, "notes alone are no pass"
 
 
 @pytest.mark.usefixtures("user")

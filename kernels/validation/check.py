@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-PASS, FAIL, SKIP = "pass", "fail", "skip"
+PASS, FAIL, SKIP, NOTE = "pass", "fail", "skip", "note"
+VERDICTS = (PASS, FAIL, SKIP, NOTE)
 
 
 class Fault(AssertionError):
@@ -14,6 +15,14 @@ class Fault(AssertionError):
 
 class Skipped(Exception):
     """The question does not apply here; the message says why."""
+
+
+class Noted(Exception):
+    """Worth knowing and no fault: the message says what the kernel does. `figures` as of a check that passes."""
+
+    def __init__(self, message: str, figures: dict | None = None) -> None:
+        super().__init__(message)
+        self.figures = figures or {}
 
 
 class MissingTool(RuntimeError):
@@ -64,7 +73,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Trial:
-    """A question: `run` returns figures where the kernel passes and raises Fault or Skipped where it does not."""
+    """A question: `run` returns figures where the kernel passes, and raises Fault, Skipped or Noted where it does not."""
 
     name: str
     run: Callable[[], dict]
@@ -74,8 +83,9 @@ class Trial:
 class Check:
     """The answer to one trial.
 
-    `figures` holds what was measured, such as max_error and max_error_allowed; `message` says what is wrong, or why
-    nothing could be said. With the same `seed` the group repeats the same inputs.
+    `verdict` is "pass", "fail", "skip" (the question does not apply) or "note" (information: neither good nor bad, and
+    it decides nothing). `figures` holds what was measured, such as max_error and max_error_allowed; `message` says what
+    is wrong, what is worth knowing, or why nothing could be said. With the same `seed` the group repeats the same inputs.
     """
 
     group: str

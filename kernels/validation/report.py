@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-from .check import FAIL, PASS, SKIP, Check
+from .check import FAIL, NOTE, PASS, SKIP, VERDICTS, Check
 
 SCHEMA = "fasim.validation/1"
 
@@ -41,6 +41,11 @@ class Report:
         return [check for check in self.checks if check.verdict == FAIL]
 
     @property
+    def notes(self) -> list[Check]:
+        """What is worth knowing and decides nothing."""
+        return [check for check in self.checks if check.verdict == NOTE]
+
+    @property
     def passed(self) -> bool:
         """No check failed, and at least one passed: all skipped is no pass."""
         return not self.failures and any(check.verdict == PASS for check in self.checks)
@@ -55,6 +60,7 @@ class Report:
         """One line: the verdict, how many checks, what was not checked."""
         count = Counter(check.verdict for check in self.checks)
         skipped = f", {count[SKIP]} not applicable" if count[SKIP] else ""
+        skipped += f", {count[NOTE]} to know" if count[NOTE] else ""
         unchecked = f"; nothing checked in {', '.join(self.idle)}" if self.idle else ""
         where = f"{self.dtype} on {self.device}, seed {self.seed}"
         if self.failures:
@@ -87,7 +93,7 @@ class Report:
             "groups": [
                 {
                     "name": group,
-                    **{verdict: sum(c.verdict == verdict for c in self.of(group)) for verdict in (PASS, FAIL, SKIP)},
+                    **{verdict: sum(c.verdict == verdict for c in self.of(group)) for verdict in VERDICTS},
                 }
                 for group in self.groups
             ],
@@ -121,6 +127,8 @@ def junit(reports: list[Report]) -> str:
                     failure.text = f"{check.message}\nreproduce: {report.reproduce(check)}"
                 elif check.verdict == SKIP:
                     ElementTree.SubElement(case, "skipped", message=check.message)
+                elif check.verdict == NOTE:
+                    ElementTree.SubElement(case, "system-out").text = check.message
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

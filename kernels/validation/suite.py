@@ -15,7 +15,7 @@ import torch
 from ...simulator.errors import UsageError
 from . import accuracy, determinism, gradients, inputs, memory, sanitize, shapes
 from .bench import Bench
-from .check import FAIL, PASS, SKIP, Check, Fault, MissingTool, Skipped, Trial
+from .check import FAIL, NOTE, PASS, SKIP, Check, Fault, MissingTool, Noted, Skipped, Trial
 from .criteria import DTYPES
 from .mutants import MUTANTS, Mutant, TiledAttention
 from .mutants import subject as tiled_subject
@@ -118,6 +118,8 @@ def _ask(bench: Bench, trial: Trial) -> Check:
         return Check(bench.group, trial.name, PASS, bench.seed, figures=trial.run())
     except Skipped as reason:
         return Check(bench.group, trial.name, SKIP, bench.seed, str(reason))
+    except Noted as note:
+        return Check(bench.group, trial.name, NOTE, bench.seed, str(note), note.figures)
     except Fault as fault:
         return Check(bench.group, trial.name, FAIL, bench.seed, str(fault))
     except torch.OutOfMemoryError as error:
