@@ -12,8 +12,13 @@ from cyclopts import App, CycloptsError
 
 from .. import __version__
 from ..simulator.errors import UsageError
-from . import commands
 from .calibrate import calibrate
+from .commands.kernels import kernels
+from .commands.listings import devices, disasm, schedules
+from .commands.predict import predict
+from .commands.published import published
+from .commands.roofline import roofline
+from .commands.validate import validate
 from .compare import compare
 from .doctor import doctor
 from .measure import measure
@@ -30,19 +35,19 @@ app = App(
 )
 for _place, _command in enumerate(
     (
-        commands.predict,
+        predict,
         timeline,
-        commands.roofline,
-        commands.published,
-        commands.schedules,
-        commands.devices,
-        commands.disasm,
-        commands.validate,
+        roofline,
+        published,
+        schedules,
+        devices,
+        disasm,
+        validate,
         measure,
         calibrate,
         compare,
         doctor,
-        commands.kernels,
+        kernels,
     )
 ):
     app.command(_command, sort_key=_place, help_format="markdown")

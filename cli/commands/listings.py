@@ -1,0 +1,90 @@
+"""`fasim schedules`, `fasim devices` and `fasim disasm`: what is there, without a prediction."""
+
+from __future__ import annotations
+
+from ...simulator.errors import UsageError
+from .. import output
+from ..options import Json, MachineOptions, WorkloadOptions
+
+_DEFAULT = WorkloadOptions()
+_MACHINE = MachineOptions()
+
+
+def schedules(*, json: Json = False) -> None:
+    """List the schedules: the idea of each and where it comes from.
+
+    Example: fasim schedules
+
+    Theory: two neighbours in the list differ by one idea; the difference of their files is that idea.
+    """
+    from ...simulator.schedules import SCHEDULES
+
+    if json:
+        output.emit_json([{"name": s.name, "summary": s.summary, "paper": s.paper} for s in SCHEDULES.values()])
+        return
+    from .. import tables
+
+    output.stdout().print(tables.schedules(SCHEDULES.values()))
+
+
+def devices(name: str | None = None, /, *, json: Json = False) -> None:
+    """List the devices, or every field of one with its source.
+
+    Example: fasim devices h200
+
+    Theory: a field is a datasheet figure, a published one, or a microbenchmark of ours; none is fitted to attention.
+
+    Parameters
+    ----------
+    name
+        A device, or the path of your own TOML file.
+    """
+    from ...simulator.device import DEVICE_NAMES, load_device
+
+    found = {each: load_device(each) for each in ([name] if name else DEVICE_NAMES)}
+    from .. import tables
+
+    if json:
+        fields = {each: tables.device_fields(device) for each, device in found.items()}
+        output.emit_json(fields[name] if name else fields)
+        return
+    output.stdout().print(tables.device(found[name]) if name else tables.devices(found))
+
+
+def disasm(
+    schedule: str,
+    /,
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    kv_blocks: int = 3,
+    json: Json = False,
+) -> None:
+    """Print the instruction streams that a schedule records.
+
+    One stream per warp, as the engine replays them: loads, waits with barrier and generation, GEMMs, arithmetic by
+    instruction class, hand-overs.
+
+    Example: fasim disasm pingpong --kv-blocks 2
+
+    Theory: a schedule is its order of instructions; everything the timeline shows follows from this text.
+
+    Parameters
+    ----------
+    schedule
+        Name of a schedule (see `fasim schedules`).
+    kv_blocks
+        Length of the loop to record.
+    """
+    if kv_blocks <= 0:
+        raise UsageError(f"--kv-blocks {kv_blocks} must be positive")
+    from ...simulator.predict import default_tile, programs
+    from ...simulator.program import disassemble
+
+    problem, device = workload.build(), machine.load()
+    tile = machine.choose_tile(problem, schedule, device) or default_tile(problem, schedule, device)
+    texts = [disassemble(program) for program in programs(problem, schedule, device, tile, kv_blocks)]
+    if json:
+        output.emit_json({"schedule": schedule, "kernels": [text.splitlines() for text in texts]})
+        return
+    output.emit_text("\n\n".join(text.rstrip() for text in texts))

@@ -1,0 +1,42 @@
+"""`fasim predict`: one schedule on one workload, or several beside each other."""
+
+from __future__ import annotations
+
+from .. import output
+from ..options import Json, MachineOptions, Schedules, WorkloadOptions
+
+_DEFAULT = WorkloadOptions()
+_MACHINE = MachineOptions()
+
+
+def predict(
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    schedule: Schedules = ("fa3",),
+    json: Json = False,
+) -> None:
+    """Predict cycles, time, bytes and power of one schedule, or compare several.
+
+    Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, the bytes of every tensor at three levels
+    (algorithmic, L2, HBM), and the resource that holds the kernel back. Where the papers measured this very workload,
+    their figure stands beside the prediction.
+
+    Example: fasim predict --schedule warp-specialized --schedule pingpong --schedule fa3 --causal
+
+    Theory: attention needs one exp2 for every 4 d FLOPs, and the MUFU is hundreds of times slower than the tensor
+    cores, so what decides is how much of the softmax a schedule hides under the GEMMs.
+    """
+    problem = workload.build()
+    runs = []
+    with output.progress("predicting") as advance:
+        for done, name in enumerate(schedule):
+            advance(done, len(schedule), name)
+            runs.append(machine.predict(problem, name))
+    if json:
+        output.emit_json(runs[0].to_dict() if len(runs) == 1 else [run.to_dict() for run in runs])
+        return
+    from .. import tables
+
+    console = output.stdout()
+    console.print(tables.result(runs[0]) if len(runs) == 1 else tables.comparison(runs))

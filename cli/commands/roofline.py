@@ -1,0 +1,38 @@
+"""`fasim roofline`: what each resource alone would allow."""
+
+from __future__ import annotations
+
+from .. import output
+from ..options import Json, MachineOptions, Schedules, WorkloadOptions
+
+_DEFAULT = WorkloadOptions()
+_MACHINE = MachineOptions()
+
+
+def roofline(
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    schedule: Schedules = ("fa3",),
+    json: Json = False,
+) -> None:
+    """Draw where the workload stands for HBM, L2, tensor cores and MUFU.
+
+    Each resource alone would take some least time; the longest of them bounds the kernel. The plot shows attainable
+    TFLOP/s over FLOPs per HBM byte, with a marker for each predicted schedule.
+
+    Example: fasim roofline --seqlen 512 --schedule standard --schedule fa3
+
+    Theory: attention's intensity grows with the sequence when S and P stay on chip, and stays flat when they do not:
+    that is why standard attention hangs under the sloping HBM roof and FlashAttention reaches the flat one.
+    """
+    from ...traces.standing import standing
+
+    problem = workload.build()
+    found = standing([machine.predict(problem, name) for name in schedule], machine.load())
+    if json:
+        output.emit_json(found.to_dict())
+        return
+    from .. import tables
+
+    output.stdout().print(tables.standing(found))

@@ -1,0 +1,98 @@
+"""`fasim validate`: a kernel held to fp64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from .. import output
+from ..options import Json
+
+
+def validate(
+    kernel: str | None = None,
+    *,
+    quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    only: Annotated[tuple[str, ...], Parameter(name="--only", negative=(), show_default=False)] = (),
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str = "fp16",
+    sanitize: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    self_test: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    junit: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Hold an attention kernel to fp64: accuracy, inputs, shapes, memory, determinism, gradients.
+
+    Checks ours, PyTorch's (torch-cudnn, torch-fa2, torch-math) or your own function, given as package.module:function
+    and called as f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE), on (B, S, H, D) tensors. Raise
+    NotImplementedError for what it does not support. Exit status: 0 pass, 1 a check failed, 3 no GPU where one is needed.
+
+    Example: fasim validate my_kernels.attention:forward --quick
+
+    Theory: an error is large or small only beside what PyTorch makes in the same precision (FlashAttention's rule: at
+    most twice that, plus rounding), and a suite is worth what it rejects: --self-test plants faults and counts.
+
+    Parameters
+    ----------
+    kernel
+        standard, fa1, fa2, torch-cudnn, torch-fa2, torch-math, or package.module:function. [default: all of ours]
+    quick
+        One head dim and the shorter lengths.
+    only
+        Run this group of checks alone; repeat it for several.
+    seed
+        Seed of all inputs; a failed check prints the one that repeats it.
+    device
+        cuda, or cpu for callables that run there. [default: cuda; cpu with --self-test]
+    dtype
+        fp16, bf16, fp32 or fp64.
+    sanitize
+        Also run compute-sanitizer's memcheck and racecheck.
+    self_test
+        Hold the suite itself to its planted faults and show which group rejects which.
+    junit
+        Also write the checks as JUnit XML.
+    """
+    try:
+        from ...kernels.validation import subjects, suite
+        from ...kernels.validation.check import MissingTool
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "torch":
+            raise
+        output.note("fasim: validate needs torch, which is not installed: pip install 'fasim[kernels]'")
+        return 3
+    from .. import validate as render
+
+    try:
+        with output.progress("validating") as advance:
+            if self_test:
+                table = suite.self_test(device=device or "cpu", dtype=dtype, seed=seed, only=only, advance=advance)
+                reports = []
+            else:
+                where = device or "cuda"
+                chosen = [subjects.resolve(each, where) for each in ([kernel] if kernel else subjects.OURS)]
+                options = {"device": where, "dtype": dtype, "seed": seed, "quick": quick, "only": only}
+                reports = [
+                    suite.validate(each, **options, with_sanitizer=sanitize, advance=advance) for each in chosen
+                ]
+    except MissingTool as error:
+        output.note(f"fasim: {error}")
+        return 3
+    if self_test:
+        output.emit_json(table.to_dict()) if json else output.stdout().print(render.kill_table(table))
+        return 0 if table.passed else 1
+    if junit:
+        from ...kernels.validation.report import junit as as_xml
+
+        output.write_file(junit, as_xml(reports))
+        output.note(f"wrote {junit}")
+    if json:
+        output.emit_json(reports[0].to_dict() if len(reports) == 1 else [each.to_dict() for each in reports])
+    else:
+        titles = {name: title for name, (title, _) in suite.GROUPS.items()}
+        for each in reports:
+            output.stdout().print(render.report(each, titles))
+    return 0 if all(each.passed for each in reports) else 1
