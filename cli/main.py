@@ -1,17 +1,20 @@
 """The command `fasim`: registers the commands and turns every failure into one sentence and an exit status.
 
-Exit status: 0 good, 1 a check failed, 2 usage, 3 no GPU or tool for what was asked, 130 interrupted.
+Exit status: 0 good, 1 a check failed, 2 usage, 3 no GPU or tool for what was asked, 130 interrupted, 141 where a
+pipe was closed before all was written to it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from cyclopts import App, CycloptsError
 
 from .. import __version__
 from ..simulator.errors import UsageError
+from . import usage
 from .calibrate import calibrate
 from .commands.kernels import kernels
 from .commands.listings import devices, disasm, schedules
@@ -22,9 +25,10 @@ from .commands.validate import validate
 from .compare import compare
 from .doctor import doctor
 from .measure import measure
+from .plain import fall_back
 from .timeline_command import timeline
 
-OK, CHECK_FAILED, USAGE, NO_TOOL, INTERRUPTED = 0, 1, 2, 3, 130
+OK, CHECK_FAILED, USAGE, NO_TOOL, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
 
 app = App(
     name="fasim",
@@ -65,17 +69,39 @@ def run(tokens: list[str] | None = None) -> int:
     try:
         status = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
-    except (CycloptsError, UsageError) as error:
+    except CycloptsError as error:
+        return _fail(usage.sentence(error))
+    except UsageError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at exit
-        return INTERRUPTED
+        return _nothing_more(BROKEN_PIPE)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich met it
+            return _nothing_more(BROKEN_PIPE)
+        raise
+    except OSError as error:
+        _nothing_more()
+        what = f"read or write {error.filename}" if error.filename else "write to stdout"
+        return _fail(f"cannot {what}: {error.strerror or error}")
     except KeyboardInterrupt:
         return INTERRUPTED
     return status if isinstance(status, int) else OK
 
 
+def _nothing_more(status: int = OK) -> int:
+    """Let what is still buffered for stdout go nowhere, so that flushing at exit does not fail again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
 def main() -> None:
     """Entry point of the command `fasim`."""
     app.suppress_keyboard_interrupt = False
+    if sys.stderr is None:  # closed by the caller, 2>&-
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.exit(_fail("stdout is closed, so there is nowhere to print: send it to a file or to /dev/null"))
+    fall_back(sys.stdout)
+    fall_back(sys.stderr)
     sys.exit(run())

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..simulator.errors import UsageError
+from ..simulator.errors import UsageError, did_you_mean
 from ..simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from ..simulator.tile import Tile
 from ..simulator.workload import Workload
@@ -111,11 +111,11 @@ def measure_all(
     processes fails, its runs lack counters and say so in their warnings.
     """
     if regime not in REGIMES:
-        raise UsageError(f"regime {regime!r} is not known ({', '.join(REGIMES)})")
+        raise UsageError(f"regime {regime!r} is not known ({', '.join(REGIMES)}){did_you_mean(regime, REGIMES)}")
     if not 0.1 <= seconds <= 60:
         raise UsageError(f"seconds={seconds:g} is not possible: give the length of a sustained run, 0.1 to 60")
     if l2 not in L2_STATES:
-        raise UsageError(f"l2 {l2!r} is not a state ({', '.join(L2_STATES)})")
+        raise UsageError(f"l2 {l2!r} is not a state ({', '.join(L2_STATES)}){did_you_mean(l2, L2_STATES)}")
     if timeline and counters:
         raise UsageError("counters are of the plain build, a timeline is of the one that stamps: take them apart")
     require_gpu()

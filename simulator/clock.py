@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .device import Device
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 
 REGIMES = ("sustained", "burst")
 MIN_CLOCK_HZ = 345e6
@@ -82,7 +82,7 @@ def sustained(device: Device, rates: Rates, pinned_hz: float | None = None, regi
     Raises UsageError for a pinned clock that the device does not have.
     """
     if regime not in REGIMES:
-        raise UsageError(f"regime {regime!r} is not known ({', '.join(REGIMES)})")
+        raise UsageError(f"regime {regime!r} is not known ({', '.join(REGIMES)}){did_you_mean(regime, REGIMES)}")
     limit_w = device.power_limit_w * device.power_limit_overshoot
     if pinned_hz is not None:
         if not 0 < pinned_hz <= device.max_clock_hz:

@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 
 DEVICE_NAMES = ("h100-sxm", "h100-pcie", "h200", "a100-sxm")
 """Devices that come with the package."""
@@ -169,7 +169,8 @@ def load_device(name_or_path: str) -> Device:
         return _build(_read(_FILES / f"{text}.toml", text), text)
     if text.endswith(".toml") or "/" in text or os.sep in text:
         return _build(_read(Path(text), text), text)
-    raise UsageError(f"device {text!r} is not known ({', '.join(DEVICE_NAMES)}); give a name or a .toml file's path")
+    known = f"{', '.join(DEVICE_NAMES)}, or the path of a .toml file"
+    raise UsageError(f"device {text!r} is not known ({known}){did_you_mean(text, DEVICE_NAMES)}")
 
 
 def _read(path: Path, shown: str) -> dict[str, dict]:

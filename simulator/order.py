@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 from .workload import Workload
 
 ITEM = np.dtype(
@@ -52,7 +52,7 @@ def work_items(workload: Workload, block_m: int, block_n: int, order: str) -> np
     elif order == "tiles":
         q_head, m, n = _grid(batch * heads, m_tiles, n_tiles)
     else:
-        raise UsageError(f"order {order!r} is not known ({', '.join(ORDERS)})")
+        raise UsageError(f"order {order!r} is not known ({', '.join(ORDERS)}){did_you_mean(order, ORDERS)}")
 
     items = np.zeros(len(q_head), ITEM)
     items["q_head"] = q_head

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1}
 """Bytes per element of Q, K and V."""
+_DTYPE_SYNONYMS = {"fp8": "e4m3", "float8_e4m3fn": "e4m3", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 
 LSE_BYTES = 4
 """The log-sum-exp (and FlashAttention-1's l and m) is fp32."""
@@ -50,7 +51,8 @@ class Workload:
             if value <= 0:
                 raise UsageError(f"{name}={value} must be positive")
         if self.dtype not in DTYPE_BYTES:
-            raise UsageError(f"dtype={self.dtype!r} is not supported ({', '.join(DTYPE_BYTES)})")
+            nearest = did_you_mean(str(self.dtype), DTYPE_BYTES, _DTYPE_SYNONYMS)
+            raise UsageError(f"dtype={self.dtype!r} is not supported ({', '.join(DTYPE_BYTES)}){nearest}")
         if self.heads % self.kv_heads:
             raise UsageError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
         object.__setattr__(self, "seqlen", self.seqlen_q if self.seqlen_q == self.seqlen_k else None)

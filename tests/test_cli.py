@@ -265,7 +265,7 @@ def test_a_closed_pipe_is_clean():
     process.stdout.close()
     err = process.stderr.read()
     process.wait(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 141
     assert "Traceback" not in err and "BrokenPipe" not in err
 
 

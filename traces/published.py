@@ -16,7 +16,7 @@ from math import exp, log
 from pathlib import Path
 
 from ..simulator import metrics
-from ..simulator.errors import UsageError
+from ..simulator.errors import UsageError, did_you_mean
 from ..simulator.run import Run
 from ..simulator.workload import Workload
 
@@ -243,10 +243,10 @@ def select(figure: str | None) -> tuple[Bar, ...]:
     paper, _, panel = wanted.rpartition("-")
     found = tuple(b for b in bars() if _belongs(b, paper, panel))
     if not found:
-        names = sorted({_panel(b) for b in bars()} - {""})
+        names = [*sorted({_panel(b) for b in bars()} - {""}), "ablation", "h200", "hbm"]
         raise UsageError(
-            f"figure {figure!r} is not among the published forward tables "
-            f"({', '.join(names)}, ablation, h200, hbm; fa2- or fa3- before a panel picks the paper)"
+            f"figure {figure!r} is not among the published forward tables ({', '.join(names)}; fa2- or fa3- before a panel "
+            f"picks the paper){did_you_mean(wanted, names)}"
         )
     return found
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...simulator.errors import UsageError
+from ...simulator.errors import UsageError, did_you_mean
 from ..cuda import config as cuda
 from .check import Case, MissingTool
 
@@ -75,6 +75,7 @@ def resolve(name: str, device: str = "cuda") -> Subject:
         return Subject(name=name, forward=found, sources=(Path(file),) if file else ())
     raise UsageError(
         f"no kernel is called {name!r}: give one of {', '.join(names())}, or your own as package.module:function"
+        f"{did_you_mean(name, names())}"
     )
 
 

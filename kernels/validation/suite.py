@@ -12,7 +12,7 @@ from importlib import metadata
 
 import torch
 
-from ...simulator.errors import UsageError
+from ...simulator.errors import UsageError, did_you_mean
 from . import accuracy, determinism, gradients, inputs, memory, sanitize, shapes
 from .bench import Bench
 from .check import FAIL, NOTE, PASS, SKIP, Check, Fault, MissingTool, Noted, Skipped, Trial
@@ -90,7 +90,7 @@ def _bench(subject: Subject, device: str, dtype: str, seed: int, quick: bool) ->
     if device not in ("cuda", "cpu"):
         raise UsageError(f"--device {device!r} is not possible: give cuda or cpu")
     if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype!r} is not possible: give one of {', '.join(DTYPES)}")
+        raise UsageError(f"--dtype {dtype!r} is not possible: give one of {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
     if dtype not in subject.dtypes:
         raise UsageError(f"{subject.name} takes {', '.join(subject.dtypes)}, not {dtype}")
     if device == "cpu" and subject.needs_cuda:
@@ -103,7 +103,7 @@ def _bench(subject: Subject, device: str, dtype: str, seed: int, quick: bool) ->
 def _chosen(only: Sequence[str]) -> list[str]:
     for name in only:
         if name not in GROUPS:
-            raise UsageError(f"--only {name!r} is no group of checks: give one of {', '.join(GROUPS)}")
+            raise UsageError(f"--only {name!r} is no group of checks: give one of {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}")
     return [name for name in GROUPS if not only or name in only]
 
 

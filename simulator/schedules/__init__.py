@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import UsageError
+from ..errors import UsageError, did_you_mean
 from ..softmax import ONLINE, RUNNING, Softmax
 from .fa1 import fa1
 from .fa2 import fa2
@@ -164,5 +164,5 @@ SCHEDULES: dict[str, Schedule] = {schedule.name: schedule for schedule in _ALL}
 def find_schedule(name: str) -> Schedule:
     """The schedule of that name; UsageError naming those there are."""
     if name not in SCHEDULES:
-        raise UsageError(f"schedule {name!r} is not known ({', '.join(SCHEDULES)})")
+        raise UsageError(f"schedule {name!r} is not known ({', '.join(SCHEDULES)}){did_you_mean(name, SCHEDULES)}")
     return SCHEDULES[name]
