@@ -22,7 +22,7 @@ from .run import Activity, Run, Traffic
 from .schedules import Kernel, Schedule, find_schedule
 from .softmax import STATISTICS
 from .tile import HEAD_DIMS, Tile, TileView, default_for
-from .traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, TensorLayout, replay_traffic
+from .traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, Moved, TensorLayout, replay_traffic
 from .workload import LSE_BYTES, Workload
 
 _MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
@@ -68,23 +68,26 @@ def predict(
 
     tensors = _tensor_names(chosen)
     grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
-    traffic, hits, late = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
+    traffic, hits, late, moved = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
 
-    clock, load = clock_hz or gpu.max_clock_hz, _Load(1.0, 1.0, 1.0)
+    clock, loads = clock_hz or gpu.max_clock_hz, [_Load(1.0, 1.0, 1.0)] * len(grids)
     for _ in range(ROUNDS):  # what SMs see of L2 and HBM depends on load and clock, which follow from the replay
-        cycles, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, late, clock, load))
-        previous, load = load, load.towards(_load(traffic, cycles, clock, gpu))
+        each, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, late, clock, loads), moved)
+        cycles, previous = sum(each), loads
+        loads = [
+            load.towards(_load(bytes_, taken, clock, gpu)) for load, bytes_, taken in zip(loads, moved, each, strict=True)
+        ]
         activity = Activity(
             sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
         )
         state = sustained(gpu, _rates(traffic, busy, cycles, gpu, workload.dtype), clock_hz, regime)
-        settled = load.near(previous) and abs(state.clock_hz / clock - 1) < SETTLED
+        settled = all(map(_Load.near, loads, previous)) and abs(state.clock_hz / clock - 1) < SETTLED
         clock = state.clock_hz
         if settled:
             break
 
     whole = replace(traffic, smem_bytes=int(busy[U_SMEM]))
-    sample = _sample(grids, workload, tile, gpu, _View(traffic, hits, late, clock, load))
+    sample = _sample(grids, workload, tile, gpu, _View(traffic, hits, late, clock, loads))
     run = Run(
         origin="predicted",
         workload=workload,
@@ -254,7 +257,7 @@ def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) ->
 
 @dataclass(frozen=True)
 class _Load:
-    """Utilisation of the servers that all SMs share: L2's ports, its slices, and HBM."""
+    """Utilisation of the servers that all SMs share, while one kernel runs: L2's ports, its slices, and HBM."""
 
     l2: float
     lookups: float
@@ -279,52 +282,52 @@ class _View:
     hits: dict[str, float]
     late: dict[str, float]
     clock_hz: float
-    load: _Load
+    loads: Sequence[_Load]  # by kernel
 
 
-def _load(traffic: Traffic, cycles: int, clock_hz: float, device: Device) -> _Load:
-    l2 = (traffic.total("l2_read") + traffic.total("l2_write")) / cycles / device.l2_bytes_per_cycle
-    lookups = (traffic.l2_lookup_bytes + traffic.total("l2_write")) / cycles / device.l2_lookup_bytes_per_cycle
-    hbm = traffic.total("hbm_read") + traffic.total("hbm_write")
-    return _Load(l2, lookups, hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s)
+def _load(moved: Moved, cycles: int, clock_hz: float, device: Device) -> _Load:
+    return _Load(
+        l2=moved.l2 / cycles / device.l2_bytes_per_cycle,
+        lookups=moved.lookups / cycles / device.l2_lookup_bytes_per_cycle,
+        hbm=moved.hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s,
+    )
 
 
-def _memory(grid: _Grid, device: Device, view: _View) -> Memory:
+def _memory(grid: _Grid, device: Device, view: _View, load: _Load) -> Memory:
     """What one SM sees of L2 and HBM while all SMs that have work run."""
     active = min(device.sms, len(grid.items))
     through = {
         name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in view.traffic.by_tensor.items()
     }
     return Memory(
-        l2=burst_rate(device.l2_bytes_per_cycle, active, view.load.l2),
-        hbm=burst_rate(device.hbm_achieved_bytes_per_s / view.clock_hz, active, view.load.hbm),
+        l2=burst_rate(device.l2_bytes_per_cycle, active, load.l2),
+        hbm=burst_rate(device.hbm_achieved_bytes_per_s / view.clock_hz, active, load.hbm),
         read_miss={name: 1.0 - hit for name, hit in view.hits.items()},
         write_through=through,
         read_late=view.late,
-        l2_wait=queue_wait(device.l2_queue_cycles, view.load.lookups),
-        hbm_wait=queue_wait(device.hbm_queue_cycles, view.load.hbm),
+        l2_wait=queue_wait(device.l2_queue_cycles, load.lookups),
+        hbm_wait=queue_wait(device.hbm_queue_cycles, load.hbm),
     )
 
 
 def _replay_all(
-    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, view: _View
-) -> tuple[int, np.ndarray]:
-    """Cycles of all kernels one after another, and the busy cycles of every unit summed over SMs."""
-    cycles, busy = 0.0, np.zeros(len(UNITS))
+    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, view: _View, moved: Sequence[Moved]
+) -> tuple[list[int], np.ndarray]:
+    """Cycles of each kernel, none faster than HBM moves its bytes, and the busy cycles of every unit summed over SMs."""
+    each, busy = [], np.zeros(len(UNITS))
     launch = device.kernel_launch_cycles * view.clock_hz / device.max_clock_hz
-    for grid in grids:
-        memory = _memory(grid, device, view)
+    for grid, load, bytes_ in zip(grids, view.loads, moved, strict=True):
+        memory = _memory(grid, device, view, load)
         lengths = grid.items["blocks"].astype(np.int64)
         durations = measure_durations(
             grid.kernel, workload, tile, device, memory, grid.occupancy.ctas_per_sm, lengths,
             lambda n, masked=grid.masked: int(masked[min(n, len(masked) - 1)]),
         )  # fmt: skip
-        cycles += launch + compose(durations, lengths, device.sms, tile.cluster)
+        at_bandwidth = bytes_.hbm / device.hbm_achieved_bytes_per_s * view.clock_hz
+        each.append(int(np.ceil(launch + max(compose(durations, lengths, device.sms, tile.cluster), at_bandwidth))))
         counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
         busy += counts @ durations.busy
-    moved = view.traffic.total("hbm_read") + view.traffic.total("hbm_write")
-    at_bandwidth = moved / device.hbm_achieved_bytes_per_s * view.clock_hz
-    return int(np.ceil(max(cycles, len(grids) * launch + at_bandwidth))), busy
+    return each, busy
 
 
 def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device, dtype: str) -> Rates:
@@ -343,11 +346,11 @@ def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device, dtyp
 
 def _sample(grids: list[_Grid], workload: Workload, tile: Tile, device: Device, view: _View) -> Replay:
     """The spans of one SM's first two tiles (loops cut short) of the kernel that does the softmax."""
-    grid = grids[len(grids) // 2]
+    grid, load = grids[len(grids) // 2], view.loads[len(grids) // 2]
     longest = max(1, min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, int(grid.items["blocks"].max())))
     masked = int(grid.masked[min(longest, len(grid.masked) - 1)])
     program = trace(grid.kernel, workload, tile, [(longest, masked)] * 2)
-    memory = _memory(grid, device, view)
+    memory = _memory(grid, device, view, load)
     return replay(
         [program] * grid.occupancy.ctas_per_sm, device, memory, max_spans=MAX_SPANS,
         eight_bit=workload.element_bytes == 1,

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -85,11 +86,21 @@ class Launch:
     dealing: int = ON_EXIT  # or STATIC
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Bytes that one launch asks of the servers all SMs share; what is dirty in L2 at the end counts for the last one."""
+
+    l2: int  # read and written
+    lookups: int  # as Traffic.l2_lookup_bytes, and written
+    hbm: int  # read and written
+
+
 def replay_traffic(
     workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout], device: Device, scattered: bool = True
-) -> tuple[Traffic, dict[str, float], dict[str, float]]:
+) -> tuple[Traffic, dict[str, float], dict[str, float], list[Moved]]:
     """Bytes of one call (its kernels in sequence, L2 cold at the start); per tensor the share of reads that hit L2, and of
-    those that are made while HBM delivers the data: where CTAs walk in step, all wait for what the first of them asked for.
+    those that are made while HBM delivers the data: where CTAs walk in step, all wait for what the first of them asked for;
+    and what each launch moves.
 
     Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end, which `dirty_bytes` counts.
     `smem_bytes` is left 0. `scattered` is False where all that is read is one contiguous buffer.
@@ -113,6 +124,7 @@ def replay_traffic(
     fetched = np.zeros((layout.total, 2))  # turn in which HBM delivered some of the tile last, and shares of it
     late = np.zeros(len(tensors))  # bytes read in the turn in which HBM delivered them, in shares as `counts`
 
+    shares, moved = _SHARES * homes, [Moved(0, 0, 0)]  # all launches up to each
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
         _replay(
@@ -124,9 +136,12 @@ def replay_traffic(
             paces(slots), launch.dealing, launch.cluster, launch.descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
         )  # fmt: skip
+        moved.append(_moved(counts, shares, lookups[0]))
     written = int(counts[:, _HBM + 1].sum())
     _flush(homes, block, links, counts)
-    return _report(counts, late, tensors, _SHARES * homes, int(counts[:, _HBM + 1].sum()) - written, lookups[0])
+    moved[-1] = _moved(counts, shares, lookups[0])
+    each = [Moved(b.l2 - a.l2, b.lookups - a.lookups, b.hbm - a.hbm) for a, b in pairwise(moved)]
+    return *_report(counts, late, tensors, shares, int(counts[:, _HBM + 1].sum()) - written, lookups[0]), each
 
 
 def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
@@ -181,6 +196,17 @@ class _Layout:
 
 def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return np.stack([array[name] for name in names], axis=1).astype(np.int64)
+
+
+def _moved(counts: np.ndarray, shares: int, lookups: float) -> Moved:
+    """What all launches so far have moved."""
+    hbm = -(-counts[:, _HBM:] // shares)
+    written = int(counts[:, _L2 + 1].sum())
+    return Moved(
+        l2=int(counts[:, _L2].sum()) + written,
+        lookups=round(lookups) + int(hbm[:, 0].sum()) + written,
+        hbm=int(hbm.sum()),
+    )
 
 
 def _report(

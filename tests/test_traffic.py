@@ -135,7 +135,7 @@ def shapes(draw):
 @settings(max_examples=60, deadline=None)
 def test_bytes_shrink_from_algorithmic_over_l2_to_hbm_and_never_below_compulsory(shape):
     work, launch, device = shape
-    traffic, hits, _ = replay_traffic(work, [launch], NAMES, device)
+    traffic, hits, *_ = replay_traffic(work, [launch], NAMES, device)
     assert 0.0 <= traffic.l2_hit_rate <= 1.0
     assert all(0.0 <= hit <= 1.0 for hit in hits.values())
     for name in "QKV":
@@ -295,7 +295,7 @@ def standard(work, block):
 def test_kernels_of_one_call_hand_s_over_in_l2_only_while_it_fits(seqlen, through_hbm):
     work = Workload(batch=1, heads=4, seqlen=seqlen, head_dim=64)
     names = [*NAMES, TensorLayout("S"), TensorLayout("P")]
-    traffic, hits, _ = replay_traffic(work, standard(work, 128), names, H200)
+    traffic, hits, *_ = replay_traffic(work, standard(work, 128), names, H200)
     scores = 4 * seqlen * seqlen * 2
     for name in "SP":
         moved = traffic.by_tensor[name]
@@ -347,9 +347,9 @@ def test_rows_that_see_no_key_still_write_zeros():
 
 def test_who_walks_with_the_first_to_ask_waits_for_hbm_too():
     work = Workload(batch=1, heads=1, seqlen=1024, head_dim=128)  # eight tiles of queries
-    _, hits, late = replay_traffic(work, [forward(work, 128, 128)], NAMES, H200)
+    _, hits, late, _ = replay_traffic(work, [forward(work, 128, 128)], NAMES, H200)
     assert hits["K"] == pytest.approx(7 / 8) and late["K"] == pytest.approx(1.0)  # all eight at once
-    _, hits, late = replay_traffic(work, [forward(work, 128, 128, slots=2)], NAMES, H200)
+    _, hits, late, _ = replay_traffic(work, [forward(work, 128, 128, slots=2)], NAMES, H200)
     assert hits["K"] == pytest.approx(7 / 8) and late["K"] == pytest.approx(1 / 4)  # two, then two who find it all in L2
     assert late["Q"] == 1.0 and hits["Q"] == 0.0
 

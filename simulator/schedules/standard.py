@@ -39,10 +39,15 @@ def values(cta, tile):
     """O = P V: one CTA per row of O tiles."""
     P = cta.ring("P", tile.s_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
+    ahead = tile.stages - 1
     for warps in cta.consumers():
-        for j in tile.kv_blocks:
+        for j in tile.kv_blocks[:ahead]:
             warps.cp_async(P[j])
             warps.cp_async(V[j])
+        for j in tile.kv_blocks:
+            for following in tile.kv_blocks[j + ahead : j + ahead + 1]:
+                warps.cp_async(P[following])
+                warps.cp_async(V[following])
             warps.wait(P[j])
             warps.mma("O=PV", V[j])
             warps.free(P[j])
