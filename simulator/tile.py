@@ -226,9 +226,9 @@ DEFAULTS: dict[tuple, tuple[Tile, str]] = {
     ("fa1", 64, 2, False): (_T(64, 256, 1, 2), "FlashAttention-1: K/V block as wide as shared memory allows, 128 registers of S"),
     ("fa1", 128, 2, False): (_T(64, 128, 1, 2), "as d64, at twice the bytes per key"),
     ("fa1", 256, 2, False): (_T(64, 64, 1, 2), "as d128, at twice the bytes per key"),
-    ("standard", 64, 2, False): (_T(128, 256, 1, 2), "a wide GEMM tile, as libraries take; S and P go through HBM whatever the tile"),
-    ("standard", 128, 2, False): (_T(128, 256, 1, 2), "a wide GEMM tile, as libraries take; S and P go through HBM whatever the tile"),
-    ("standard", 256, 2, False): (_T(128, 128, 1, 2), "as d128, in an A100's shared memory"),
+    ("standard", 64, 2, False): (_T(128, 128, 1, 1), "three CTAs share an SM: one's loads and stores lie under another's GEMM; 128x256, alone, moves a fifth less"),
+    ("standard", 128, 2, False): (_T(128, 128, 1, 1), "as d64"),
+    ("standard", 256, 2, False): (_T(64, 128, 2, 1), "O takes 128 registers at 64 rows; two stages, since fewer CTAs fit"),
 }  # fmt: skip
 HEAD_DIMS = (64, 128, 256)
 

@@ -304,6 +304,18 @@ def test_kernels_of_one_call_hand_s_over_in_l2_only_while_it_fits(seqlen, throug
         assert hits[name] == pytest.approx(1 - moved.hbm_read / scores)
 
 
+def test_what_each_launch_moves_adds_up_to_the_call():
+    work = Workload(batch=1, heads=4, seqlen=2048, head_dim=64)
+    launches = standard(work, 128)
+    traffic, *_, moved = replay_traffic(work, launches, [*NAMES, TensorLayout("S"), TensorLayout("P")], H200)
+    total = traffic.total
+    assert len(moved) == len(launches)
+    assert sum(each.l2 for each in moved) == total("l2_read") + total("l2_write")
+    assert sum(each.hbm for each in moved) == total("hbm_read") + total("hbm_write")
+    assert sum(each.lookups for each in moved) == traffic.l2_lookup_bytes + total("l2_write")
+    assert moved[0].l2 > 0 and moved[-1].hbm >= traffic.dirty_bytes > 0
+
+
 def test_kernels_that_cut_a_shared_tensor_differently_are_refused():
     work = Workload(batch=1, heads=1, seqlen=512)
     with pytest.raises(ValueError, match="is cut as"):
