@@ -15,7 +15,7 @@ import numpy as np
 
 from .device import Device
 from .engine import AROUND, MAX_QUEUE
-from .machine import DRAWN_UNITS, MACHINE, UNITS, Deadlock, Memory, Replay, machine_of
+from .machine import DRAWN_UNITS, MACHINE, UNITS, Deadlock, Memory, Replay, machine_of, unit_lanes
 from .program import INSTRUCTION, Program
 from .run import SPAN, Lane
 from .verbs import BarrierKind, Op
@@ -451,7 +451,7 @@ def interpret(
             if where == 0:
                 warps[-1].lane = len(chip.lanes)
                 chip.lanes.append(Lane(f"CTA{slot} {warps[-1].name}" if several else warps[-1].name, "warp"))
-    chip.lanes += [Lane(name, "unit") for name in UNITS[:DRAWN_UNITS]]
+    chip.lanes += unit_lanes(programs)
 
     actors = [*warps, *sms]
     while ready := [(at, actor.order, actor) for actor in actors if (at := actor.ready_at()) is not None]:

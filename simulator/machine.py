@@ -20,6 +20,14 @@ DRAWN_UNITS = 6
 """How many of them have a lane in the timeline."""
 
 
+def unit_lanes(programs: Sequence[Program]) -> tuple[Lane, ...]:
+    """The units' lanes; copies are named by what moves them: cp.async where no load goes by TMA."""
+    loads = [program.code[program.code["op"] == Op.LOAD] for program in programs]
+    by_warps = any(len(each) for each in loads) and all((each["d"] == 1).all() for each in loads)
+    names = ("cp.async" if by_warps else UNITS[0], *UNITS[1:DRAWN_UNITS])
+    return tuple(Lane(name, "unit") for name in names)
+
+
 class Deadlock(RuntimeError):
     """Warps wait for what will never come; the message names warp, verb and buffer."""
 
@@ -226,7 +234,7 @@ class Tables:
         self.warps["lane"] = [index.get(name, 0) for name in self._names]
         self.unit_lane = len(drawn)
         warps = tuple(Lane(f"CTA{slot} {name}" if several else name, "warp") for slot, _, name in drawn)
-        self.lanes = warps + tuple(Lane(name, "unit") for name in UNITS[:DRAWN_UNITS])
+        self.lanes = warps + unit_lanes(self.programs)
 
     def stuck(self) -> list[str]:
         """One phrase per warp that did not finish."""

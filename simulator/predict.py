@@ -215,6 +215,8 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     whole_head = kernel.grid == "heads"
     program = trace(kernel, workload, tile, [(1 if whole_head else max(1, longest), 0)])
     recorded = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
+    if kernel.by_row:  # tiles are too coarse to see single rows: a tile's readings come one after another, its writing last
+        recorded = recorded[np.argsort(recorded["step"], kind="stable")]
     if whole_head:
         recorded = _every_block(recorded, TileView(tile, workload, longest), program.tensors)
     names = np.array([tensors.index(name) for name in program.tensors])

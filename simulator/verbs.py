@@ -55,10 +55,11 @@ class Barrier:
 
 @dataclass(frozen=True)
 class Slot:
-    """Load `index` of a ring, e.g. K[3]."""
+    """Load `index` of a ring, e.g. K[3]; `again` is the block it holds where that differs: a later pass over the same blocks."""
 
     ring: Ring
     index: int
+    again: int | None = None
 
     @property
     def stage(self) -> int:
@@ -69,6 +70,16 @@ class Slot:
     def generation(self) -> int:
         """How many times the stage has been filled before."""
         return (self.ring.base + self.index) // self.ring.stages
+
+    @property
+    def block(self) -> int:
+        """The tensor's block that it holds."""
+        return self.index if self.again is None else self.again
+
+    @property
+    def step(self) -> int:
+        """The loop step it belongs to, -1 outside the loop."""
+        return self.ring.cta.tile.step(self.ring.tensor, self.block)
 
     def __str__(self) -> str:
         return f"{self.ring.name}[{self.index}]"
@@ -94,6 +105,10 @@ class Ring:
 
     def __getitem__(self, index: int) -> Slot:
         return Slot(self, index)
+
+    def again(self, block: int, reading: int, blocks: int) -> Slot:
+        """Load of a block in the `reading`-th pass (from 0) over all `blocks` of them."""
+        return Slot(self, reading * blocks + block, block)
 
     @property
     def tensor(self) -> str:
@@ -155,14 +170,14 @@ class Warp:
     def tma(self, slot: Slot, block: int | None = None) -> None:
         """Wait until the stage is free, then copy a tile into it by TMA (multicast where the cluster shares it).
 
-        `block` is the tensor's block to load when it differs from the slot's index.
+        `block` is the tensor's block to load when it differs from the slot's.
         """
-        self._load(slot, slot.index if block is None else block, cp_async=0)
+        self._load(slot, slot.block if block is None else block, cp_async=0)
 
     def cp_async(self, slot: Slot, block: int | None = None) -> None:
         """The same by cp.async: the warp itself issues the 16-byte copies, nothing is shared with a cluster."""
         slot.ring.loaders.add(self.number)
-        self._load(slot, slot.index if block is None else block, cp_async=1)
+        self._load(slot, slot.block if block is None else block, cp_async=1)
 
     def _load(self, slot: Slot, block: int, cp_async: int) -> None:
         ring = slot.ring
@@ -171,8 +186,7 @@ class Warp:
             self._emit(Op.WAIT, "free", slot, barrier=ring.empty[slot.stage], target=slot.generation)
         shared = 1 if cp_async else self.cta.tile.sharing(ring.tensor)
         if self.rank <= 0 and ring.part == 0:  # however many copy their part of a tile, the access is the CTA's
-            step = self.cta.tile.step(ring.tensor, slot.index)
-            self.cta.access(ring.tensor, block, step, write=0, multicast=int(shared > 1))
+            self.cta.access(ring.tensor, block, slot.step, write=0, multicast=int(shared > 1))
         if not cp_async:
             self._compute(softmax.ADDRESS, f"load {ring.tensor}", -1)
         self._emit(
@@ -271,13 +285,16 @@ class Warp:
         self.groups += 1
         return Result(label, self.groups - 1)
 
-    def mma(self, label: str, slot: Slot) -> None:
-        """The same by mma.sync: operands through registers by ldmatrix, the warp waits for the result."""
+    def mma(self, label: str, slot: Slot, step: int = -1) -> None:
+        """The same by mma.sync: operands through registers by ldmatrix, the warp waits for the result.
+
+        `step` is the loop step where it is not the slot's: K and V stay while FlashAttention-1's loop goes over Q.
+        """
         self.wait(slot)
         shape = self.cta.tile.gemm(label)
         self._emit(
             Op.MMA, label, slot, a=shape.k_steps, b=shape.m, c=shape.n, d=shape.a_in_registers, e=shape.k_per_step,
-            f=shape.smem_bytes_per_step,
+            f=shape.smem_bytes_per_step, step=step,
         )  # fmt: skip
 
     def softmax(self, j: int) -> None:
@@ -297,10 +314,10 @@ class Warp:
             self._compute(phase, label, j)
         self.left = []
 
-    def normalize(self) -> None:
-        """Epilogue: reduce the row sums across the quad, O /= l, LSE = m + log l."""
+    def normalize(self, step: int = -1) -> None:
+        """Reduce the row sums across the quad, O /= l, LSE = m + log l: the epilogue, or FlashAttention-1's every step."""
         for phase in softmax.normalize(self.cta.tile, once=self.cta.persistent):
-            self._compute(phase, "normalize O")
+            self._compute(phase, "normalize O", step)
 
     def compute(self, label: str, phase: softmax.Phase, j: int = -1) -> None:
         """Any other register arithmetic, counted by instruction class."""
@@ -321,7 +338,7 @@ class Warp:
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         cta = self.cta
         if slot is not None and step < 0:
-            step = cta.tile.step(slot.ring.tensor, slot.index)
+            step = slot.step
         self.code.append(
             (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, g, h, i, j, k, l, ring, index, step, cta.tile_number)
         )

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from strategies import H200, Scene, scenes
 
 from fasim.simulator import engine, machine
-from fasim.simulator.engine import U_ALU, U_FMA, U_MUFU, U_TENSOR, U_TMA, UNITS, Deadlock, Memory, Replay, replay
+from fasim.simulator.engine import U_ALU, U_FMA, U_MUFU, U_TENSOR, U_TMA, Deadlock, Memory, Replay, replay
 from fasim.simulator.interpreter import interpret
+from fasim.simulator.machine import unit_lanes
 from fasim.simulator.predict import default_tile
 from fasim.simulator.program import Program, trace
 from fasim.simulator.schedules import SCHEDULES, Kernel
@@ -118,8 +119,9 @@ def test_unit_lanes_sum_to_the_busy_counters(scene):
     calm = replace(scene.device, **none, mufu_spacing_cycles=H200.mufu_cycles)
     replayed = run(replace(scene, device=calm))
     for unit in (U_TMA, U_TENSOR, U_MUFU, U_FMA):
-        spans = lane(replayed, UNITS[unit])
-        assert (spans["end"] - spans["start"]).sum() == replayed.busy[0, unit], UNITS[unit]
+        name = unit_lanes(scene.programs)[unit].name  # copies are TMA's, or the warps' own
+        spans = lane(replayed, name)
+        assert (spans["end"] - spans["start"]).sum() == replayed.busy[0, unit], name
     alu = lane(replayed, "ALU")  # the lane leaves out conversions, which have a pipe of their own
     assert (alu["end"] - alu["start"]).sum() <= replayed.busy[0, U_ALU]
     assert (replayed.busy[:, :U_ALU] <= replayed.cycles).all()
@@ -130,9 +132,10 @@ def test_unit_lanes_sum_to_the_busy_counters(scene):
 def test_slower_beside_other_work_never_means_fewer_busy_cycles(scene):
     replayed = run(scene)
     for unit in (U_TMA, U_TENSOR, U_MUFU, U_FMA):
-        spans = lane(replayed, UNITS[unit])
+        name = unit_lanes(scene.programs)[unit].name
+        spans = lane(replayed, name)
         floor = replayed.busy[0, unit] * (min(1, scene.device.mufu_spacing_cycles / 8) if unit == U_MUFU else 1)
-        assert (spans["end"] - spans["start"]).sum() >= floor, UNITS[unit]
+        assert (spans["end"] - spans["start"]).sum() >= floor, name
 
 
 def test_a_full_recording_keeps_the_first_spans():

@@ -9,7 +9,7 @@ import pytest
 from fasim.simulator.check import check
 from fasim.simulator.device import load_device
 from fasim.simulator.engine import Memory, replay
-from fasim.simulator.predict import default_tile, programs
+from fasim.simulator.predict import default_tile, predict, programs
 from fasim.simulator.program import disassemble, trace
 from fasim.simulator.schedules import SCHEDULES
 from fasim.simulator.verbs import Op
@@ -199,3 +199,34 @@ def test_a_tile_finds_the_code_cold_that_it_comes_to_first(schedule, copies):
         stream = program.stream(program.warps.index("WG0"))
         softmax = stream[(stream["label"] == program.labels.index("softmax")) & (stream["i"] > 0)]
         assert set(softmax["step"].tolist()) == cold, (schedule, blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [("standard", ["row max", "row sum", "probabilities"]), ("standard-online", ["row max and sum", "probabilities"])],
+)
+def test_the_softmax_of_standard_attention_goes_over_the_whole_row_once_a_pass(name, passes):
+    _, program, _ = programs(Workload(2, 4, 4096), name, "h200", kv_blocks=4)
+    for warp in range(len(program.warps)):
+        stream = program.stream(warp)
+        said = [(program.labels[each["label"]], int(each["step"])) for each in stream if each["op"] in (Op.COMPUTE, Op.STORE)]
+        arithmetic = [each for each in said if each[0] in passes]
+        assert arithmetic == [(label, j) for label in passes for j in range(4)]
+        assert said.index(("store P", 0)) > said.index((passes[-2], 3)), "no probability before the statistics are complete"
+    read = [block for tensor, block, _, write, _ in program.accesses if program.tensors[tensor] == "S" and not write]
+    assert read == list(range(4)) * len(passes)
+
+
+@pytest.mark.parametrize("name", ["standard", "standard-online"])
+def test_a_row_that_goes_through_its_passes_at_once_is_read_from_hbm_once(name):
+    traffic = predict(Workload(4, 16, 4096), name, "h200").traffic.by_tensor
+    passes = 3 if name == "standard" else 2
+    assert traffic["S"].algorithmic_read == passes * traffic["S"].algorithmic_write
+    assert traffic["S"].hbm_read <= traffic["S"].algorithmic_write
+
+
+def test_the_gemms_of_fa1_belong_to_the_steps_of_its_loop_over_q():
+    workload = Workload(1, 1, 512)
+    program = trace(SCHEDULES["fa1"].kernels[0], workload, default_tile(workload, "fa1", "h200"), [(1, 0)])
+    gemms = program.stream(0)[program.stream(0)["op"] == Op.MMA]
+    assert [int(step) for step in gemms["step"]] == [i for i in range(8) for _ in range(2)]

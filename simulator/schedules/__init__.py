@@ -29,6 +29,7 @@ class Kernel:
     persistent: bool = False
     descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
     skips_masked: bool = True  # whether blocks above the diagonal are left out
+    by_row: bool = False  # a row goes through all passes before the next: what a pass reads again, L2 has just delivered
     softmax: Softmax = ONLINE
 
     @property
@@ -84,7 +85,7 @@ _ALL = (
         "standard",
         (
             Kernel(scores, "tiles", skips_masked=False),
-            Kernel(softmax_three_pass, "rows", frozenset({"S", "P"}), skips_masked=False),
+            Kernel(softmax_three_pass, "rows", frozenset({"S", "P"}), skips_masked=False, by_row=True),
             Kernel(values, "rows", frozenset({"P", "V"}), skips_masked=False),
         ),
     ),
@@ -95,7 +96,7 @@ _ALL = (
         "standard",
         (
             Kernel(scores, "tiles", skips_masked=False),
-            Kernel(softmax_online, "rows", frozenset({"S", "P"}), skips_masked=False),
+            Kernel(softmax_online, "rows", frozenset({"S", "P"}), skips_masked=False, by_row=True),
             Kernel(values, "rows", frozenset({"P", "V"}), skips_masked=False),
         ),
     ),

@@ -1,7 +1,8 @@
 """Standard attention (FlashAttention Algorithm 0): three kernels, with S and P written to HBM and read back.
 
-The softmax here is the three-pass one: maximum, sum, then probabilities, each pass reading S. One row of S fits the
-L2 cache easily, so the second and third reading of a row follow the first at once.
+The softmax here is the three-pass one: maximum, sum, then probabilities, each pass reading the whole row of S. A kernel
+takes a row at a time through all three, as kernels/triton/standard.py does, so the second and third reading find it in L2
+(`Kernel.by_row`).
 """
 
 from ..softmax import CHUNK, Phase, scores_per_thread
@@ -22,17 +23,19 @@ def scores(cta, tile):
 
 
 def softmax_three_pass(cta, tile):
-    """P = softmax(S): three readings of S, one writing of P."""
+    """P = softmax(S): the row's maximum over all blocks of S, then its sum, then the probabilities."""
     S = cta.ring("S", tile.s_bytes, stages=1)
     chunks = -(-scores_per_thread(tile) // CHUNK)
     for warps in cta.consumers():
-        for j in tile.kv_blocks:
-            for reading in range(3):
-                warps.cp_async(S[3 * j + reading], block=j)
-                warps.wait(S[3 * j + reading])
-                warps.compute(READINGS[reading], phase_of(reading, chunks), j)
-                warps.free(S[3 * j + reading])
-            warps.store("P", block=j, step=j)
+        for reading, label in enumerate(READINGS):
+            for j in tile.kv_blocks:
+                block = S.again(j, reading, len(tile.kv_blocks))
+                warps.cp_async(block)
+                warps.wait(block)
+                warps.compute(label, phase_of(reading, chunks), j)
+                warps.free(block)
+                if label == "probabilities":
+                    warps.store("P", block=j, step=j)
 
 
 def values(cta, tile):

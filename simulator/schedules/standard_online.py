@@ -7,16 +7,18 @@ from ..softmax import CHUNK, Phase, scores_per_thread
 
 
 def softmax_online(cta, tile):
-    """P = softmax(S): running maximum and sum in the first reading, probabilities in the second."""
+    """P = softmax(S): running maximum and sum over all blocks of S, then the probabilities."""
     S = cta.ring("S", tile.s_bytes, stages=1)
     chunks = -(-scores_per_thread(tile) // CHUNK)
     statistics = Phase(fma=3 * CHUNK, alu=CHUNK, mufu=CHUNK, chunks=chunks, latencies=2)
     probabilities = Phase(fma=2 * CHUNK, mufu=CHUNK, chunks=chunks)
     for warps in cta.consumers():
-        for j in tile.kv_blocks:
-            for reading, phase in enumerate((statistics, probabilities)):
-                warps.cp_async(S[2 * j + reading], block=j)
-                warps.wait(S[2 * j + reading])
-                warps.compute(("row max and sum", "probabilities")[reading], phase, j)
-                warps.free(S[2 * j + reading])
-            warps.store("P", block=j, step=j)
+        for reading, (label, phase) in enumerate((("row max and sum", statistics), ("probabilities", probabilities))):
+            for j in tile.kv_blocks:
+                block = S.again(j, reading, len(tile.kv_blocks))
+                warps.cp_async(block)
+                warps.wait(block)
+                warps.compute(label, phase, j)
+                warps.free(block)
+                if label == "probabilities":
+                    warps.store("P", block=j, step=j)
