@@ -18,7 +18,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import math
 import statistics
 import sys
@@ -28,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from ..simulator.errors import UsageError, did_you_mean
+from ..simulator.reading import read_json
 from ..simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from ..simulator.tile import Tile
 from ..simulator.workload import Workload
@@ -435,7 +435,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         if given.child:
-            launch_for_profiler([Entry.from_dict(each) for each in json.loads(given.child.read_text())])
+            launch_for_profiler([Entry.from_dict(each) for each in read_json(given.child, "plan")])
             return 0
         if not given.plan or not given.out:
             parser.error("give --plan and --out")

@@ -15,15 +15,20 @@ heads, `heads_per_kv` that to say kv_heads.
 from __future__ import annotations
 
 import itertools
-import tomllib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..simulator.errors import UsageError
+from ..simulator.reading import read_toml
+from ..simulator.values import Within, number, shown, text
 from ..simulator.workload import Workload
 
 _FIELDS = ("batch", "heads", "kv_heads", "seqlen", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal")
 _PAPERS = ("tokens", "hidden", "heads_per_kv")
+_SIZES = Within(1, 1 << 40)
+MAX_ENTRIES = 10_000
+"""Runs of a plan; at a second or two each, half a day."""
 
 
 @dataclass(frozen=True)
@@ -45,42 +50,43 @@ class Entry:
 
 def read(path: Path) -> list[Entry]:
     """The entries of a plan, each once, in order. Raises UsageError, one sentence, for whatever is wrong with it."""
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"plan {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"plan {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"plan {path} is not valid TOML: {error}") from None
+    tree = read_toml(path, "plan")
     blocks = tree.get("runs")
-    if set(tree) != {"runs"} or not isinstance(blocks, list) or not blocks:
+    if set(tree) != {"runs"} or not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
         raise UsageError(f"plan {path} must hold [[runs]] blocks and nothing else")
+    found: dict[Entry, None] = {}
     try:
-        found = [entry for block in blocks for entry in _expand(block)]
+        for block in blocks:
+            found |= dict.fromkeys(_expand(block, MAX_ENTRIES - len(found)))
     except UsageError as error:
         raise UsageError(f"plan {path}: {error}") from None
-    return list(dict.fromkeys(found))
+    return list(found)
 
 
-def _expand(block: dict) -> list[Entry]:
+def _expand(block: dict, room: int) -> list[Entry]:
     known = ("kernels", *_FIELDS, *_PAPERS)
     if unknown := sorted(block.keys() - set(known)):
-        raise UsageError(f"unknown field {unknown[0]!r} ({', '.join(known)})")
-    if not block.get("kernels"):
+        raise UsageError(f"unknown field {shown(unknown[0])} ({', '.join(known)})")
+    lists = {key: block[key] if isinstance(block[key], list) else [block[key]] for key in known if key in block}
+    if empty := [key for key, values in lists.items() if not values]:
+        raise UsageError(f"field {empty[0]!r} is an empty list")
+    if "kernels" not in lists:
         raise UsageError("a [[runs]] block names no kernels")
-    names = [name for name in known if name in block and name != "kernels"]
-    values = [block[name] if isinstance(block[name], list) else [block[name]] for name in names]
-    workloads = [_workload(dict(zip(names, chosen, strict=True))) for chosen in itertools.product(*values)]
-    kernels = block["kernels"] if isinstance(block["kernels"], list) else [block["kernels"]]
+    if (entries := math.prod(map(len, lists.values()))) > room:
+        raise UsageError(f"its lists multiply to {entries:,} runs, a plan has at most {MAX_ENTRIES:,}")
+    kernels = [text(kernel, "kernels") for kernel in lists.pop("kernels")]
+    workloads = [_workload(dict(zip(lists, chosen, strict=True))) for chosen in itertools.product(*lists.values())]
     return [Entry(kernel, workload) for workload in workloads for kernel in kernels]
 
 
 def _workload(given: dict) -> Workload:
-    tokens, hidden, share = (given.pop(name, None) for name in _PAPERS)
+    for key, value in given.items():
+        if key not in ("dtype", "causal"):
+            number(value, int, _SIZES, key)
+    tokens, hidden, share = (given.pop(key, None) for key in _PAPERS)
     if tokens is not None:
         length = given.get("seqlen") or given.get("seqlen_q")
-        if not isinstance(length, int) or length <= 0:
+        if length is None:
             raise UsageError("tokens needs a seqlen")
         given.setdefault("batch", max(1, tokens // length))
     if hidden is not None:

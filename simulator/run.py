@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 
 from . import metrics
 from .tile import Tile
+from .values import WHOLE, Within
 from .workload import Workload
 
 SCHEMA = "fasim.run/1"
+
+# What a figure can be, held where a run is read from a file.
+Count = Annotated[int, WHOLE]
+Some = Annotated[int, Within(1, 10**12)]
+Amount = Annotated[float, Within(0, 1e18)]
+Seconds = Annotated[float, Within(1e-9, 1e6)]
+Hertz = Annotated[float, Within(1e6, 1e11)]
+Watts = Annotated[float, Within(0, 1e6)]
 
 SPAN = np.dtype(
     [
@@ -38,12 +48,12 @@ class Lane:
 class Bytes:
     """Bytes of one tensor, read and written, at the three levels that are reported apart; None was not measured."""
 
-    algorithmic_read: int | None = 0  # what the paper's IO theorem counts: every tile load, no cache between HBM and SMEM
-    algorithmic_write: int | None = 0
-    l2_read: int | None = 0  # requested from L2 (a multicast load counts once per cluster)
-    l2_write: int | None = 0
-    hbm_read: int | None = 0  # missed in L2
-    hbm_write: int | None = 0  # written back
+    algorithmic_read: Count | None = 0  # what the paper's IO theorem counts: every tile load, no cache between HBM and SMEM
+    algorithmic_write: Count | None = 0
+    l2_read: Count | None = 0  # requested from L2 (a multicast load counts once per cluster)
+    l2_write: Count | None = 0
+    hbm_read: Count | None = 0  # missed in L2
+    hbm_write: Count | None = 0  # written back
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,11 @@ class Traffic:
     """
 
     by_tensor: dict[str, Bytes]
-    l2_hit_rate: float | None  # fraction of read bytes requested from L2 that HBM did not have to deliver
-    smem_bytes: int | None = 0
-    dirty_bytes: int | None = 0  # of the bytes written to HBM, those still in L2 when the last kernel ends; counters miss them
-    l2_lookup_bytes: int | None = 0  # reads that L2 serves, misses twice: SMs that ask for a line together are answered at once
+    # fraction of read bytes requested from L2 that HBM did not have to deliver; counted, HBM can deliver more than was asked for
+    l2_hit_rate: Annotated[float, Within(-1e6, 1)] | None
+    smem_bytes: Count | None = 0
+    dirty_bytes: Count | None = 0  # of the bytes written to HBM, those still in L2 when the last kernel ends; counters miss them
+    l2_lookup_bytes: Count | None = 0  # reads that L2 serves, misses twice: SMs that ask for a line together are answered at once
 
     def total(self, name: str) -> int | None:
         """Sum over tensors of one field of Bytes, e.g. total("hbm_read"); None where one of them was not measured."""
@@ -72,12 +83,12 @@ class Activity:
     None was not measured.
     """
 
-    sms: int
-    tensor: float | None
-    mufu: float | None
-    issue: float | None
-    fma: float | None = 0.0
-    alu: float | None = 0.0
+    sms: Annotated[int, Within(1, 4096)]
+    tensor: Amount | None
+    mufu: Amount | None
+    issue: Amount | None
+    fma: Amount | None = 0.0
+    alu: Amount | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,20 +115,21 @@ class Measurement:
     date: str  # ISO 8601
     regime: str  # "sustained": after seconds of back-to-back calls; "burst": the first 30 ms after idling
     l2: str  # "cold": inputs rotate through more than L2; "warm": the same inputs every time
-    buffers: int  # sets of inputs that the calls rotate through
+    buffers: Some  # sets of inputs that the calls rotate through
     launch: str  # "stream": one launch after another; "graph": a CUDA graph, where launching takes longer than the kernel
-    calls: int  # behind the median
-    time_s: float  # of one call, the median by CUDA events
-    time_p10_s: float
-    time_p90_s: float
-    burst_time_s: float | None = None  # median of the calls in the first 30 ms
+    calls: Some  # behind the median
+    time_s: Seconds  # of one call, the median by CUDA events
+    time_p10_s: Seconds
+    time_p90_s: Seconds
+    burst_time_s: Seconds | None = None  # median of the calls in the first 30 ms
     clock_from: str = "NVML"  # or "SM cycle counters": what the SMs counted while the calls ran
-    clock_asked_hz: float | None = None  # what NVML said meanwhile; under load the SMs run at less
-    clock_p10_hz: float | None = None  # spread of the clock
-    clock_p90_hz: float | None = None
-    trace_overhead: float | None = None  # of a build that stamps a timeline: its cycles over the plain build's, less one
-    energy_j: float | None = None  # of one call, from the board's energy counter
-    relative_error: float | None = None  # of O against the fp64 reference, norm of the difference over norm
+    clock_asked_hz: Hertz | None = None  # what NVML said meanwhile; under load the SMs run at less
+    clock_p10_hz: Hertz | None = None  # spread of the clock
+    clock_p90_hz: Hertz | None = None
+    # of a build that stamps a timeline: its cycles over the plain build's, less one
+    trace_overhead: Annotated[float, Within(-1, 1e3)] | None = None
+    energy_j: Amount | None = None  # of one call, from the board's energy counter
+    relative_error: Amount | None = None  # of O against the fp64 reference, norm of the difference over norm
     cycles_from: str = "time x clock"  # or the name of the counter
     counters: dict[str, float] = field(default_factory=dict)  # by Nsight Compute's names, whole call: sums, rates by cycles
     kernels: tuple[tuple[str, float | None], ...] = ()  # every kernel of the call with its cycles under Nsight Compute
@@ -138,9 +150,9 @@ class Run:
     schedule: str
     tile: Tile | None  # None: a kernel whose tile is not known
     device: str
-    cycles: int
-    sm_clock_hz: float
-    power_w: float | None
+    cycles: Annotated[int, Within(1, 10**15)]
+    sm_clock_hz: Hertz
+    power_w: Watts | None
     activity: Activity
     traffic: Traffic
     bottleneck: Bottleneck

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass, field
 
 from .errors import UsageError
 from .softmax import ONLINE, Softmax
+from .values import shown
 from .workload import LSE_BYTES, Workload
 
 K_PER_STEP_BYTES = 32
 """One WGMMA or mma.sync k step reads 32 bytes of K per row: 16 fp16 or 32 e4m3 values (PTX ISA, wgmma shapes)."""
+
+MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "cluster": 16}
+"""The most of each: several times what fits any SM, so that how much a tile exceeds it can still be said."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,10 @@ class Tile:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value <= 0:
-                raise UsageError(f"tile: {name}={value!r} must be a positive whole number")
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise UsageError(f"tile: {name}={shown(value)} must be a positive whole number")
+            if value > MOST[name]:
+                raise UsageError(f"tile: {name}={shown(value)} fits no SM; give at most {MOST[name]:,}")
         if self.block_m % self.consumers:
             raise UsageError(f"tile {self}: block_m is not divided evenly by {self.consumers} consumers")
         if self.block_n % 16:
@@ -40,9 +46,9 @@ class Tile:
     @classmethod
     def parse(cls, text: str, **fields: int) -> Tile:
         """A tile from "128x176" (block_m x block_n) and any other fields by name."""
-        match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+        match = re.fullmatch(r"([0-9]{1,18})x([0-9]{1,18})", text.strip())
         if not match:
-            raise UsageError(f"tile {text!r} is not of the form 128x176 (queries x keys)")
+            raise UsageError(f"tile {shown(text)} is not of the form 128x176 (queries x keys)")
         return cls(int(match[1]), int(match[2]), **fields)
 
     def to_dict(self) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import UsageError, did_you_mean
+from .values import flag, shown
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1}
 """Bytes per element of Q, K and V."""
@@ -12,6 +13,9 @@ _DTYPE_SYNONYMS = {"fp8": "e4m3", "float8_e4m3fn": "e4m3", "float16": "fp16", "h
 
 LSE_BYTES = 4
 """The log-sum-exp (and FlashAttention-1's l and m) is fp32."""
+
+MOST = {"batch": 1 << 24, "heads": 1 << 20, "kv_heads": 1 << 20, "seqlen_q": 1 << 31, "seqlen_k": 1 << 31, "head_dim": 1 << 12}
+"""The most of each size: far beyond any kernel, and products of them stay exact. What can be replayed is less: limits.py."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,18 @@ class Workload:
                 object.__setattr__(self, name, self.seqlen)
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
-        for name in ("batch", "heads", "kv_heads", "seqlen_q", "seqlen_k", "head_dim"):
+        for name, most in MOST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise UsageError(f"{name}={value!r} is not a whole number")
+                raise UsageError(f"{name}={shown(value)} is not a whole number")
             if value <= 0:
-                raise UsageError(f"{name}={value} must be positive")
-        if self.dtype not in DTYPE_BYTES:
+                raise UsageError(f"{name}={shown(value)} must be positive")
+            if value > most:
+                raise UsageError(f"{name}={shown(value)} is more than is possible ({most:,})")
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPE_BYTES:
             nearest = did_you_mean(str(self.dtype), DTYPE_BYTES, _DTYPE_SYNONYMS)
-            raise UsageError(f"dtype={self.dtype!r} is not supported ({', '.join(DTYPE_BYTES)}){nearest}")
+            raise UsageError(f"dtype={shown(self.dtype)} is not supported ({', '.join(DTYPE_BYTES)}){nearest}")
+        flag(self.causal, "causal")
         if self.heads % self.kv_heads:
             raise UsageError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
         object.__setattr__(self, "seqlen", self.seqlen_q if self.seqlen_q == self.seqlen_k else None)

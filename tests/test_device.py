@@ -81,6 +81,13 @@ def test_whole_numbers_serve_where_a_real_one_is_asked(tmp_path):
     assert isinstance(limit, float)
 
 
+
+
+def value(field: str, given: object, unit: str) -> str:
+    """An H200 with one field changed."""
+    return f'base = "h200"\n{field} = {{value = {given}, unit = "{unit}", source = "s"}}'
+
+
 SMS = 'sms = {value = 132, unit = "count", source = "s"}'
 
 
@@ -100,13 +107,13 @@ SMS = 'sms = {value = 132, unit = "count", source = "s"}'
         ('base = "h200"\nsms = {value = 132, unit = "count"}', ["'sms'", "no source"]),
         ('base = "h200"\nsms = {value = 132, unit = "count", source = " "}', ["'sms'", "no source"]),
         ('base = "h200"\nsms = {value = 132, unit = "count", source = "s", date = "x"}', ["'sms'", "'date'"]),
-        ('base = "h200"\nsms = {value = 0, unit = "count", source = "s"}', ["'sms'", "must be positive"]),
-        ('base = "h200"\nsms = {value = -2, unit = "count", source = "s"}', ["'sms'", "must be positive"]),
-        ('base = "h200"\nidle_w = {value = -2, unit = "W", source = "s"}', ["'idle_w'", "at least 0"]),
-        ('base = "h200"\nhbm_efficiency = {value = 1.2, unit = "ratio", source = "s"}', ["'hbm_efficiency'", "most 1"]),
-        ('base = "h200"\nhbm_bytes_per_s = {value = nan, unit = "B/s", source = "s"}', ["hbm_bytes_per_s", "finite"]),
-        ('base = "h200"\nhbm_bytes_per_s = {value = inf, unit = "B/s", source = "s"}', ["hbm_bytes_per_s", "finite"]),
-        ('base = "h200"\nname = {value = "", unit = "name", source = "s"}', ["'name' is empty"]),
+        ('base = "h200"\nsms = {value = 0, unit = "count", source = "s"}', ["'sms'", "1 to 1,024"]),
+        ('base = "h200"\nsms = {value = -2, unit = "count", source = "s"}', ["'sms'", "1 to 1,024"]),
+        ('base = "h200"\nidle_w = {value = -2, unit = "W", source = "s"}', ["'idle_w'", "-2", "0 to 10,000"]),
+        ('base = "h200"\nhbm_efficiency = {value = 1.2, unit = "ratio", source = "s"}', ["'hbm_efficiency'", "0.01 to 1"]),
+        (value("hbm_bytes_per_s", "nan", "B/s"), ["hbm_bytes_per_s", "expected a number from"]),
+        (value("hbm_bytes_per_s", "inf", "B/s"), ["hbm_bytes_per_s", "expected a number from"]),
+        ('base = "h200"\nname = {value = "", unit = "name", source = "s"}', ["'name'", "''", "expected a name"]),
         (
             'base = "h200"\narchitecture = {value = "volta", unit = "name", source = "s"}',
             ["'volta'", "hopper", "ampere"],
@@ -115,6 +122,25 @@ SMS = 'sms = {value = 132, unit = "count", source = "s"}'
         ('base = "b200"', ["base='b200'", "h200"]),
         ("base = 3", ["base=3", "h200"]),
         ("sms = {", ["not valid TOML"]),
+        (value("hbm_bytes_per_s", 1e-12, "B/s"), ["'hbm_bytes_per_s'", "1e-12", "1e+09"]),
+        (value("l2_bytes_per_cycle", 1e-12, "B/cycle"), ["'l2_bytes_per_cycle'", "1 to 100,000"]),
+        (value("l2_ways", 1_000_000, "count"), ["'l2_ways'", "1000000", "1 to 128"]),
+        (value("l2_bytes", 1 << 70, "B"), ["'l2_bytes'", str(1 << 70)]),
+        (value("l2_bytes", "9" * 4000, "B"), ["'l2_bytes'", "digits"]),
+        (value("l2_bytes", "9" * 5000, "B"), ["not valid TOML", "4300"]),
+        (value("fp8_ratio", 0.001, "ratio"), ["'fp8_ratio'", "0 where there is no fp8"]),
+        (value("idle_w", 800, "W"), ["'idle_w'", "'power_limit_w'", "700"]),
+        (value("smem_bytes_per_cta", 1 << 20, "B"), ["'smem_bytes_per_cta'", "'smem_bytes_per_sm'"]),
+        (value("name", '"a/b.toml"', "name"), ["'name'", "not a path"]),
+        (value("name", '"a\\u001b[31mb"', "name"), ["'name'", "U+001B"]),
+        ('base = "h200"\nsms = {value = 9, unit = "count", source = "a\\u202eb"}', ["'sms'", "U+202E"]),
+        ('base = "h200"\nsms = {value = [[[1]]], unit = "count", source = "s"}', ["'sms'", "a list of 1"]),
+        ('base = "h200"\nsms = {value = 2026-01-01, unit = ["count"], source = "s"}', ["'sms'", "unit a list"]),
+        ("x = " + "[" * 3000 + "]" * 3000, ["nested deeper than"]),
+        ("x = " + "{a = " * 3000 + "1" + "}" * 3000, ["nested deeper than"]),
+        (".".join("a" * 500) + " = 1", ["nested deeper than"]),
+        (".".join(['"a"'] * 500) + " = 1", ["nested deeper than"]),
+        ("\n".join(f"[{'.'.join('a' * n)}]" for n in range(1, 60)), ["nested deeper than"]),
     ],
 )
 def test_a_broken_device_file_is_one_sentence_naming_file_and_field(tmp_path, text, words):
@@ -136,7 +162,25 @@ def test_what_is_not_a_readable_file_is_one_sentence(tmp_path):
         load_device(str(tmp_path) + "/")
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="no text"):
         load_device(str(binary))
     with pytest.raises(UsageError, match="'b200' is not known.*h100-sxm.*a100-sxm"):
         load_device("b200")
+
+
+def test_a_byte_order_mark_and_windows_lines_are_no_fault(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'\xef\xbb\xbfbase = "h200"\r\nsms = {value = 66, unit = "count", source = "s"}\r\n')
+    assert load_device(str(path)).sms == 66
+
+
+def test_a_variant_goes_by_its_files_name_made_plain(tmp_path):
+    path = tmp_path / "half \x1b[31m, of it.toml"
+    path.write_text('base = "h200"')
+    assert load_device(str(path)).name == "half --31m, of it"
+
+
+def test_a_built_in_name_never_opens_a_path(tmp_path):
+    with pytest.raises(UsageError, match="not known"):
+        device_module.built_in(str(tmp_path / "x.toml"))
+    assert device_module.built_in("h200") == load_device("h200")

@@ -14,7 +14,7 @@ from fasim.simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, T
 from fasim.simulator.tile import Tile
 from fasim.simulator.workload import Workload
 from fasim.traces import nsight
-from fasim.traces.nsight import Profiled
+from fasim.traces.nsight import CYCLES, Profiled
 
 RECORDED = Path(__file__).parent / "data" / "ncu_h200.csv"
 """ncu 2025.3.1 on an H200: marker and call in turns, the device's attributes cut out."""
@@ -112,6 +112,14 @@ def test_a_multicast_counts_once_per_cluster(timed):
     assert nsight.with_counters(pair, [Profiled("k", counted)]).traffic.total("l2_read") is None
 
 
+def test_a_mark_at_the_start_an_empty_column_and_strange_columns_do_no_harm():
+    rows = table('"0","k\x1b[1m","5","1","12,5","9"', header=HEADER + ',""', units=UNITS.replace("Mbyte", "Kbyte") + ',""')
+    (kernel,) = nsight.parse("\ufeff" + rows.removeprefix("==PROF== Connected to process 7\n"))
+    assert kernel == Profiled(r"k\x1b[1m", {CYCLES: 5.0, nsight.HBM_READ: 1e3})
+    (kernel,) = nsight.parse(table('"0","k","5","1","7"', header=HEADER, units='"","","Kcycle","Mbyte","furlong"'))
+    assert kernel.metrics == {CYCLES: 5e3, nsight.HBM_READ: 1e6}
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -120,6 +128,17 @@ def test_a_multicast_counts_once_per_cluster(timed):
         ("==PROF== Connected\nTraceback: boom\n", "boom"),
         ('"ID","Metric Name"\n"0","x"\n', "--page raw"),
         (table('"0","k","5"', header=HEADER, units=UNITS), "cut short"),
+        (table('"0","k","12,5","1","1"', header=HEADER, units=UNITS), f"{CYCLES}: '12,5' is no figure"),
+        (table('"0","k","1,2345","1","1"', header=HEADER, units=UNITS), "'1,2345' is no figure"),
+        (table('"0","k","5","1.5 MB","1"', header=HEADER, units=UNITS), "'1.5 MB' is no figure"),
+        (table('"0","k","5","1e999","1"', header=HEADER, units=UNITS), "'1e999' is no figure"),
+        (table('"0","k","5","1.5","1"', header=HEADER, units=UNITS.replace("Mbyte", "MB")), "its unit is 'MB', expected byte"),
+        (table('"0","k","5","1.5","1"', header=HEADER, units=UNITS.replace("Mbyte", "ns")), "its unit is 'ns', expected byte"),
+        (table('"0","k","5","1","1"', header=HEADER.replace("dram__bytes_read.sum", CYCLES), units=UNITS), "2 columns of the name"),
+        (table('"0","k","5","1","1","",""', header=HEADER + ',"",""', units=UNITS + ',"",""'), "2 columns of the name ''"),
+        (table(f'"0","{"k" * 140_000}","5","1","1"', header=HEADER, units=UNITS), "at most 131,072 characters"),
+        (table('"0","k","5","1","1', header=HEADER, units=UNITS), "damaged"),
+        ("==ERROR== \x1b[31mno\n", r"\\x1b\[31mno"),
     ],
 )
 def test_what_is_no_table_is_refused_in_one_sentence(text, match):

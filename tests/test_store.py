@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fasim.simulator.errors import UsageError
 from fasim.simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from fasim.simulator.workload import Workload
-from fasim.traces import store
+from fasim.traces import compare, store
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_foreign_file_is_refused(tmp_path):
         path.write_text(text)
         refused(path, "is not a run that fasim recorded")
     path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
-    refused(path, "damaged or cut short")
+    refused(path, "damaged or no text")
 
 
 def test_what_json_prints_is_told_from_a_recording(tmp_path, pingpong_run):
@@ -147,7 +147,25 @@ def damage(body: dict, *keys: str, value: object) -> dict:
     [
         (("cycles",), None, "no 'cycles'"),
         (("cycles",), "many", "run.cycles"),
-        (("cycles",), 0, "positive"),
+        (("cycles",), 0, "run.cycles is 0, expected a whole number from 1"),
+        (("cycles",), 10**39, "run.cycles is a number of 39 digits"),
+        (("sm_clock_hz",), 0, "run.sm_clock_hz"),
+        (("activity", "sms"), 0, "run.activity.sms is 0"),
+        (("power_w",), -1, "run.power_w"),
+        (("traffic", "l2_hit_rate"), 2.0, "l2_hit_rate"),
+        (("workload", "causal"), "no", "causal is 'no', expected true or false"),
+        (("workload", "batch"), 10**20, "batch"),
+        (("workload", "dtype"), ["fp16"], "dtype is? ?=?a list|dtype=a list"),
+        (("workload", "extra"), 1, "extra"),
+        (("tile", "stages"), 10**9, "stages"),
+        (("device",), "/any/path.toml", "run.device is '/any/path.toml', expected a name"),
+        (("device",), "mine.toml", "not a path"),
+        (("schedule",), "a\x1b[31mb", r"run.schedule has a character .* \(U\+001B\)"),
+        (("warnings",), ["a\u202eb"], r"run.warnings .* \(U\+202E\)"),
+        (("labels",), "abc", "run.labels is 'abc'"),
+        (("spans", "start"), {"a": 1}, "columns"),
+        (("spans", "start"), 7, "columns"),
+        (("traffic", "by_tensor"), {"K\n": {}}, "U\\+000A"),
         (("sm_clock_hz",), True, "run.sm_clock_hz"),
         (("colour",), "red", "unknown field 'colour'"),
         (("workload", "head_dim"), -1, "head_dim"),
@@ -168,6 +186,34 @@ def test_a_run_that_makes_no_sense_is_refused(tmp_path, pingpong_run, keys, valu
     document["sha256"] = store._checksum(document["run"])
     path.write_text(json.dumps(document))
     refused(path, match)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "match"),
+    [
+        (("measurement", "time_s"), 0, "run.measurement.time_s is 0"),
+        (("measurement", "time_s"), -1.0, "run.measurement.time_s is -1.0"),
+        (("measurement", "calls"), 0, "run.measurement.calls"),
+        (("measurement", "gpu"), "H200\x1b]0;owned\x07", r"run.measurement.gpu has .* \(U\+001B\)"),
+        (("measurement", "counters"), {"a": "5"}, r"run.measurement.counters\['a'\] is '5'"),
+        (("measurement", "kernels"), [["k", 1, 2]], "run.measurement.kernels"),
+        (("device",), "../h200", "not a path"),
+    ],
+)
+def test_a_measurement_that_makes_no_sense_is_refused(tmp_path, measured_run, keys, value, match):
+    path = tmp_path / "odd.run.json"
+    document = written(measured_run, path)
+    document["run"] = damage(document["run"], *keys, value=value)
+    document["sha256"] = store._checksum(document["run"])
+    path.write_text(json.dumps(document))
+    refused(path, match)
+
+
+def test_a_run_of_a_gpu_that_has_no_model_is_shown_and_not_looked_up(measured_run):
+    with pytest.raises(UsageError, match="taken on b200, which has no device model"):
+        compare.model_of("one", replace(measured_run, device="b200"))
+    assert compare.model_of("one", measured_run) == "h200"
+    assert compare.model_of("one", measured_run, "mine.toml") == "mine.toml"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -269,10 +269,9 @@ def compare_all(
 
 def model_of(name: str, run: Run, device: str | None = None) -> str:
     """The device model to predict a run with: the one asked for, or its GPU's. Raises UsageError where it has none."""
-    model = device or run.device
-    if model not in DEVICE_NAMES and not model.endswith(".toml"):
-        raise UsageError(f"run {name} was taken on {model}, which has no device model; give one with --device")
-    return model
+    if device is None and run.device not in DEVICE_NAMES:  # a file names a device and never a path
+        raise UsageError(f"run {name} was taken on {run.device}, which has no device model; give one with --device")
+    return device or run.device
 
 
 def _counterpart(name: str, run: Run, schedule: str | None) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from ..simulator.errors import UsageError
@@ -14,20 +14,24 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises UsageError, one sentence, where the folder or the file cannot be written.
     """
-    temporary = None
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
+    written = False
     try:
-        if path.is_dir():
+        if is_folder(path):
             raise IsADirectoryError(None, "it is a folder")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)  # less the umask
+        written = True
+        with open(handle, "wb") as file:
             file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        written = False
+    except (OSError, ValueError) as error:  # ValueError: a name that no system has
+        raise UsageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        if written:
+            temporary.unlink(missing_ok=True)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder that can be seen; a path that no system has is none."""
+    return os.path.isdir(path)

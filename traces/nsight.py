@@ -6,15 +6,14 @@ names: what this file does not know is kept too, and what is missing stays missi
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..simulator.errors import UsageError
+from ..simulator.reading import parse_csv
 from ..simulator.run import Activity, Bytes, Run, Traffic
+from ..simulator.values import printable, shown
 
 CYCLES = "sm__cycles_elapsed.max"
 HBM_READ, HBM_WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
@@ -40,14 +39,26 @@ NEEDED = (
 WELCOME = (MULTICAST, FMA, ALU)
 """What is asked for as well where this version of Nsight Compute knows it."""
 
-_SCALE = {
-    "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "Tbyte": 1e12,
-    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0,
-    "nsecond": 1e-9, "usecond": 1e-6, "msecond": 1e-3, "second": 1.0,
-    "hz": 1.0, "Khz": 1e3, "Mhz": 1e6, "Ghz": 1e9,
+_UNIT = {
+    CYCLES: "cycle", HBM_READ: "byte", HBM_WRITE: "byte", DELIVERED: "byte", MULTICAST: "byte", STORED: "byte",
+    L2_READ_SECTORS: "sector", L2_WRITE_SECTORS: "sector", L2_HIT_RATE: "%", TENSOR: "%", MUFU: "%", ISSUE: "%", FMA: "%", ALU: "%",
+    INSTRUCTIONS: "inst", DURATION: "second",
 }  # fmt: skip
+"""What each of them is counted in."""
+_SCALE = {
+    "ns": ("second", 1e-9), "us": ("second", 1e-6), "ms": ("second", 1e-3), "s": ("second", 1.0),
+    "nsecond": ("second", 1e-9), "usecond": ("second", 1e-6), "msecond": ("second", 1e-3), "second": ("second", 1.0),
+    "hz": ("hz", 1.0), "Khz": ("hz", 1e3), "Mhz": ("hz", 1e6), "Ghz": ("hz", 1e9),
+    "%": ("%", 1.0),
+} | {
+    f"{prefix}{base}": (base, scale)
+    for base in ("byte", "cycle", "sector", "inst", "request", "warp", "thread", "block", "pass", "")
+    for prefix, scale in (("", 1.0), ("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))
+}  # fmt: skip
+"""ncu's units: what each counts, and how many of it."""
 _FIXED = ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size",
           "Device", "CC")  # fmt: skip
+_FIGURE = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,40})?(?:\.\d{1,40})?(?:[eE][-+]?\d{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -61,51 +72,59 @@ class Profiled:
 def parse(text: str) -> list[Profiled]:
     """The profiled kernels of a run of ncu, in the order of their launch.
 
-    `text` is all that ncu wrote. Raises UsageError, one sentence with ncu's own complaint, where it holds no table, and
-    where the table is damaged.
+    `text` is all that ncu wrote. Raises UsageError, one sentence with ncu's own complaint, where it holds no table, where
+    the table is damaged, and where a figure that is needed cannot be read for certain.
     """
-    lines = text.splitlines()
+    lines = text.removeprefix("\ufeff").splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
         raise UsageError(f"Nsight Compute wrote no table: {complaint(text)}")
-    table = [line for line in lines[start:] if line.startswith('"')]
-    rows = list(csv.reader(io.StringIO("\n".join(table))))
-    header, body = rows[0], rows[1:]
+    header, *body = parse_csv("\n".join(line for line in lines[start:] if line.startswith('"')), "Nsight Compute's table")
     if "Kernel Name" not in header:
         raise UsageError("Nsight Compute's table has no column 'Kernel Name': it must be of --page raw")
     units = [""] * len(header)
     if body and not body[0][0].strip():
         units, body = body[0], body[1:]
-    for row in body:
-        if len(row) != len(header):
-            raise UsageError(f"Nsight Compute's table is cut short: a row has {len(row)} of {len(header)} columns")
     name = header.index("Kernel Name")
-    return [Profiled(row[name], _metrics(header, units, row)) for row in body]
+    return [Profiled(printable(row[name]), _metrics(header, units, row)) for row in body]
 
 
 def complaint(text: str) -> str:
     """The first error that ncu printed, in its words, or its last line."""
     said = [line.removeprefix("==ERROR==").strip() for line in text.splitlines() if line.startswith("==ERROR==")]
     rest = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("==PROF==")]
-    return (said or rest[-1:] or ["it printed nothing"])[0]
+    return printable((said or rest[-1:] or ["it printed nothing"])[0])[:400]
 
 
 def _metrics(header: Sequence[str], units: Sequence[str], row: Sequence[str]) -> dict[str, float]:
     found = {}
     for column, unit, text in zip(header, units, row, strict=True):
-        value = None if column in _FIXED else _number(text)
-        if value is not None:
-            found[column] = value * _SCALE.get(unit.strip(), 1.0)
+        if column not in _FIXED and column.strip():
+            value = _quantity(column, unit.strip(), text.strip())
+            if value is not None:
+                found[printable(column)] = value
     return found
 
 
-def _number(text: str) -> float | None:
-    """A figure such as 1,234.5; None for n/a, nan, an empty cell or words."""
-    text = text.strip()
-    if not re.fullmatch(r"[-+]?[\d,]*\.?\d+(?:[eE][-+]?\d+)?", text):
+def _quantity(column: str, unit: str, text: str) -> float | None:
+    """A figure such as 1,234.5 in its base unit; None for n/a, nan, an empty cell or words.
+
+    A column that this file does not know is left out where its unit or figure is strange; one that is needed is refused.
+    """
+    if not text[:1].isdigit() and text[:1] not in ("-", "+", "."):
         return None
-    value = float(text.replace(",", ""))
-    return value if math.isfinite(value) else None
+    known, wanted = _SCALE.get(unit), _UNIT.get(column)
+    where = f"Nsight Compute's table, column {column}"
+    if known is None or (wanted and wanted != known[0]):
+        if wanted is None:
+            return None
+        raise UsageError(f"{where}: its unit is {shown(unit)}, expected {wanted}")
+    value = float(text.replace(",", "")) if _FIGURE.fullmatch(text) and any(c.isdigit() for c in text) else None
+    if value is None or not abs(value) < 1e300:
+        if wanted is None:
+            return None
+        raise UsageError(f"{where}: {shown(text)} is no figure (1,234.5 is: a comma between thousands, a point before decimals)")
+    return value * known[1]
 
 
 def total(kernels: Sequence[Profiled]) -> dict[str, float]:

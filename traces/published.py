@@ -7,7 +7,6 @@ left out and counted.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from ..simulator import metrics
 from ..simulator.errors import UsageError, did_you_mean
+from ..simulator.reading import read_csv
 from ..simulator.run import Run
 from ..simulator.workload import Workload
 
@@ -167,8 +167,7 @@ class Report:
 
 def read_table(name: str) -> list[dict[str, str]]:
     """The rows of one file of the folder."""
-    with (FOLDER / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_csv(FOLDER / name, "table")
 
 
 def workload_of(row: dict[str, str]) -> Workload:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import types
 import typing
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -20,9 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from ..simulator.errors import UsageError
+from ..simulator.reading import read_json
 from ..simulator.run import SPAN, Run
+from ..simulator.values import Within, flag, name, number, shown, text
 from ..simulator.workload import Workload
-from .files import write_whole
+from .files import is_folder, write_whole
 
 SCHEMA, VERSION = "fasim.recorded-run", 3
 ADDED = {2: {"measurement": ("trace_overhead",)}, 3: {"traffic": ("l2_lookup_bytes",)}}
@@ -59,13 +60,13 @@ def load(path: Path) -> Run:
     if not isinstance(body, dict) or document.get("sha256") != _checksum(body):
         raise UsageError(f"run file {path} is damaged: its contents do not match its checksum; record it again")
     version = int(document["schema"].rpartition("/")[2])
-    for part, names in ((part, names) for number, parts in ADDED.items() if number > version for part, names in parts.items()):
+    for part, names in ((part, names) for added, parts in ADDED.items() if added > version for part, names in parts.items()):
         if isinstance(body.get(part), dict):
             body[part] = dict.fromkeys(names) | body[part]
     try:
         return _run(body)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise UsageError(f"run file {path} is not valid: {_sentence(error)}") from None
+        raise UsageError(f"run file {path} is not valid: {' '.join(str(error).split())}") from None
 
 
 def load_folder(folder: Path) -> dict[str, Run]:
@@ -73,9 +74,12 @@ def load_folder(folder: Path) -> dict[str, Run]:
 
     Raises UsageError as `load` does, and where the folder holds no run.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UsageError(f"folder {folder} does not exist")
-    found = {path.name: path for path in folder.iterdir() if path.name.endswith(SUFFIXES)}
+    try:
+        found = {path.name: path for path in folder.iterdir() if path.name.endswith(SUFFIXES)}
+    except OSError as error:
+        raise UsageError(f"folder {folder} cannot be read: {error.strerror or error}") from None
     if not found:
         raise UsageError(f"folder {folder} holds no run (files that end in {' or '.join(SUFFIXES)})")
     return {_stem(name): load(found[name]) for name in sorted(found)}
@@ -85,7 +89,7 @@ def load_paths(paths: Sequence[Path]) -> dict[str, Run]:
     """The runs of files and folders, by name. Raises UsageError as `load` and `load_folder` do."""
     found: dict[str, Run] = {}
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             found |= load_folder(path)
         else:
             found[_stem(path.name)] = load(path)
@@ -130,34 +134,16 @@ def _checksum(body: dict) -> str:
 
 def _document(path: Path) -> dict:
     """The file as a JSON object of our schema and version."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"run file {path} does not exist") from None
-    except OSError as error:
-        raise UsageError(f"run file {path} cannot be read: {error.strerror or error}") from None
-    try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (EOFError, OSError, zlib.error, ValueError, RecursionError) as error:
-        raise UsageError(f"run file {path} is damaged or cut short: {_sentence(error)}") from None
+    document = read_json(path, "run file")
     schema = document.get("schema") if isinstance(document, dict) else None
-    name, _, version = schema.rpartition("/") if isinstance(schema, str) else ("", "", "")
-    if name == "fasim.run":
+    kind, _, version = schema.rpartition("/") if isinstance(schema, str) else ("", "", "")
+    if kind == "fasim.run":
         raise UsageError(f"{path} is a report that --json printed, which leaves parts of the run out; give a file that --out wrote")
-    if name != SCHEMA or not version.isdecimal():
-        raise UsageError(f"{path} is not a run that fasim recorded (its schema is {schema!r}, expected {SCHEMA}/{VERSION})")
+    if kind != SCHEMA or not (version.isascii() and version.isdecimal() and len(version) < 10):
+        raise UsageError(f"{path} is not a run that fasim recorded (its schema is {shown(schema)}, expected {SCHEMA}/{VERSION})")
     if int(version) > VERSION:
         raise UsageError(f"run file {path} is of schema version {version} and this fasim reads up to {VERSION}: update fasim")
     return document
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _run(body: dict) -> Run:
@@ -165,61 +151,75 @@ def _run(body: dict) -> Run:
     body["workload"] = Workload(**_mapping(body, "workload"))
     body["spans"] = _spans(_mapping(body, "spans"))
     run = _build(Run, body, "run")
-    if not run.cycles > 0 or not run.sm_clock_hz > 0:
-        raise ValueError("cycles and sm_clock_hz must be positive")
+    name(run.device, "run.device")
     if len(run.spans):
         for column, count in (("lane", len(run.lanes)), ("warp", len(run.lanes)), ("label", len(run.labels))):
             if not 0 <= run.spans[column].min() <= run.spans[column].max() < count:
                 raise ValueError(f"spans name a {column} that is not there")
         if (run.spans["end"] < run.spans["start"]).any():
             raise ValueError("a span ends before it starts")
-    if (run.origin == "measured") != (run.measurement is not None) or run.origin not in ("predicted", "measured"):
+    text(run.origin, "run.origin", ("predicted", "measured"))
+    if (run.origin == "measured") != (run.measurement is not None):
         raise ValueError(f"origin is {run.origin!r}, and a measured run, and no other, says how it was measured")
     return run
 
 
-def _mapping(body: dict, name: str) -> dict:
-    if not isinstance(body.get(name), dict):
-        raise ValueError(f"{name!r} is missing")
-    return body[name]
+def _mapping(body: dict, key: str) -> dict:
+    if not isinstance(body.get(key), dict):
+        raise ValueError(f"{key!r} is missing")
+    return body[key]
 
 
 def _spans(columns: dict) -> np.ndarray:
-    if set(columns) != set(SPAN.names) or len({len(column) for column in columns.values()}) != 1:
-        raise ValueError(f"'spans' must have the columns {', '.join(SPAN.names)}, all of one length")
+    if set(columns) != set(SPAN.names) or not all(isinstance(column, list) for column in columns.values()):
+        raise ValueError(f"'spans' must have the columns {', '.join(SPAN.names)}")
+    if len({len(column) for column in columns.values()}) != 1:
+        raise ValueError("the columns of 'spans' must be of one length")
     found = np.zeros(len(columns["start"]), SPAN)
-    for name, column in columns.items():
-        if not all(type(value) is int for value in column):
-            raise ValueError(f"spans: column {name!r} must hold whole numbers")
-        found[name] = column
+    for key, column in columns.items():
+        within = Within(-1, 2**31 - 1) if SPAN[key].itemsize == 4 else Within(-(2**60), 2**60)
+        whole = all(type(value) is int for value in column)
+        if not whole or (column and not within.least <= min(column) <= max(column) <= within.most):
+            raise ValueError(f"spans: column {key!r} must hold whole numbers from {within}")
+        found[key] = column
     return found
 
 
 def _build(kind: type, values: dict, where: str) -> object:
-    """A dataclass from plain values, every field there and of its annotated type."""
+    """A dataclass from plain values, every field there, of its annotated type and within its annotated range."""
     names = {f.name for f in fields(kind)}
     if missing := sorted(names - values.keys()):
         raise ValueError(f"{where} has no {missing[0]!r}")
     if unknown := sorted(values.keys() - names):
-        raise ValueError(f"{where} has an unknown field {unknown[0]!r}")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+        raise ValueError(f"{where} has an unknown field {shown(unknown[0])}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+_ANY_FIGURE = Within(-1e300, 1e300)
 
 
 def _value(hint: object, value: object, where: str) -> object:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):  # of one type and None
         return None if value is None else _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Annotated:
+        return number(value, arguments[0], arguments[1], where)
+    if hint in (int, float):
+        return number(value, hint, _ANY_FIGURE, where)
+    if hint is bool:
+        return flag(value, where)
+    if hint is str:
+        return text(value, where)
+    if isinstance(value, (Workload, np.ndarray)):
+        return value
     if origin is dict and isinstance(value, dict):
-        return {key: _value(arguments[1], each, f"{where}[{key!r}]") for key, each in value.items()}
+        keys = [text(key, f"a name in {where}") for key in value]
+        return {key: _value(arguments[1], value[key], f"{where}[{shown(key)}]") for key in keys}
     if origin is tuple and isinstance(value, list):
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(inner) == len(value):
             return tuple(_value(a, each, where) for a, each in zip(inner, value, strict=True))
     elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
         return _build(hint, value, where)
-    elif hint is float and type(value) in (int, float):
-        return float(value)
-    elif (isinstance(hint, type) and type(value) is hint) or isinstance(value, (Workload, np.ndarray)):
-        return value
-    raise ValueError(f"{where} is {str(value)[:40]!r}, which is not of the expected kind")
+    raise ValueError(f"{where} is {shown(value)}, which is not of the expected kind")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ...simulator.device import FIELDS, load_device
 from ...simulator.errors import UsageError
+from ...simulator.reading import read_json
 from .formulas import DERIVATIONS
 
 SCHEMA = "fasim.calibration/1"
@@ -34,12 +35,9 @@ def read(folder: Path) -> dict[str, dict]:
     found = {}
     for name in sorted({name for each in DERIVATIONS for name in each.recordings}):
         path = folder / f"{name}.json"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(f"recording {path} is missing; record it with python -m fasim.kernels.calibrate.{name}") from None
-        except (OSError, ValueError) as error:
-            raise UsageError(f"recording {path} cannot be read: {error}") from None
+        if not path.exists():
+            raise UsageError(f"recording {path} is missing; record it with python -m fasim.kernels.calibrate.{name}")
+        record = read_json(path, "recording")
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise UsageError(f"{path} is not a calibration recording ({SCHEMA})")
         found[name] = record

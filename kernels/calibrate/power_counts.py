@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from ...simulator.reading import read_json
 from .harness import SM_COUNT_H200, Module
 from .profiler import counters
 
@@ -47,7 +48,7 @@ def launch_all():
 
     from . import power
 
-    paces = json.loads(Path(os.environ[CHILD]).read_text())
+    paces = read_json(Path(os.environ[CHILD]), "list of paces")
     module, data = Module(power.source()), power.Data(mebibytes=256, copy=False)
     log = torch.zeros((SM_COUNT_H200, 2), dtype=torch.int64, device="cuda")
     for name in counted_names():

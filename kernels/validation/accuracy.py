@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ...simulator.reading import read_csv
 from . import yardstick
 from .check import Case, Trial
 
@@ -73,6 +73,5 @@ def published(dtype: str) -> list[dict]:
     """The paper's rows for "float16"; none for another dtype that it did not measure."""
     if dtype != "float16" or not PAPER.exists():
         return []
-    with PAPER.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["dtype"] == "fp16"]
+    rows = [row for row in read_csv(PAPER, "table") if row["dtype"] == "fp16"]
     return [{"method": row["method"], "rmse": float(row["rmse"]), "source": row["source"]} for row in rows]
