@@ -57,7 +57,7 @@ class Workload:
             if value > most:
                 raise UsageError(f"{name}={shown(value)} is more than is possible ({most:,})")
         if not isinstance(self.dtype, str) or self.dtype not in DTYPE_BYTES:
-            nearest = did_you_mean(str(self.dtype), DTYPE_BYTES, _DTYPE_SYNONYMS)
+            nearest = did_you_mean(self.dtype if isinstance(self.dtype, str) else "", DTYPE_BYTES, _DTYPE_SYNONYMS)
             raise UsageError(f"dtype={shown(self.dtype)} is not supported ({', '.join(DTYPE_BYTES)}){nearest}")
         flag(self.causal, "causal")
         if self.heads % self.kv_heads:
