@@ -1,0 +1,74 @@
+"""Planted faults: wrappers around `TiledAttention`, each of which breaks one step of it.
+
+The suite must reject each, and `expects` holds what its rejection must say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..subjects import Subject
+from . import backward, forward, memory
+from .tiled import TILE, TiledAttention
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A planted fault, the group that must reject it, and words that the rejection must hold."""
+
+    kernel: type[TiledAttention]
+    group: str
+    expects: str
+
+    @property
+    def name(self) -> str:
+        """ "DroppedRescale" -> "dropped rescale"."""
+        return "".join(f" {c.lower()}" if c.isupper() else c for c in self.kernel.__name__).strip()
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it."""
+        return " ".join(self.kernel.__doc__.split())
+
+    def subject(self) -> Subject:
+        """A fresh kernel with this fault, to be held to the suite."""
+        return subject(self.name, self.kernel())
+
+
+def subject(name: str, kernel: TiledAttention) -> Subject:
+    """A tiled kernel as the suite sees it."""
+    return Subject(name=name, forward=kernel, head_dims=(32,), tile=TILE, returns_lse=True, differentiable=True)
+
+
+MUTANTS = (
+    Mutant(forward.DroppedRescale, "inputs", "rising logits"),
+    Mutant(forward.MaskOffByOne, "accuracy", "causal mask one key too far"),
+    Mutant(forward.MaskTopLeft, "shapes", "causal mask aligned top left"),
+    Mutant(forward.MissingLastTile, "shapes", "without the last, partial tile"),
+    Mutant(forward.UnmaskedTail, "shapes", "keys of zeros, not masked"),
+    Mutant(forward.WrongScale, "accuracy", "softmax_scale 1/d"),
+    Mutant(forward.ScaleIgnored, "shapes", "not the one given"),
+    Mutant(memory.StaleBuffer, "memory", "no result of an earlier call may come back"),
+    Mutant(memory.SharedOutput, "memory", "they share a buffer"),
+    Mutant(forward.SwappedKTile, "accuracy", "K tiles of 16 swapped"),
+    Mutant(forward.LseWithoutMax, "accuracy", "without the row's maximum"),
+    Mutant(forward.LseInBase2, "accuracy", "in base 2, not natural"),
+    Mutant(forward.NoRunningMax, "inputs", "large logits"),
+    Mutant(forward.ScoresInHalf, "inputs", "scores beyond fp16"),
+    Mutant(forward.EmptyRowsDivide, "inputs", "a row that sees no key"),
+    Mutant(forward.NanSwallowed, "inputs", "swallows NaN"),
+    Mutant(forward.HalfAccumulator, "accuracy", "V around 1"),
+    Mutant(forward.CoarseWeights, "accuracy", "O drifts"),
+    Mutant(memory.WritesPastEnd, "memory", "writes out of bounds"),
+    Mutant(memory.UnwrittenRows, "memory", "every element of O and LSE is written"),
+    Mutant(memory.ModifiesInput, "memory", "modifies its input q"),
+    Mutant(forward.RandomOrder, "determinism", "not deterministic"),
+    Mutant(forward.GqaInterleaved, "shapes", "key head h mod Hkv"),
+    Mutant(forward.StridesIgnored, "shapes", "as if it were contiguous"),
+    Mutant(backward.WrongDqScale, "gradients", "times what it should be"),
+    Mutant(backward.MissingDelta, "gradients", "dQ"),
+    Mutant(backward.OneHeadOfTheGroup, "gradients", "sum over the query heads of a group"),
+)
+
+
+__all__ = ["MUTANTS", "Mutant", "TiledAttention", "subject"]
