@@ -18,7 +18,8 @@ from .errors import UsageError
 from .fit import Occupancy, occupancy
 from .order import work_items
 from .program import ACCESS_FIELDS, Program, trace
-from .run import Activity, Run, Traffic
+from .run import Activity, Run, Sample, Traffic
+from .sample import chosen_kernel, copies
 from .schedules import Kernel, Schedule, find_schedule
 from .softmax import STATISTICS
 from .tile import HEAD_DIMS, Tile, TileView, default_for
@@ -53,18 +54,21 @@ def predict(
     tile: Tile | None = None,
     clock_hz: float | None = None,
     regime: str = "sustained",
+    kernel: str | None = None,
 ) -> Run:
     """What the device would do with this workload under this schedule.
 
     `tile` defaults to the schedule's own (see `default_tile`); `clock_hz` pins the SM clock in Hz, otherwise power
-    decides it, after seconds of load or in a "burst" (see `clock.sustained`). Raises UsageError, one sentence, for
-    whatever is not possible.
+    decides it, after seconds of load or in a "burst" (see `clock.sustained`). `kernel`, by name or number from 1, is the
+    one whose spans the run keeps for the timeline (default: the one with the softmax); all are predicted. Raises
+    UsageError, one sentence, for whatever is not possible.
     """
     chosen = find_schedule(schedule)
     gpu = load_device(device) if isinstance(device, str) else device
     _supported(chosen, workload, gpu)
     tile = default_tile(workload, schedule, gpu) if tile is None else tile
     _cluster_fits(chosen, workload, tile)
+    number = chosen_kernel(chosen, kernel, workload, tile)
 
     tensors = _tensor_names(chosen)
     grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
@@ -87,7 +91,7 @@ def predict(
             break
 
     whole = replace(traffic, smem_bytes=int(busy[U_SMEM]))
-    sample = _sample(grids, workload, tile, gpu, _View(traffic, hits, late, clock, loads))
+    sampled, sample = _sample(grids, number, workload, tile, gpu, _View(traffic, hits, late, clock, loads))
     run = Run(
         origin="predicted",
         workload=workload,
@@ -101,9 +105,10 @@ def predict(
         traffic=whole,
         bottleneck=bottleneck.UNKNOWN,
         warnings=tuple(_warnings(workload, gpu, state, grids, whole)),
-        lanes=sample.lanes,
-        labels=sample.labels,
-        spans=sample.spans,
+        lanes=sampled.lanes,
+        labels=sampled.labels,
+        spans=sampled.spans,
+        sample=sample,
     )
     return replace(run, bottleneck=bottleneck.explain(run, gpu, [(len(g.items), g.occupancy.ctas_per_sm) for g in grids]))
 
@@ -346,17 +351,24 @@ def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device, dtyp
     )
 
 
-def _sample(grids: list[_Grid], workload: Workload, tile: Tile, device: Device, view: _View) -> Replay:
-    """The spans of one SM's first two tiles (loops cut short) of the kernel that does the softmax."""
-    grid, load = grids[len(grids) // 2], view.loads[len(grids) // 2]
-    longest = max(1, min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, int(grid.items["blocks"].max())))
+def _sample(
+    grids: list[_Grid], number: int, workload: Workload, tile: Tile, device: Device, view: _View
+) -> tuple[Replay, Sample]:
+    """The spans of one SM's first two tiles (loops cut short) of one kernel, and what they are of."""
+    grid, load = grids[number], view.loads[number]
+    whole = max(1, int(grid.items["blocks"].max()))
+    longest = min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, whole)
     masked = int(grid.masked[min(longest, len(grid.masked) - 1)])
     program = trace(grid.kernel, workload, tile, [(longest, masked)] * 2)
     memory = _memory(grid, device, view, load)
-    return replay(
+    replayed = replay(
         [program] * grid.occupancy.ctas_per_sm, device, memory, max_spans=MAX_SPANS,
         eight_bit=workload.element_bytes == 1,
     )  # fmt: skip
+    over_q = len(TileView(tile, workload, longest).q_blocks(0)) if grid.kernel.grid == "heads" else 0
+    names = tuple(each.kernel.name for each in grids)
+    steps = (over_q, over_q) if over_q else (longest, whole)
+    return replayed, Sample(names, number + 1, grid.kernel.step, *steps, copies(program, memory))
 
 
 def _warnings(workload: Workload, device: Device, state: Clock, grids: list[_Grid], traffic: Traffic) -> list[str]:

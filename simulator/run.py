@@ -142,6 +142,28 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Bytes that one span of the timeline stands for, between SM and L2, and of those in the mean between L2 and HBM."""
+
+    label: str  # of the span
+    way: str  # "read" or "written"
+    l2: int
+    hbm: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which kernel of the schedule the spans of a predicted run are of, and how much of its loop they show."""
+
+    kernels: tuple[str, ...]  # of the schedule, in the order of their launches
+    number: int  # of the one that the spans are of, from 1
+    step: str  # what a step of its loop is: "K/V block", "Q block", "block of S"
+    steps: int  # that a tile was recorded with
+    loop: int  # steps of the longest tile of the workload
+    copies: tuple[Copies, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """One execution. Times are SM cycles; seconds exist only through `sm_clock_hz`, and as a measured run's `measurement`."""
 
@@ -161,6 +183,7 @@ class Run:
     labels: tuple[str, ...] = ()
     spans: np.ndarray = field(default_factory=lambda: np.zeros(0, SPAN), repr=False)
     measurement: Measurement | None = None  # of a measured run
+    sample: Sample | None = None  # of a predicted run
 
     def to_dict(self) -> dict:
         """The run as plain JSON values, schema `fasim.run/1`; a measured one says how, under "measurement"."""

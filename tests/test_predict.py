@@ -1,5 +1,6 @@
 """Predictions as a whole: bounds that no schedule may beat, ranking, determinism, memory limits."""
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -133,3 +134,19 @@ def test_every_default_tile_fits_its_device(schedule, head_dim, causal):
 def test_what_e4m3_leaves_out_is_said_whatever_the_tile(cluster):
     run = predict(Workload(1, 2, 512, dtype="e4m3"), "fa3", "h200", Tile(128, 128, cluster=cluster))
     assert any("transposition of V" in warning for warning in run.warnings)
+
+
+@pytest.mark.parametrize(("asked", "number"), [(None, 2), ("scores", 1), ("3", 3)])
+def test_any_kernel_of_a_schedule_can_be_the_one_whose_spans_are_kept(asked, number):
+    run = predict(Workload(1, 4, 1024), "standard", "h200", kernel=asked)
+    assert run.sample.kernels[number - 1] == ("scores", "softmax_three_pass", "values")[number - 1]
+    assert run.sample.number == number
+    busy = {run.lanes[span].name for span in np.unique(run.spans["lane"])}
+    assert ("tensor cores" in busy) == (number != 2) and ("MUFU" in busy) == (number == 2)
+    assert {"cp.async"} <= busy and "TMA" not in {lane.name for lane in run.lanes}
+
+
+@pytest.mark.parametrize("asked", ["softmax", "0", "4", "²", "9" * 5000])
+def test_a_kernel_that_is_not_there_is_refused_with_those_there_are(asked):
+    with pytest.raises(UsageError, match="1 scores, 2 softmax_three_pass, 3 values"):
+        predict(Workload(1, 4, 1024), "standard", "h200", kernel=asked)

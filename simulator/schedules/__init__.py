@@ -18,6 +18,8 @@ from .standard import scores, softmax_three_pass, values
 from .standard_online import softmax_online
 from .warp_specialized import warp_specialized
 
+_STEPS = {"V": "K/V block", "K": "K/V block", "Q": "Q block", "S": "block of S"}
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -36,6 +38,11 @@ class Kernel:
     def name(self) -> str:
         """The function's name."""
         return self.body.__name__
+
+    @property
+    def step(self) -> str:
+        """What one step of the loop is, in words."""
+        return next((word for tensor, word in _STEPS.items() if tensor in self.walk), "step")
 
 
 @dataclass(frozen=True)
