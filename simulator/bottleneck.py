@@ -1,60 +1,197 @@
-"""Bottleneck: which resource holds a run back, in one sentence, from the run's own numbers."""
+"""Bottleneck: the cause that costs a run most, in one sentence, with what would help.
+
+The rule. Each loss of the breakdown would save its share if it were gone, but no more than HBM and L2 leave: a kernel
+that moves its bytes at full bandwidth gains nothing from better tiles. HBM and L2 themselves, where they are busy enough
+to matter, are asked: they save what a prediction with twice their bandwidth says. The largest saving is the cause. Where
+none is notable the tensor cores do useful work nearly all the time, and their rate or the power limit decides, whichever
+saves more twice as high. No unit is a cause for being busy.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from . import metrics
 from .device import Device
+from .doubling import saving
+from .roofline import roofline
 from .run import Bottleneck, Run
+from .schedules import find_schedule
 
 UNKNOWN = Bottleneck("unknown", "not examined")
-SATURATED = 0.75
-"""A unit this busy over the whole run is what limits it."""
-IDLE = 0.9
-"""Fewer CTAs than this share of the SMs, and the idle SMs are what to mend."""
+NOTABLE = 0.05
+"""A saving below this is not named: the cycles of a prediction are no more certain than a few percent."""
+SHORT = 8
+"""Loops of fewer blocks hardly overlap: the first softmax and the last GEMM of a tile stand alone."""
 
 
-def explain(run: Run, device: Device, grids: list[tuple[int, int]]) -> Bottleneck:
-    """Name the bottleneck; `grids` has (CTAs, CTAs per SM) of each kernel."""
-    traffic = run.traffic
-    hbm = (traffic.total("hbm_read") + traffic.total("hbm_write")) / metrics.time_s(run) / device.hbm_achieved_bytes_per_s
-    l2 = (traffic.total("l2_read") + traffic.total("l2_write")) / run.cycles / device.l2_bytes_per_cycle
-    smem = traffic.smem_bytes / run.cycles / device.sms / device.smem_bytes_per_cycle
-    busy = {
-        "tensor cores": metrics.tensor_utilization(run),
-        "MUFU": metrics.mufu_utilization(run),
-        "instruction issue": metrics.issue_utilization(run),
-        "shared memory": smem,
-        "L2": l2,
-        "HBM": hbm,
-    }
-    name = max(busy, key=busy.get)
-    share = busy[name]
-    ctas, per_sm = max(grids)
-    waves = ctas / (device.sms * per_sm)
-    if ctas < IDLE * device.sms and share < SATURATED:
+@dataclass(frozen=True)
+class Facts:
+    """What the sentences speak of, beyond the run: the grid of the kernel with most CTAs, and its loops."""
+
+    ctas: int
+    slots: int  # CTAs that fit the device at a time
+    blocks: float  # K/V blocks of a CTA, on average
+
+
+def explain(run: Run, device: Device, facts: Facts, time_with: Callable[[Device], float]) -> Bottleneck:
+    """Name the cause; `time_with` predicts the seconds of the same call on another device."""
+    busy = {"HBM": _hbm_busy(run, device), "L2": _l2_busy(run, device)}
+    room = 1.0 - min(1.0, max(busy.values()))
+    savings = {name: min(share, room) for name, share in run.breakdown.losses.items()}
+    for name, share in busy.items():
+        if share / 2 >= NOTABLE:  # twice as fast it saves about half of that time, at most
+            savings[name] = saving(name, device, time_with).saved
+    cause = max(savings, key=savings.get)
+    if savings[cause] < NOTABLE:
+        return _at_the_roof(run, device, time_with)
+    if cause in busy:
+        return _bandwidth(cause, run, busy[cause], savings[cause])
+    name, sentence = _SENTENCES[cause]
+    why = sentence(run, device, facts)
+    bound = roofline(run.workload, device, run.sm_clock_hz, standard="S" in run.traffic.by_tensor)
+    if bound.binding == "hbm":
+        why += f"; HBM, which bounds this workload, needs {bound.hbm_cycles / run.cycles:.0%} of the time"
+    return Bottleneck(name, why)
+
+
+def _hbm_busy(run: Run, device: Device) -> float:
+    """Share of the time in which HBM moves bytes, at the bandwidth that a copy reaches."""
+    moved = run.traffic.total("hbm_read") + run.traffic.total("hbm_write")
+    return moved / metrics.time_s(run) / device.hbm_achieved_bytes_per_s
+
+
+def _l2_busy(run: Run, device: Device) -> float:
+    """The same of L2: what it delivers, or what it looks up."""
+    written = run.traffic.total("l2_write")
+    delivered = (run.traffic.total("l2_read") + written) / device.l2_bytes_per_cycle
+    return max(delivered, (run.traffic.l2_lookup_bytes + written) / device.l2_lookup_bytes_per_cycle) / run.cycles
+
+
+# -- no loss is notable ---------------------------------------------------------------------------------------------------
+
+
+def _at_the_roof(run: Run, device: Device, time_with: Callable[[Device], float]) -> Bottleneck:
+    useful = f"the tensor cores do useful work {run.breakdown.useful:.0%} of the time"
+    found = {name: saving(name, device, time_with).saved for name in ("tensor cores", "power limit")}
+    if found["power limit"] > max(found["tensor cores"], NOTABLE):
+        mhz, highest = run.sm_clock_hz / 1e6, device.max_clock_hz / 1e6
         return Bottleneck(
-            "parallelism", f"{ctas} CTAs leave {device.sms - ctas} of {device.sms} SMs idle; split the work finer"
+            "power limit",
+            f"{useful}, and {device.power_limit_w:.0f} W hold their clock at {mhz:.0f} of {highest:.0f} MHz; "
+            f"twice the limit would save {found['power limit']:.0%}, no schedule can",
         )
-    if share >= SATURATED:
-        why = _SATURATED["S and P"] if name == "HBM" and "S" in traffic.by_tensor else _SATURATED[name]
-        return Bottleneck(name, why.format(share=share))
-    if waves < 4 and waves % 1 and (waves / -(-waves // 1)) < 0.8:
-        return Bottleneck(
-            "wave quantisation", f"{waves:.2f} waves of CTAs take the time of {-(-waves // 1):.0f}: the last one is mostly idle"
+    return Bottleneck("tensor cores", f"{useful}: no schedule can save much; fewer FLOPs would, as by a mask, or a narrower dtype")
+
+
+# -- bandwidth ------------------------------------------------------------------------------------------------------------
+
+
+def _bandwidth(name: str, run: Run, busy: float, saved: float) -> Bottleneck:
+    helps = {
+        "HBM": "only fewer bytes help, as by GQA or a narrower dtype",
+        "L2": "larger Q tiles, or clusters that share K and V, would read less",
+    }[name]
+    if name == "HBM" and "S" in run.traffic.by_tensor:
+        helps = "S and P cross it; keeping them on chip is the cure (IO-awareness)"
+    return Bottleneck(name, f"bytes move {busy:.0%} of the time, twice the bandwidth would save {saved:.0%}; {helps}")
+
+
+# -- what the tensor cores lose -------------------------------------------------------------------------------------------
+
+
+def _padding(run: Run, device: Device, facts: Facts) -> str:
+    work, tile = run.workload, run.tile
+    rows, keys = (-(-n // block) * block for n, block in ((work.seqlen_q, tile.block_m), (work.seqlen_k, tile.block_n)))
+    if (rows - work.seqlen_q) / rows < (keys - work.seqlen_k) / keys:
+        what, helps = f"{keys - work.seqlen_k} of {keys} keys", "a tile with fewer keys would waste less"
+    else:
+        what, helps = f"{rows - work.seqlen_q} of {rows} query rows", "a tile with fewer rows would waste less"
+        if work.seqlen_q * 2 <= tile.block_m:
+            packed = min(work.heads_per_kv, tile.block_m // work.seqlen_q)
+            helps = "split-KV and a narrower tile would help"
+            if packed > 1:
+                helps = f"packing the {packed} query heads of a K/V head into its rows would do the same in 1/{packed}; " + helps
+    return f"{what} are padding, {run.breakdown.useful:.1%} of the tensor cores' time is useful work; {helps}"
+
+
+def _masked(run: Run, device: Device, facts: Facts) -> str:
+    if run.schedule.startswith("standard"):
+        return f"{run.breakdown.masked:.0%} of the time goes into masked pairs; a fused kernel leaves out masked tiles"
+    return f"{run.breakdown.masked:.0%} of the time goes into masked pairs of tiles on the diagonal; smaller tiles hug it"
+
+
+def _slow_gemms(run: Run, device: Device, facts: Facts) -> str:
+    if run.breakdown.slow_gemms and not find_schedule(run.schedule).hopper:
+        return (
+            f"mma.sync reaches {device.mma_sync_efficiency:.0%} of the tensor cores' peak, which costs "
+            f"{run.breakdown.slow_gemms:.0%} of the time; WGMMA reaches it"
         )
-    return Bottleneck(
-        "latency and dependencies",
-        f"no unit is saturated ({name} comes closest, busy {share:.0%}): warps wait for loads and for each other's results, "
-        "so more overlap would pay",
+    return f"shared memory delivers operands too late, {run.breakdown.slow_gemms:.0%} of the time; wider tiles read less"
+
+
+def _softmax(run: Run, device: Device, facts: Facts) -> str:
+    text = f"tensor cores wait for softmax {run.breakdown.softmax:.0%} of the time"
+    if facts.blocks < SHORT:
+        return f"{text}: with {facts.blocks:.2g} K/V blocks a tile, its first softmax and last GEMM overlap little"
+    return f"{text}; more overlap would hide it, within a warpgroup or between two, or fewer instructions a score"
+
+
+def _memory(run: Run, device: Device, facts: Facts) -> str:
+    return f"tensor cores wait for loads and stores {run.breakdown.memory:.0%} of the time, not for bandwidth; more stages would hide the latency"
+
+
+def _latency(run: Run, device: Device, facts: Facts) -> str:
+    return (
+        f"{run.breakdown.latency:.0%} of the time goes from GEMM to GEMM: results, barriers and turns that are waited for; "
+        "a GEMM in flight meanwhile would fill it, as by overlap within a warpgroup"
     )
 
 
-_SATURATED = {
-    "tensor cores": "the tensor cores execute {share:.0%} of the time; what is left is exposed softmax, prologue and epilogue",
-    "MUFU": "exp2 keeps the special-function units busy {share:.0%} of the time, 16 results per cycle per SM",
-    "instruction issue": "the warp schedulers issue in {share:.0%} of all slots: softmax arithmetic is the limit",
-    "shared memory": "operands are read at {share:.0%} of shared memory's bandwidth",
-    "L2": "K and V tiles are read from L2 at {share:.0%} of its bandwidth; a larger block_m or multicast would save reads",
-    "HBM": "bytes move at {share:.0%} of the bandwidth a copy reaches; only fewer bytes help, as by GQA or a narrower dtype",
-    "S and P": "bytes move at {share:.0%} of the bandwidth a copy reaches; keeping S and P on chip is the cure (IO-awareness)",
+def _prologue(run: Run, device: Device, facts: Facts) -> str:
+    return (
+        f"tensor cores wait {run.breakdown.prologue:.0%} of the time for a tile's first loads, {facts.blocks:.2g} K/V blocks follow; "
+        "a persistent kernel loads the next tile under this one"
+    )
+
+
+def _epilogue(run: Run, device: Device, facts: Facts) -> str:
+    return (
+        f"tensor cores wait {run.breakdown.epilogue:.0%} of the time for a tile's last results to leave, behind {facts.blocks:.2g} K/V "
+        "blocks; another warpgroup's next tile could run meanwhile"
+    )
+
+
+def _tail(run: Run, device: Device, facts: Facts) -> str:
+    waves, over = facts.ctas / facts.slots, facts.ctas % facts.slots
+    if run.workload.causal or waves > 100:
+        return f"SMs run out of CTAs {run.breakdown.tail:.0%} of the time before the last of {facts.ctas:,} ends; split the longest finer"
+    return (
+        f"{facts.ctas:,} CTAs are {waves:.2f} waves: SMs idle {run.breakdown.tail:.0%} of the time while the last {over} run; "
+        f"{over} fewer, or smaller ones (split-KV, a smaller tile), would save the wave"
+    )
+
+
+def _no_cta(run: Run, device: Device, facts: Facts) -> str:
+    idle = max(0, device.sms - facts.ctas)
+    return f"{facts.ctas} CTAs leave {idle} of {device.sms} SMs idle; split the work finer: split-KV, a smaller tile"
+
+
+def _launch(run: Run, device: Device, facts: Facts) -> str:
+    return f"launching takes {run.breakdown.launch:.0%} of the time; a CUDA graph, or more work in one call, would hide it"
+
+
+_SENTENCES = {
+    "padding": ("padding", _padding),
+    "masked": ("masked work", _masked),
+    "slow_gemms": ("slow GEMMs", _slow_gemms),
+    "softmax": ("exposed softmax", _softmax),
+    "memory": ("load latency", _memory),
+    "latency": ("latency between GEMMs", _latency),
+    "prologue": ("prologue", _prologue),
+    "epilogue": ("epilogue", _epilogue),
+    "tail": ("last wave", _tail),
+    "no_cta": ("idle SMs", _no_cta),
+    "launch": ("launch", _launch),
 }

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numba
 import numpy as np
 
+from .breakdown import REASONS
 from .device import Device
-from .engine import UNITS, Memory, replay
-from .program import trace
+from .engine import U_TENSOR, UNITS, Memory, replay
+from .idle import Pieces
+from .program import Program, trace
 from .schedules import Kernel
 from .tile import Tile, TileView
+from .verbs import Op
 from .workload import Workload
 
 LONGEST_REPLAY = 64
@@ -58,6 +62,9 @@ class Durations:
     first: np.ndarray  # cycles of the first CTA (or tile) of an SM
     later: np.ndarray  # cycles each further one adds
     busy: np.ndarray  # (length, unit) busy cycles of one CTA, SMEM in bytes
+    gemm_flops: np.ndarray  # (length,) FLOPs of one CTA's GEMMs, padding and all
+    idle: np.ndarray  # (length, reason) cycles in which the tensor cores waited for one further CTA, in full company
+    idle_first: np.ndarray  # the same, what the first CTA of an SM has more
 
 
 def replayed_lengths(lengths: np.ndarray, longest: int = LONGEST_REPLAY) -> list[int]:
@@ -81,44 +88,86 @@ def _spread(known: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> np.nd
     return out
 
 
+@lru_cache(maxsize=64)
+def recorded(kernel: Kernel, workload: Workload, tile: Tile, blocks: int, masked: int, tiles: int) -> Program:
+    """The kernel's program over `tiles` tiles of one length; no device decides it, so replays share it."""
+    return trace(kernel, workload, tile, [(blocks, masked)] * tiles)
+
+
+def gemm_flops(program: Program) -> float:
+    """FLOPs of all GEMMs of a program, per tile."""
+    gemms = program.code[np.isin(program.code["op"], (Op.WGMMA, Op.MMA))].astype([(n, "i8") for n in program.code.dtype.names])
+    return float((2 * gemms["a"] * gemms["b"] * gemms["c"] * gemms["e"]).sum()) / program.tiles
+
+
 def measure_durations(
     kernel: Kernel, workload: Workload, tile: Tile, device: Device, memory: Memory, ctas_per_sm: int,
-    lengths: np.ndarray, masked: Callable[[int], int],
+    lengths: np.ndarray, masked: Callable[[int], int], explain: bool = False,
 ) -> Durations:  # fmt: skip
-    """Replay the kernel's CTA at a few loop lengths and spread the result over all of them."""
+    """Replay the kernel's CTA at a few loop lengths and spread the result over all of them.
+
+    With `explain` also what the tensor cores waited for, which takes the spans of a replay; otherwise that is left zero.
+    """
     lengths = np.unique(lengths)
     whole_head = kernel.grid == "heads"  # each K/V block is a long loop over Q of its own
     known = replayed_lengths(lengths, 2 if whole_head else LONGEST_REPLAY)
     first = np.zeros((len(known), ctas_per_sm))
     later = np.zeros((len(known), ctas_per_sm))
     busy = np.zeros((len(known), len(UNITS)))
+    flops = np.zeros((len(known), 1))
+    idle, idle_first = np.zeros((2, len(known), len(REASONS)))
     for row, n in enumerate(known):
         drains = int(kernel.persistent)  # only behind the last tile does it wait until O has left
         tiles = 2 if whole_head else min(8, max(3 + drains, STEADY_BLOCKS // max(1, n)))
-        program = trace(kernel, workload, tile, [(n, masked(n))] * tiles)
+        program = recorded(kernel, workload, tile, n, masked(n), tiles)
+        flops[row] = gemm_flops(program)
         for company in range(1, ctas_per_sm + 1):
-            run = replay([program] * company, device, memory, eight_bit=workload.element_bytes == 1)
+            spans = _room(program) * company if explain and company == ctas_per_sm else 0
+            run = replay([program] * company, device, memory, max_spans=spans, eight_bit=workload.element_bytes == 1)
             ends = run.tile_ends.mean(axis=0)
             later[row, company - 1] = (ends[-1 - drains] - ends[0]) / (tiles - 1 - drains)
             first[row, company - 1] = ends[-1] - (tiles - 1) * later[row, company - 1] if drains else ends[0]
             busy[row] = run.busy[0] / (tiles * company)
+            if spans:
+                pieces = Pieces(program, run, int(run.busy[0, U_TENSOR]))
+                idle[row] = pieces.within(ends[0], ends[-1 - drains]) / (tiles - 1 - drains)
+                alone = pieces.within(0, ends[-1]) - (tiles - 1) * idle[row] if drains else pieces.within(0, ends[0])
+                idle_first[row] = alone - idle[row]
+                idle[row] /= company
     view = TileView(tile, workload, 1)
     steps = np.cumsum([len(view.q_blocks(j)) if whole_head else 1 for j in range(int(lengths.max()) + 1)])
     at, every = (np.append(0, steps)[n].astype(float) for n in (np.array(known), lengths))
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return np.stack([_spread(at, column, every) for column in values.T], axis=1)
+
     return Durations(
-        lengths,
-        np.stack([_spread(at, first[:, c], every) for c in range(ctas_per_sm)], axis=1),
-        np.stack([_spread(at, later[:, c], every) for c in range(ctas_per_sm)], axis=1),
-        np.stack([_spread(at, busy[:, u], every) for u in range(len(UNITS))], axis=1),
+        lengths, spread(first), spread(later), spread(busy), spread(flops)[:, 0], spread(idle), spread(idle_first)
     )
+
+
+def _room(program: Program) -> int:
+    """Spans that a replay of it has at most: one per k step, per chunk and pipe, and per instruction."""
+    code = program.code
+    gemms, arithmetic = np.isin(code["op"], (Op.WGMMA, Op.MMA)), code["op"] == Op.COMPUTE
+    return int(2 * len(code) + 2 * code["a"][gemms].sum() + 4 * code["f"][arithmetic].sum())
 
 
 def compose(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int) -> float:
     """Cycles until the last CTA of the grid is done; `loop_lengths` in dispatch order, clusters side by side."""
+    return float(ends_of_sms(durations, loop_lengths, sms, cluster).max())
+
+
+def ends_of_sms(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int) -> np.ndarray:
+    """When the last CTA of each SM is done, zero where none ran; SMs that make no whole cluster have none."""
     order = np.searchsorted(durations.lengths, loop_lengths[::cluster])
-    sms, room = max(1, sms // cluster), durations.later.shape[1]
-    resident = np.full((sms, room), -1)
-    return float(deal(order, durations.first, durations.later, resident, np.zeros((sms, room)), np.zeros((sms, 2))))
+    groups, room = max(1, sms // cluster), durations.later.shape[1]
+    resident = np.full((groups, room), -1)
+    clock = np.zeros((groups, 2))
+    deal(order, durations.first, durations.later, resident, np.zeros((groups, room)), clock)
+    ends = np.zeros(max(sms, groups * cluster))
+    ends[: groups * cluster] = np.repeat(clock[:, 0], cluster)
+    return ends
 
 
 @numba.njit(cache=True)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from . import bottleneck
 from .check import check
-from .chip import burst_rate, compose, measure_durations, queue_wait
-from .clock import Clock, Rates, sustained
+from .clock import Clock
 from .device import Device, load_device
-from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory, Replay, replay
+from .doubling import RESOURCES, saving
+from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
 from .errors import UsageError
-from .fit import Occupancy, occupancy
+from .fit import occupancy
 from .order import work_items
 from .program import ACCESS_FIELDS, Program, trace
 from .run import Activity, Run, Sample, Traffic
 from .sample import chosen_kernel, copies
 from .schedules import Kernel, Schedule, find_schedule
+from .settle import Grid, Problem, Settled, breakdown, memory_of, settle
 from .softmax import STATISTICS
 from .tile import HEAD_DIMS, Tile, TileView, default_for
-from .traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, Moved, TensorLayout, replay_traffic
+from .traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, TensorLayout, replay_traffic
 from .workload import LSE_BYTES, Workload
 
 _MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
@@ -32,19 +33,6 @@ TIMELINE_BLOCKS = 10
 MAX_SPANS = 40_000
 MAX_ACCESSES = 400_000_000
 """Tile loads and stores that the traffic replay takes on: about a minute of work."""
-ROUNDS, SETTLED = 8, 0.02
-"""Load and clock are found by repeating the replay until neither moves by more than 2 %, at most 8 times."""
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """One kernel of the schedule laid over the problem."""
-
-    kernel: Kernel
-    items: np.ndarray
-    occupancy: Occupancy
-    launch: Launch
-    masked: np.ndarray  # masked blocks by loop length
 
 
 def predict(
@@ -55,13 +43,14 @@ def predict(
     clock_hz: float | None = None,
     regime: str = "sustained",
     kernel: str | None = None,
+    why: bool = False,
 ) -> Run:
     """What the device would do with this workload under this schedule.
 
     `tile` defaults to the schedule's own (see `default_tile`); `clock_hz` pins the SM clock in Hz, otherwise power
     decides it, after seconds of load or in a "burst" (see `clock.sustained`). `kernel`, by name or number from 1, is the
-    one whose spans the run keeps for the timeline (default: the one with the softmax); all are predicted. Raises
-    UsageError, one sentence, for whatever is not possible.
+    one whose spans the run keeps for the timeline (default: the one with the softmax); all are predicted. With `why` the
+    run also says what each resource twice as fast would save. Raises UsageError, one sentence, for whatever is not possible.
     """
     chosen = find_schedule(schedule)
     gpu = load_device(device) if isinstance(device, str) else device
@@ -72,45 +61,43 @@ def predict(
 
     tensors = _tensor_names(chosen)
     grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
-    traffic, hits, late, moved = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
+    counted = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
+    problem = Problem(workload, tile, grids, *counted, clock_hz, regime)
 
-    clock, loads = clock_hz or gpu.max_clock_hz, [_Load(1.0, 1.0, 1.0)] * len(grids)
-    for _ in range(ROUNDS):  # what SMs see of L2 and HBM depends on load and clock, which follow from the replay
-        each, busy = _replay_all(grids, workload, tile, gpu, _View(traffic, hits, late, clock, loads), moved)
-        cycles, previous = sum(each), loads
-        loads = [
-            load.towards(_load(bytes_, taken, clock, gpu)) for load, bytes_, taken in zip(loads, moved, each, strict=True)
-        ]
-        activity = Activity(
-            sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
-        )
-        state = sustained(gpu, _rates(traffic, busy, cycles, gpu, workload.dtype), clock_hz, regime)
-        settled = all(map(_Load.near, loads, previous)) and abs(state.clock_hz / clock - 1) < SETTLED
-        clock = state.clock_hz
-        if settled:
-            break
-
-    whole = replace(traffic, smem_bytes=int(busy[U_SMEM]))
-    sampled, sample = _sample(grids, number, workload, tile, gpu, _View(traffic, hits, late, clock, loads))
+    found = settle(problem, gpu)
+    busy = found.busy
+    whole = replace(problem.traffic, smem_bytes=int(busy[U_SMEM]))
+    sampled, sample = _sample(problem, number, gpu, found)
     run = Run(
         origin="predicted",
         workload=workload,
         schedule=schedule,
         tile=tile,
         device=gpu.name,
-        cycles=cycles,
-        sm_clock_hz=clock,
-        power_w=state.power_w,
-        activity=activity,
+        cycles=found.cycles,
+        sm_clock_hz=found.state.clock_hz,
+        power_w=found.state.power_w,
+        activity=Activity(
+            sms=gpu.sms, tensor=busy[U_TENSOR], mufu=busy[U_MUFU], issue=busy[U_ISSUE], fma=busy[U_FMA], alu=busy[U_ALU]
+        ),
         traffic=whole,
         bottleneck=bottleneck.UNKNOWN,
-        warnings=tuple(_warnings(workload, gpu, state, grids, whole)),
+        warnings=tuple(_warnings(workload, gpu, found.state, grids, whole)),
         lanes=sampled.lanes,
         labels=sampled.labels,
         spans=sampled.spans,
         sample=sample,
+        breakdown=breakdown(problem, gpu, found),
     )
-    return replace(run, bottleneck=bottleneck.explain(run, gpu, [(len(g.items), g.occupancy.ctas_per_sm) for g in grids]))
+
+    @functools.cache
+    def time_with(other: Device) -> float:
+        settled = found if other == gpu else settle(problem, other)
+        return settled.cycles / settled.state.clock_hz
+
+    named = bottleneck.explain(run, gpu, _facts(grids), time_with)
+    savings = tuple(saving(name, gpu, time_with) for name in RESOURCES) if why else None
+    return replace(run, bottleneck=named, savings=savings)
 
 
 def default_tile(workload: Workload, schedule: str, device: str | Device = "h100-sxm") -> Tile:
@@ -182,7 +169,7 @@ def _tensor_names(schedule: Schedule) -> list[str]:
 
 def _lay_out(
     kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, device: Device, tensors: Sequence[str]
-) -> _Grid:
+) -> Grid:
     order = {"tiles": "tiles", "heads": "heads"}.get(kernel.grid, "grid")
     dealing = ON_EXIT
     if kernel.persistent:
@@ -211,7 +198,7 @@ def _lay_out(
         descending=kernel.descending,
         dealing=dealing,
     )
-    return _Grid(kernel, items, room, launch, masked)
+    return Grid(kernel, items, room, launch, masked)
 
 
 @functools.lru_cache(maxsize=64)
@@ -259,119 +246,34 @@ def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) ->
     return np.concatenate(parts)
 
 
-# -- replaying it -------------------------------------------------------------------------------------------------------
+# -- what is shown ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Load:
-    """Utilisation of the servers that all SMs share, while one kernel runs: L2's ports, its slices, and HBM."""
-
-    l2: float
-    lookups: float
-    hbm: float
-
-    def towards(self, found: _Load) -> _Load:
-        """What the replay under this load found; half way to it where a server nears saturation and it would swing."""
-        pairs = ((self.l2, found.l2), (self.lookups, found.lookups), (self.hbm, found.hbm))
-        return _Load(*(f if f < 0.5 else (s + min(1.0, f)) / 2 for s, f in pairs))
-
-    def near(self, other: _Load) -> bool:
-        """Whether the two differ by less than matters."""
-        pairs = ((self.l2, other.l2), (self.lookups, other.lookups), (self.hbm, other.hbm))
-        return all(abs(s - o) < SETTLED for s, o in pairs)
+def _facts(grids: list[Grid]) -> bottleneck.Facts:
+    largest = max(grids, key=lambda grid: len(grid.items))
+    blocks, whole_heads = float(largest.items["blocks"].mean()), largest.kernel.grid == "heads"
+    return bottleneck.Facts(len(largest.items), largest.launch.slots, blocks, whole_heads)
 
 
-@dataclass(frozen=True)
-class _View:
-    """The memory system while the kernels run: what hits, at which clock, under which load."""
-
-    traffic: Traffic
-    hits: dict[str, float]
-    late: dict[str, float]
-    clock_hz: float
-    loads: Sequence[_Load]  # by kernel
-
-
-def _load(moved: Moved, cycles: int, clock_hz: float, device: Device) -> _Load:
-    return _Load(
-        l2=moved.l2 / cycles / device.l2_bytes_per_cycle,
-        lookups=moved.lookups / cycles / device.l2_lookup_bytes_per_cycle,
-        hbm=moved.hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s,
-    )
-
-
-def _memory(grid: _Grid, device: Device, view: _View, load: _Load) -> Memory:
-    """What one SM sees of L2 and HBM while all SMs that have work run."""
-    active = min(device.sms, len(grid.items))
-    through = {
-        name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in view.traffic.by_tensor.items()
-    }
-    return Memory(
-        l2=burst_rate(device.l2_bytes_per_cycle, active, load.l2),
-        hbm=burst_rate(device.hbm_achieved_bytes_per_s / view.clock_hz, active, load.hbm),
-        read_miss={name: 1.0 - hit for name, hit in view.hits.items()},
-        write_through=through,
-        read_late=view.late,
-        l2_wait=queue_wait(device.l2_queue_cycles, load.lookups),
-        hbm_wait=queue_wait(device.hbm_queue_cycles, load.hbm),
-    )
-
-
-def _replay_all(
-    grids: list[_Grid], workload: Workload, tile: Tile, device: Device, view: _View, moved: Sequence[Moved]
-) -> tuple[list[int], np.ndarray]:
-    """Cycles of each kernel, none faster than HBM moves its bytes, and the busy cycles of every unit summed over SMs."""
-    each, busy = [], np.zeros(len(UNITS))
-    launch = device.kernel_launch_cycles * view.clock_hz / device.max_clock_hz
-    for grid, load, bytes_ in zip(grids, view.loads, moved, strict=True):
-        memory = _memory(grid, device, view, load)
-        lengths = grid.items["blocks"].astype(np.int64)
-        durations = measure_durations(
-            grid.kernel, workload, tile, device, memory, grid.occupancy.ctas_per_sm, lengths,
-            lambda n, masked=grid.masked: int(masked[min(n, len(masked) - 1)]),
-        )  # fmt: skip
-        at_bandwidth = bytes_.hbm / device.hbm_achieved_bytes_per_s * view.clock_hz
-        each.append(int(np.ceil(launch + max(compose(durations, lengths, device.sms, tile.cluster), at_bandwidth))))
-        counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
-        busy += counts @ durations.busy
-    return each, busy
-
-
-def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device, dtype: str) -> Rates:
-    per_sm = busy / (cycles * device.sms)
-    return Rates(
-        tensor=per_sm[U_TENSOR],
-        mufu=per_sm[U_MUFU],
-        issue=per_sm[U_ISSUE],
-        smem_bytes_per_cycle=per_sm[U_SMEM],
-        l2_bytes_per_cycle=(traffic.total("l2_read") + traffic.total("l2_write")) / cycles,
-        hbm_bytes_per_cycle=(traffic.total("hbm_read") + traffic.total("hbm_write")) / cycles,
-        l2_lookup_bytes_per_cycle=(traffic.l2_lookup_bytes + traffic.total("l2_write")) / cycles,
-        dtype=dtype,
-    )
-
-
-def _sample(
-    grids: list[_Grid], number: int, workload: Workload, tile: Tile, device: Device, view: _View
-) -> tuple[Replay, Sample]:
+def _sample(problem: Problem, number: int, device: Device, found: Settled) -> tuple[Replay, Sample]:
     """The spans of one SM's first two tiles (loops cut short) of one kernel, and what they are of."""
-    grid, load = grids[number], view.loads[number]
+    workload, tile, grid = problem.workload, problem.tile, problem.grids[number]
     whole = max(1, int(grid.items["blocks"].max()))
     longest = min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, whole)
     masked = int(grid.masked[min(longest, len(grid.masked) - 1)])
     program = trace(grid.kernel, workload, tile, [(longest, masked)] * 2)
-    memory = _memory(grid, device, view, load)
+    memory = memory_of(problem, number, device, found.clock_hz, found.loads[number])
     replayed = replay(
         [program] * grid.occupancy.ctas_per_sm, device, memory, max_spans=MAX_SPANS,
         eight_bit=workload.element_bytes == 1,
     )  # fmt: skip
     over_q = len(TileView(tile, workload, longest).q_blocks(0)) if grid.kernel.grid == "heads" else 0
-    names = tuple(each.kernel.name for each in grids)
+    names = tuple(each.kernel.name for each in problem.grids)
     steps = (over_q, over_q) if over_q else (longest, whole)
     return replayed, Sample(names, number + 1, grid.kernel.step, *steps, copies(program, memory))
 
 
-def _warnings(workload: Workload, device: Device, state: Clock, grids: list[_Grid], traffic: Traffic) -> list[str]:
+def _warnings(workload: Workload, device: Device, state: Clock, grids: list[Grid], traffic: Traffic) -> list[str]:
     notes = []
     if state.over_limit:
         notes.append(

@@ -8,6 +8,8 @@ from typing import Annotated
 import numpy as np
 
 from . import metrics
+from .breakdown import Breakdown
+from .doubling import Saving
 from .tile import Tile
 from .values import WHOLE, Within
 from .workload import Workload
@@ -184,6 +186,8 @@ class Run:
     spans: np.ndarray = field(default_factory=lambda: np.zeros(0, SPAN), repr=False)
     measurement: Measurement | None = None  # of a measured run
     sample: Sample | None = None  # of a predicted run
+    breakdown: Breakdown | None = None  # of a predicted run; counters do not tell
+    savings: tuple[Saving, ...] | None = None  # what each resource twice as fast would save, where it was asked
 
     def to_dict(self) -> dict:
         """The run as plain JSON values, schema `fasim.run/1`; a measured one says how, under "measurement"."""
@@ -220,6 +224,8 @@ class Run:
                     for name, b in traffic.by_tensor.items()
                 },
             },
+            "breakdown": self.breakdown and self.breakdown.to_dict(),
+            "savings": self.savings and [saving.to_dict() for saving in self.savings],
             "bottleneck": {"resource": self.bottleneck.resource, "why": self.bottleneck.why},
             "warnings": list(self.warnings),
             **measured,

@@ -1,0 +1,201 @@
+"""Settle: replays a problem on a device until load, clock and cycles agree.
+
+What SMs see of L2 and HBM depends on how loaded these are and on the clock, which follow from the replay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import account
+from .breakdown import Breakdown, of_cycles
+from .chip import Durations, burst_rate, ends_of_sms, measure_durations, queue_wait
+from .clock import Clock, Rates, sustained
+from .device import Device
+from .engine import U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory
+from .fit import Occupancy
+from .run import Traffic
+from .schedules import Kernel
+from .tile import Tile
+from .traffic import Launch, Moved
+from .workload import Workload
+
+ROUNDS, SETTLED = 8, 0.02
+"""Load and clock are found by repeating the replay until neither moves by more than 2 %, at most 8 times."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One kernel of the schedule laid over the problem."""
+
+    kernel: Kernel
+    items: np.ndarray
+    occupancy: Occupancy
+    launch: Launch
+    masked: np.ndarray  # masked blocks by loop length
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked, laid out, with its traffic: all that does not depend on how fast the device is."""
+
+    workload: Workload
+    tile: Tile
+    grids: list[Grid]
+    traffic: Traffic
+    hits: dict[str, float]  # share of each tensor's reads that L2 has
+    late: dict[str, float]  # and of those that wait for HBM
+    moved: Sequence[Moved]  # by kernel
+    pinned_hz: float | None
+    regime: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """Utilisation of the servers that all SMs share, while one kernel runs: L2's ports, its slices, and HBM."""
+
+    l2: float
+    lookups: float
+    hbm: float
+
+    def towards(self, found: Load) -> Load:
+        """What the replay under this load found; half way to it where a server nears saturation and it would swing."""
+        pairs = ((self.l2, found.l2), (self.lookups, found.lookups), (self.hbm, found.hbm))
+        return Load(*(f if f < 0.5 else (s + min(1.0, f)) / 2 for s, f in pairs))
+
+    def near(self, other: Load) -> bool:
+        """Whether the two differ by less than matters."""
+        pairs = ((self.l2, other.l2), (self.lookups, other.lookups), (self.hbm, other.hbm))
+        return all(abs(s - o) < SETTLED for s, o in pairs)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A replay of all kernels, the clock and loads it ran under, and the loads and clock that follow from it."""
+
+    cycles: int
+    busy: np.ndarray  # cycles of each unit, summed over SMs
+    state: Clock
+    loads: Sequence[Load]  # by kernel
+    ran_at_hz: float
+    ran_under: Sequence[Load]
+
+    @property
+    def clock_hz(self) -> float:
+        """The SM clock."""
+        return self.state.clock_hz
+
+
+def settle(problem: Problem, device: Device) -> Settled:
+    """Cycles, clock and power of a problem on a device."""
+    clock, loads = problem.pinned_hz or device.max_clock_hz, [Load(1.0, 1.0, 1.0)] * len(problem.grids)
+    for _ in range(ROUNDS):
+        ran_at, ran_under = clock, loads
+        each, busy = _replay_all(problem, device, clock, loads)
+        cycles = sum(each)
+        loads = [
+            load.towards(_load(moved, taken, clock, device))
+            for load, moved, taken in zip(loads, problem.moved, each, strict=True)
+        ]
+        rates = _rates(problem.traffic, busy, cycles, device, problem.workload.dtype)
+        state = sustained(device, rates, problem.pinned_hz, problem.regime)
+        clock = state.clock_hz
+        if all(map(Load.near, loads, ran_under)) and abs(clock / ran_at - 1) < SETTLED:
+            break
+    return Settled(cycles, busy, state, loads, ran_at, ran_under)
+
+
+def breakdown(problem: Problem, device: Device, found: Settled) -> Breakdown:
+    """Where the tensor cores' time goes in a settled replay, which is repeated with its spans."""
+    parts, launch = Counter(), _launch(device, found.ran_at_hz)
+    rate = device.tensor_rate(problem.workload.element_bytes)
+    for number, grid in enumerate(problem.grids):
+        durations = _durations(problem, number, device, found.ran_at_hz, found.ran_under[number], explain=True)
+        ends = ends_of_sms(durations, _lengths(grid), device.sms, problem.tile.cluster)
+        parts.update(account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate))
+        beyond = _at_bandwidth(problem.moved[number], device, found.ran_at_hz) - float(ends.max())
+        parts.update(launch=launch * device.sms, memory=max(0.0, beyond) * device.sms)
+    return of_cycles(parts, found.cycles * device.sms)
+
+
+def memory_of(problem: Problem, number: int, device: Device, clock_hz: float, load: Load) -> Memory:
+    """What one SM sees of L2 and HBM while all SMs that have work run a kernel."""
+    active = min(device.sms, len(problem.grids[number].items))
+    through = {
+        name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in problem.traffic.by_tensor.items()
+    }
+    return Memory(
+        l2=burst_rate(device.l2_bytes_per_cycle, active, load.l2),
+        hbm=burst_rate(device.hbm_achieved_bytes_per_s / clock_hz, active, load.hbm),
+        read_miss={name: 1.0 - hit for name, hit in problem.hits.items()},
+        write_through=through,
+        read_late=problem.late,
+        l2_wait=queue_wait(device.l2_queue_cycles, load.lookups),
+        hbm_wait=queue_wait(device.hbm_queue_cycles, load.hbm),
+    )
+
+
+def _replay_all(
+    problem: Problem, device: Device, clock_hz: float, loads: Sequence[Load]
+) -> tuple[list[int], np.ndarray]:
+    """Cycles of each kernel, none faster than HBM moves its bytes, and the busy cycles of every unit summed over SMs."""
+    each, busy = [], np.zeros(len(UNITS))
+    for number, (grid, load, moved) in enumerate(zip(problem.grids, loads, problem.moved, strict=True)):
+        durations = _durations(problem, number, device, clock_hz, load)
+        lengths = _lengths(grid)
+        ends = ends_of_sms(durations, lengths, device.sms, problem.tile.cluster)
+        longest = max(float(ends.max()), _at_bandwidth(moved, device, clock_hz))
+        each.append(int(np.ceil(_launch(device, clock_hz) + longest)))
+        counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
+        busy += counts @ durations.busy
+    return each, busy
+
+
+def _durations(
+    problem: Problem, number: int, device: Device, clock_hz: float, load: Load, explain: bool = False
+) -> Durations:
+    grid = problem.grids[number]
+    return measure_durations(
+        grid.kernel, problem.workload, problem.tile, device, memory_of(problem, number, device, clock_hz, load),
+        grid.occupancy.ctas_per_sm, _lengths(grid), lambda n: int(grid.masked[min(n, len(grid.masked) - 1)]), explain,
+    )  # fmt: skip
+
+
+def _lengths(grid: Grid) -> np.ndarray:
+    return grid.items["blocks"].astype(np.int64)
+
+
+def _launch(device: Device, clock_hz: float) -> float:
+    """SM cycles of a kernel's launch, which takes its time whatever their clock."""
+    return device.kernel_launch_cycles * clock_hz / device.max_clock_hz
+
+
+def _at_bandwidth(moved: Moved, device: Device, clock_hz: float) -> float:
+    """SM cycles in which HBM moves a kernel's bytes at the rate that a copy reaches."""
+    return moved.hbm / device.hbm_achieved_bytes_per_s * clock_hz
+
+
+def _load(moved: Moved, cycles: int, clock_hz: float, device: Device) -> Load:
+    return Load(
+        l2=moved.l2 / cycles / device.l2_bytes_per_cycle,
+        lookups=moved.lookups / cycles / device.l2_lookup_bytes_per_cycle,
+        hbm=moved.hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s,
+    )
+
+
+def _rates(traffic: Traffic, busy: np.ndarray, cycles: int, device: Device, dtype: str) -> Rates:
+    per_sm = busy / (cycles * device.sms)
+    return Rates(
+        tensor=per_sm[U_TENSOR],
+        mufu=per_sm[U_MUFU],
+        issue=per_sm[U_ISSUE],
+        smem_bytes_per_cycle=per_sm[U_SMEM],
+        l2_bytes_per_cycle=(traffic.total("l2_read") + traffic.total("l2_write")) / cycles,
+        hbm_bytes_per_cycle=(traffic.total("hbm_read") + traffic.total("hbm_write")) / cycles,
+        l2_lookup_bytes_per_cycle=(traffic.l2_lookup_bytes + traffic.total("l2_write")) / cycles,
+        dtype=dtype,
+    )
