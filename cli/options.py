@@ -129,10 +129,11 @@ class MachineOptions:
             changes |= {"block_m": asked.block_m, "block_n": asked.block_n, "consumers": consumers}
         return replace(tile, **changes)
 
-    def predict(self, workload: Workload, schedule: str) -> Run:
-        """Predict one schedule with these options."""
+    def predict(self, workload: Workload, schedule: str, why: bool = False) -> Run:
+        """Predict one schedule with these options; with `why`, what each resource twice as fast would save too."""
         from ..simulator.predict import predict
 
         device = self.load()
         tile = self.choose_tile(workload, schedule, device)
-        return predict(workload, schedule=schedule, device=device, tile=tile, clock_hz=self.clock_hz, regime=self.regime)
+        asked = {"tile": tile, "clock_hz": self.clock_hz, "regime": self.regime, "why": why}
+        return predict(workload, schedule=schedule, device=device, **asked)

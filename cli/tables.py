@@ -14,35 +14,36 @@ from ..simulator.run import Run
 from ..simulator.schedules import Schedule
 from ..traces.published import Bar, match, unmatched
 from ..traces.standing import Standing
+from .breakdown import Savings, Shares, bar, shares_of_several
 from .loglog import LogLog, letter
 from .units import percent, scaled
 
-_BAR = 20
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
-
 
 def result(run: Run) -> RenderableType:
-    """Everything about one run: figures, utilisations, bytes per tensor, bottleneck, warnings."""
+    """Everything about one run: figures, utilisations, the tensor cores' time, bottleneck, bytes per tensor, warnings."""
     title = Text.assemble((run.schedule, "bold"), f" on {run.device}\n{run.workload}, tile {_tile(run)}")
-    printed = [Text.assemble(("published   ", "dim"), _printed(bar)) for bar in _published(run)]
-    parts: list[RenderableType] = [title, "", _figures(run), *printed, "", _traffic(run), "", _bottleneck(run)]
-    return Group(*parts, *_remarks([run]))
+    printed = [Text.assemble(("published   ", "dim"), _printed(each)) for each in _published(run)]
+    parts: list[RenderableType] = [title, "", _figures(run), *printed, "", Shares(run.breakdown), "", _bottleneck(run)]
+    parts += ["", Savings(run)] if run.savings else []
+    return Group(*parts, "", _traffic(run), *_remarks([run]))
 
 
 def comparison(runs: Sequence[Run]) -> RenderableType:
     """Several schedules of one workload, one row each, and why each is as fast as it is."""
     first = runs[0]
+    letters = [letter(index) for index in range(len(runs))]
     table = house_table(
-        "schedule", ">tile", ">time", ">TFLOP/s", ">paper", ">MHz", ">W", ">tensor", ">MUFU", ">HBM", gap=1
+        "", "schedule", ">tile", ">time", ">TFLOP/s", ">paper", ">MHz", ">W", ">tensor", ">MUFU", ">HBM", gap=1
     )
-    for run in runs:
+    for mark, run in zip(letters, runs, strict=True):
         hbm = run.traffic.total("hbm_read") + run.traffic.total("hbm_write")
         table.add_row(
+            mark,
             Text(run.schedule, "bold"),
             str(run.tile),
             scaled(metrics.time_s(run), "s"),
             f"{metrics.tflops(run):.0f}",
-            ", ".join(f"{bar.tflops:.0f}" for bar in _published(run)) or "-",
+            ", ".join(f"{each.tflops:.0f}" for each in _published(run)) or "-",
             f"{run.sm_clock_hz / 1e6:.0f}",
             f"{run.power_w:.0f}",
             f"{metrics.tensor_utilization(run):.0%}",
@@ -52,7 +53,10 @@ def comparison(runs: Sequence[Run]) -> RenderableType:
     reasons = [
         Text.assemble((run.schedule, "bold"), f", {run.bottleneck.resource}: {run.bottleneck.why}") for run in runs
     ]
-    return Group(Text(f"{first.workload} on {first.device}"), "", table, "", *reasons, *_remarks(runs))
+    parts: list[RenderableType] = [table, "", shares_of_several(runs, letters), "", *reasons]
+    for run in runs:
+        parts += ["", Text(run.schedule, "bold"), Savings(run)] if run.savings else []
+    return Group(Text(f"{first.workload} on {first.device}"), "", *parts, *_remarks(runs))
 
 
 def standing(found: Standing) -> RenderableType:
@@ -155,16 +159,9 @@ def _figures(run: Run) -> Table:
         ("issue slots", metrics.issue_utilization(run)),
         ("L2 hits", run.traffic.l2_hit_rate),
     ):
-        right.add_row(Text(name, "dim"), _bar(value), percent(value))
+        right.add_row(Text(name, "dim"), bar(value), percent(value))
     grid.add_row(left, right)
     return grid
-
-
-def _bar(fraction: float) -> Text:
-    """A small bar in eighths of a cell."""
-    eighths = round(min(1.0, max(0.0, fraction)) * _BAR * 8)
-    full, rest = divmod(eighths, 8)
-    return Text(("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR, "·"), "cyan")
 
 
 def _published(run: Run) -> list[Bar]:
@@ -203,12 +200,12 @@ def _remarks(runs: Sequence[Run]) -> list[RenderableType]:
     """Warnings, and what the papers' tables say beyond the schedules shown."""
     lines = [f"warning: {text}" for run in runs for text in run.warnings]
     notes = []
-    bars = [bar for run in runs for bar in _published(run) if bar.clock_hz and bar.clock_hz != run.sm_clock_hz]
+    bars = [each for run in runs for each in _published(run) if each.clock_hz and each.clock_hz != run.sm_clock_hz]
     if bars:
         mhz = bars[0].clock_hz / 1e6
         notes.append(f"published bars ran at {mhz:.0f} MHz: --clock {mhz:.0f} predicts at theirs")
-    for bar in unmatched(runs[0].workload, runs[0].device):
-        notes.append(f"{_place(bar)} also has '{bar.implementation}': {bar.tflops:.0f} TFLOP/s (no schedule here)")
+    for other in unmatched(runs[0].workload, runs[0].device):
+        notes.append(f"{_place(other)} also has '{other.implementation}': {other.tflops:.0f} TFLOP/s (no schedule here)")
     shown = [Text(line, "yellow") for line in dict.fromkeys(lines)]
     shown += [Text(line, "dim") for line in dict.fromkeys(notes)]
     return [Text(""), *shown] if shown else []

@@ -19,6 +19,8 @@ from .roofline import roofline
 from .run import Bottleneck, Run
 from .schedules import find_schedule
 
+TimeWith = Callable[[Device], float]
+"""Predicts the seconds of the same call on another device."""
 UNKNOWN = Bottleneck("unknown", "not examined")
 NOTABLE = 0.05
 """A saving below this is not named: the cycles of a prediction are no more certain than a few percent."""
@@ -33,13 +35,15 @@ class Facts:
     ctas: int
     slots: int  # CTAs that fit the device at a time
     blocks: float  # K/V blocks of a CTA, on average
+    whole_heads: bool  # whether a CTA walks all queries of a head
 
 
-def explain(run: Run, device: Device, facts: Facts, time_with: Callable[[Device], float]) -> Bottleneck:
-    """Name the cause; `time_with` predicts the seconds of the same call on another device."""
+def explain(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> Bottleneck:
+    """Name the cause of a predicted run's time."""
     busy = {"HBM": _hbm_busy(run, device), "L2": _l2_busy(run, device)}
     room = 1.0 - min(1.0, max(busy.values()))
     savings = {name: min(share, room) for name, share in run.breakdown.losses.items()}
+    savings["no_cta"] *= _divisible(device, facts)
     for name, share in busy.items():
         if share / 2 >= NOTABLE:  # twice as fast it saves about half of that time, at most
             savings[name] = saving(name, device, time_with).saved
@@ -49,7 +53,7 @@ def explain(run: Run, device: Device, facts: Facts, time_with: Callable[[Device]
     if cause in busy:
         return _bandwidth(cause, run, busy[cause], savings[cause])
     name, sentence = _SENTENCES[cause]
-    why = sentence(run, device, facts)
+    why = sentence(run, device, facts, time_with)
     bound = roofline(run.workload, device, run.sm_clock_hz, standard="S" in run.traffic.by_tensor)
     if bound.binding == "hbm":
         why += f"; HBM, which bounds this workload, needs {bound.hbm_cycles / run.cycles:.0%} of the time"
@@ -69,10 +73,17 @@ def _l2_busy(run: Run, device: Device) -> float:
     return max(delivered, (run.traffic.l2_lookup_bytes + written) / device.l2_lookup_bytes_per_cycle) / run.cycles
 
 
+def _divisible(device: Device, facts: Facts) -> float:
+    """Share of a CTA's time that idle SMs could take over, were its K/V blocks split among them; one block stays whole."""
+    if facts.whole_heads:
+        return 1.0
+    return 1.0 - min(facts.blocks, max(1.0, facts.ctas * facts.blocks / device.sms)) / facts.blocks if facts.blocks else 0.0
+
+
 # -- no loss is notable ---------------------------------------------------------------------------------------------------
 
 
-def _at_the_roof(run: Run, device: Device, time_with: Callable[[Device], float]) -> Bottleneck:
+def _at_the_roof(run: Run, device: Device, time_with: TimeWith) -> Bottleneck:
     useful = f"the tensor cores do useful work {run.breakdown.useful:.0%} of the time"
     found = {name: saving(name, device, time_with).saved for name in ("tensor cores", "power limit")}
     if found["power limit"] > max(found["tensor cores"], NOTABLE):
@@ -101,7 +112,7 @@ def _bandwidth(name: str, run: Run, busy: float, saved: float) -> Bottleneck:
 # -- what the tensor cores lose -------------------------------------------------------------------------------------------
 
 
-def _padding(run: Run, device: Device, facts: Facts) -> str:
+def _padding(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     work, tile = run.workload, run.tile
     rows, keys = (-(-n // block) * block for n, block in ((work.seqlen_q, tile.block_m), (work.seqlen_k, tile.block_n)))
     if (rows - work.seqlen_q) / rows < (keys - work.seqlen_k) / keys:
@@ -116,13 +127,13 @@ def _padding(run: Run, device: Device, facts: Facts) -> str:
     return f"{what} are padding, {run.breakdown.useful:.1%} of the tensor cores' time is useful work; {helps}"
 
 
-def _masked(run: Run, device: Device, facts: Facts) -> str:
+def _masked(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     if run.schedule.startswith("standard"):
         return f"{run.breakdown.masked:.0%} of the time goes into masked pairs; a fused kernel leaves out masked tiles"
     return f"{run.breakdown.masked:.0%} of the time goes into masked pairs of tiles on the diagonal; smaller tiles hug it"
 
 
-def _slow_gemms(run: Run, device: Device, facts: Facts) -> str:
+def _slow_gemms(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     if run.breakdown.slow_gemms and not find_schedule(run.schedule).hopper:
         return (
             f"mma.sync reaches {device.mma_sync_efficiency:.0%} of the tensor cores' peak, which costs "
@@ -131,54 +142,67 @@ def _slow_gemms(run: Run, device: Device, facts: Facts) -> str:
     return f"shared memory delivers operands too late, {run.breakdown.slow_gemms:.0%} of the time; wider tiles read less"
 
 
-def _softmax(run: Run, device: Device, facts: Facts) -> str:
+def _softmax(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     text = f"tensor cores wait for softmax {run.breakdown.softmax:.0%} of the time"
     if facts.blocks < SHORT:
         return f"{text}: with {facts.blocks:.2g} K/V blocks a tile, its first softmax and last GEMM overlap little"
-    return f"{text}; more overlap would hide it, within a warpgroup or between two, or fewer instructions a score"
+    saved = saving("MUFU", device, time_with).saved
+    if saved > NOTABLE:
+        return f"{text}; MUFU twice as fast would save {saved:.0%}, more overlap or fewer exponentials would help"
+    return f"{text}; more overlap would hide it, within a warpgroup or between two"
 
 
-def _memory(run: Run, device: Device, facts: Facts) -> str:
-    return f"tensor cores wait for loads and stores {run.breakdown.memory:.0%} of the time, not for bandwidth; more stages would hide the latency"
+def _memory(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
+    return (
+        f"tensor cores wait for loads and stores {run.breakdown.memory:.0%} of the time, not for bandwidth; "
+        "more stages would hide the latency"
+    )
 
 
-def _latency(run: Run, device: Device, facts: Facts) -> str:
+def _latency(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     return (
         f"{run.breakdown.latency:.0%} of the time goes from GEMM to GEMM: results, barriers and turns that are waited for; "
         "a GEMM in flight meanwhile would fill it, as by overlap within a warpgroup"
     )
 
 
-def _prologue(run: Run, device: Device, facts: Facts) -> str:
+def _prologue(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     return (
-        f"tensor cores wait {run.breakdown.prologue:.0%} of the time for a tile's first loads, {facts.blocks:.2g} K/V blocks follow; "
+        f"tensor cores wait {run.breakdown.prologue:.0%} of the time for a tile's first GEMM, {facts.blocks:.2g} K/V blocks each; "
         "a persistent kernel loads the next tile under this one"
     )
 
 
-def _epilogue(run: Run, device: Device, facts: Facts) -> str:
+def _epilogue(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     return (
-        f"tensor cores wait {run.breakdown.epilogue:.0%} of the time for a tile's last results to leave, behind {facts.blocks:.2g} K/V "
-        "blocks; another warpgroup's next tile could run meanwhile"
+        f"tensor cores wait {run.breakdown.epilogue:.0%} of the time for a tile's last results to leave, "
+        f"{facts.blocks:.2g} K/V blocks a tile; another warpgroup's next tile could run meanwhile"
     )
 
 
-def _tail(run: Run, device: Device, facts: Facts) -> str:
+def _tail(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     waves, over = facts.ctas / facts.slots, facts.ctas % facts.slots
     if run.workload.causal or waves > 100:
-        return f"SMs run out of CTAs {run.breakdown.tail:.0%} of the time before the last of {facts.ctas:,} ends; split the longest finer"
+        share = f"{run.breakdown.tail:.0%} of the SMs' time is over before the last of {facts.ctas:,} CTAs ends"
+        return f"{share}; the longest first, or split finer, would end together"
     return (
         f"{facts.ctas:,} CTAs are {waves:.2f} waves: SMs idle {run.breakdown.tail:.0%} of the time while the last {over} run; "
         f"{over} fewer, or smaller ones (split-KV, a smaller tile), would save the wave"
     )
 
 
-def _no_cta(run: Run, device: Device, facts: Facts) -> str:
-    idle = max(0, device.sms - facts.ctas)
-    return f"{facts.ctas} CTAs leave {idle} of {device.sms} SMs idle; split the work finer: split-KV, a smaller tile"
+def _no_cta(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
+    text = f"{_ctas(facts.ctas)} {device.sms - facts.ctas} of {device.sms} SMs idle"
+    if facts.whole_heads:
+        return f"{text}: a CTA walks a whole head; rows in parallel, as later FlashAttention-1 kernels have them, would fill them"
+    return f"{text}; split the work finer: split-KV, a smaller tile"
 
 
-def _launch(run: Run, device: Device, facts: Facts) -> str:
+def _ctas(count: int) -> str:
+    return "1 CTA leaves" if count == 1 else f"{count} CTAs leave"
+
+
+def _launch(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     return f"launching takes {run.breakdown.launch:.0%} of the time; a CUDA graph, or more work in one call, would hide it"
 
 

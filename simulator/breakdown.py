@@ -53,7 +53,7 @@ class Breakdown:
 
 def of_cycles(cycles: dict[str, float], total: float) -> Breakdown:
     """The breakdown of `total` cycles into parts; what is missing are zeros. Raises ValueError where they do not add up."""
-    found = Breakdown(**{name: cycles.get(name, 0.0) / total for name in Breakdown.__dataclass_fields__})
+    found = Breakdown(**{name: float(cycles.get(name, 0.0) / total) for name in Breakdown.__dataclass_fields__})
     if abs(sum(found.to_dict().values()) - 1.0) > 0.005 or min(found.to_dict().values()) < -1e-9:
         raise ValueError(f"the parts do not add up: {found}")
     return found

@@ -87,6 +87,6 @@ def saving(resource: str, device: Device, time_with: Callable[[Device], float]) 
     """What `resource` twice as fast would save; `time_with` predicts the seconds of a call on a device."""
     changed = RESOURCES[resource](device)
     before, after = time_with(device), time_with(replace(device, **changed))
-    return Saving(resource, changed, after, 1.0 - after / before)
+    return Saving(resource, changed, after, float(1.0 - after / before))
 
 

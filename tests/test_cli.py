@@ -20,7 +20,7 @@ from fasim.simulator.workload import Workload
 SMALL = ("--batch", "1", "--heads", "4", "--seqlen", "1024")
 KEYS = (
     "schema origin workload schedule tile device cycles sm_clock_hz time_s flops tflops tensor_utilization "
-    "mufu_utilization issue_utilization power_w energy_j traffic bottleneck warnings"
+    "mufu_utilization issue_utilization power_w energy_j traffic breakdown savings bottleneck warnings"
 ).split()
 TRAFFIC_KEYS = (
     "hbm_read_bytes hbm_write_bytes l2_read_bytes l2_write_bytes l2_hit_rate smem_bytes algorithmic_read_bytes "

@@ -25,9 +25,9 @@ from ..simulator.values import Within, flag, name, number, shown, text
 from ..simulator.workload import Workload
 from .files import is_folder, write_whole
 
-SCHEMA, VERSION = "fasim.recorded-run", 3
-ADDED = {2: {"measurement": ("trace_overhead",)}, 3: {"traffic": ("l2_lookup_bytes",)}}
-"""Version -> fields that it added, by the part of a run they are in; older files leave them out, and they read as None."""
+SCHEMA, VERSION = "fasim.recorded-run", 4
+ADDED = {2: {"measurement": ("trace_overhead",)}, 3: {"traffic": ("l2_lookup_bytes",)}, 4: {"": ("sample", "breakdown", "savings")}}
+"""Version -> fields that it added, by the part of a run they are in ("": itself); older files leave them out, and they read as None."""
 SUFFIXES = (".run.json", ".run.json.gz")
 RECORDED = Path(__file__).parent / "recorded" / "runs"
 """The runs that come with the source."""
@@ -61,7 +61,9 @@ def load(path: Path) -> Run:
         raise UsageError(f"run file {path} is damaged: its contents do not match its checksum; record it again")
     version = int(document["schema"].rpartition("/")[2])
     for part, names in ((part, names) for added, parts in ADDED.items() if added > version for part, names in parts.items()):
-        if isinstance(body.get(part), dict):
+        if not part:
+            body = dict.fromkeys(names) | body
+        elif isinstance(body.get(part), dict):
             body[part] = dict.fromkeys(names) | body[part]
     try:
         return _run(body)
@@ -119,6 +121,7 @@ def _plain(run: Run) -> dict:
     body = {f.name: getattr(run, f.name) for f in fields(run)}
     body |= {name: value and asdict(value) for name, value in body.items() if is_dataclass(value)}
     body["workload"] = run.workload.to_dict()
+    body["savings"] = run.savings and [asdict(saving) for saving in run.savings]
     body["lanes"] = [asdict(lane) for lane in run.lanes]
     body["spans"] = {name: run.spans[name].tolist() for name in SPAN.names}
     return body

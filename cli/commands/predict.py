@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from .. import output
 from ..options import Json, MachineOptions, Schedules, WorkloadOptions
 
@@ -14,25 +18,31 @@ def predict(
     machine: MachineOptions = _MACHINE,
     *,
     schedule: Schedules = ("fa3",),
+    why: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> None:
     """Predict cycles, time, bytes and power of one schedule, or compare several.
 
-    Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, the bytes of every tensor at three levels
-    (algorithmic, L2, HBM), and the resource that holds the kernel back. Where the papers measured this very workload,
-    their figure stands beside the prediction.
+    Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, where the tensor cores' time goes, the cause
+    that costs most and what would help, and the bytes of every tensor at three levels (algorithmic, L2, HBM). Where the
+    papers measured this very workload, their figure stands beside the prediction.
 
     Example: fasim predict --schedule warp-specialized --schedule pingpong --schedule fa3 --causal
 
     Theory: attention needs one exp2 for every 4 d FLOPs, and the MUFU is hundreds of times slower than the tensor
     cores, so what decides is how much of the softmax a schedule hides under the GEMMs.
+
+    Parameters
+    ----------
+    why
+        Also predict with each resource twice as fast: how much time falls.
     """
     problem = workload.build()
     runs = []
     with output.progress("predicting") as advance:
         for done, name in enumerate(schedule):
             advance(done, len(schedule), name)
-            runs.append(machine.predict(problem, name))
+            runs.append(machine.predict(problem, name, why))
     if json:
         output.emit_json(runs[0].to_dict() if len(runs) == 1 else [run.to_dict() for run in runs])
         return
