@@ -27,7 +27,7 @@ from .files import is_folder, write_whole
 
 SCHEMA, VERSION = "fasim.recorded-run", 4
 ADDED = {2: {"measurement": ("trace_overhead",)}, 3: {"traffic": ("l2_lookup_bytes",)}, 4: {"": ("sample", "breakdown", "savings")}}
-"""Version -> fields that it added, by the part of a run they are in ("": itself); older files leave them out, and they read as None."""
+"""Version -> fields that it added, by the part of a run they are in ("" is the run); older files lack them, they read as None."""
 SUFFIXES = (".run.json", ".run.json.gz")
 RECORDED = Path(__file__).parent / "recorded" / "runs"
 """The runs that come with the source."""
