@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from fasim.kernels.cuda import config as cuda  # noqa: E402
 from fasim.kernels.validation import bench as bench_room  # noqa: E402
-from fasim.kernels.validation import criteria, inputs, memory, mutants, sanitize, shapes, subjects, suite  # noqa: E402
+from fasim.kernels.validation import criteria, inputs, memory, mutants, sanitize, subjects, suite  # noqa: E402
 from fasim.kernels.validation.check import Case, Check, Fault, MissingTool, Noted, Trial  # noqa: E402
 from fasim.kernels.validation.report import Report, junit  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
@@ -188,7 +188,7 @@ def test_lse_is_held_to_1e_5_and_minus_infinity(got, expected, passes):
             criteria.hold_lse(*values)
 
 
-# -- inputs and layouts -----------------------------------------------------------------------------------------------
+# -- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_kinds_of_inputs_are_what_they_say():
@@ -203,15 +203,6 @@ def test_the_kinds_of_inputs_are_what_they_say():
     rising = scores["rising logits"].amax(-2)
     assert (rising.unflatten(-1, (4, 16)).amax(-1).diff() > 0).all()
     assert (made["constant V"][2].diff(dim=1) == 0).all() and (made["equal keys"][1].diff(dim=1) == 0).all()
-
-
-@pytest.mark.parametrize("layout", shapes.LAYOUTS)
-def test_a_layout_keeps_the_values_and_changes_the_memory(layout):
-    x = torch.randn(2, 5, 3, 8)
-    (moved,) = shapes.lay_out(layout, x)
-    assert torch.equal(moved, x)
-    changed = moved.stride() != x.stride() or moved.storage_offset() != x.storage_offset()
-    assert changed == (layout != "contiguous")
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

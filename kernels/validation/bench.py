@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import criteria, diagnose, inputs, shapes, yardstick
+from . import criteria, diagnose, inputs, layouts, yardstick
 from .check import Case, Fault, Skipped
 from .subjects import Subject
 
@@ -49,7 +49,7 @@ class Bench:
     def tensors(self, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k, v of `case` on the device, in its layout."""
         made = inputs.make(case, self.generator(case.name), self.dtype)
-        return shapes.lay_out(case.layout, *(x.to(self.device) for x in made))
+        return layouts.lay_out(case.layout, *(x.to(self.device) for x in made))
 
     def like(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """N(0, 1) in the shape of `tensor`, such as dO."""

@@ -34,7 +34,7 @@ class Case:
     """One attention problem: shapes in the convention q (B, Sq, H, D), k and v (B, Sk, Hkv, D), and kind of inputs.
 
     `name` says what the case is about and, with the group and the seed, fixes its random numbers.
-    `layout` is how q, k and v lie in memory: "contiguous" or a name from `shapes.LAYOUTS`.
+    `layout` is how q, k and v lie in memory: "contiguous" or a name from `layouts.LAYOUTS`.
     """
 
     name: str

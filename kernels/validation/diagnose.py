@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import log, sqrt
 
 import torch
@@ -20,7 +20,8 @@ def output(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, got: t
     if case.batch * case.heads * case.seqlen_q * case.seqlen_k > _SMALL:
         return ""
     got = got.double()
-    for sentence, wrong in _mistakes(case, q, k, v):
+    for sentence, tensors, attention in _mistakes(case, q, k, v):
+        wrong = attention(*tensors)
         if wrong.shape == got.shape and (got - wrong).abs().nan_to_num(float("inf")).max().item() <= 2 * bound.largest:
             return f"it equals attention {sentence}"
     return ""
@@ -68,54 +69,94 @@ def _scale(case: Case) -> float:
     return case.softmax_scale if case.softmax_scale is not None else 1.0 / sqrt(case.head_dim)
 
 
-def _mistakes(
-    case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """(what was done wrong, the O it gives)."""
+Mistake = tuple[str, tuple, Callable[..., torch.Tensor]]
+
+
+def _mistakes(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Iterator[Mistake]:
+    """(what was done wrong, on which q, k, v, the function of them that gives O)."""
     rows, keys, scale = case.seqlen_q, case.seqlen_k, _scale(case)
     seen = sees(rows, keys, case.causal, q.device)
-    ones = torch.ones_like(seen)
-    if case.causal:
-        for sentence, mask in (
-            ("with the causal mask aligned top left", ones.tril(0)),
-            ("with the causal mask one key too far", ones.tril(keys - rows + 1)),
-            ("with the causal mask one key short", ones.tril(keys - rows - 1)),
-            ("without the causal mask", ones),
-        ):
-            if not torch.equal(mask, seen):
-                yield sentence, attend(q, k, v, scale, mask)[0]
-    for sentence, wrong in (
-        ("without softmax_scale", 1.0),
-        ("with softmax_scale 1/d", 1.0 / case.head_dim),
-        ("with softmax_scale 1/sqrt(d), not the one given", 1.0 / sqrt(case.head_dim)),
-        ("with softmax_scale applied twice", scale * scale),
-    ):
+    qkv = q, k, v
+
+    def masked(mask: torch.Tensor) -> Callable[..., torch.Tensor]:
+        return lambda q, k, v: attend(q, k, v, scale, mask)[0]
+
+    for sentence, mask in _masks(case, seen):
+        if not torch.equal(mask, seen):
+            yield sentence, qkv, masked(mask)
+    for sentence, wrong in _scales(case):
         if wrong != scale:
-            yield sentence, attend(q, k, v, wrong, seen)[0]
+            yield sentence, qkv, lambda q, k, v, wrong=wrong: attend(q, k, v, wrong, seen)[0]
     for tile in _TILES:
         kept = keys // tile * tile
         if 0 < kept < keys:
-            yield f"without the last, partial tile (keys from {kept})", attend(q, k, v, scale, seen & _below(seen, kept))[0]
+            yield f"without the last, partial tile (keys from {kept})", qkv, masked(seen & _below(seen, kept))
         if kept < keys and not case.causal:
-            pad = [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, kept + tile - keys)) for x in (k, v)]
+            more = kept + tile - keys
+            padded = torch.nn.functional.pad(seen, (0, more), value=True)
             sentence = f"with the last tile padded to {tile} keys of zeros, not masked"
-            yield sentence, attend(q, *pad, scale, torch.nn.functional.pad(seen, (0, kept + tile - keys), value=True))[0]
+            yield sentence, qkv, lambda q, k, v, p=padded, more=more: attend(q, *_padded(more, k, v), scale, p)[0]
         if kept >= 2 * tile:
             index = torch.arange(keys, device=k.device)
             pairs = keys // (2 * tile) * 2 * tile
-            for sentence, end in (("the first two", 2 * tile), ("neighbouring", pairs)):
+            for words, end in (("the first two", 2 * tile), ("neighbouring", pairs)):
                 order = torch.where(index < end, _swapped(index, tile), index)
-                yield f"with {sentence} K tiles of {tile} swapped", attend(q, k[:, order], v, scale, seen)[0]
+                sentence = f"with {words} K tiles of {tile} swapped"
+                yield sentence, qkv, lambda q, k, v, order=order: attend(q, k[:, order], v, scale, seen)[0]
     if keys > 1:
-        yield "without the last key", attend(q, k, v, scale, seen & _below(seen, keys - 1))[0]
+        yield "without the last key", qkv, masked(seen & _below(seen, keys - 1))
     if case.heads_kv not in (0, case.heads):
         interleaved = [h % case.heads_kv for h in range(case.heads)]
-        yield "with key head h mod Hkv, not h // (H / Hkv)", attend(q, k, v, scale, seen, interleaved)[0]
-        yield "with key head 0 for every query head", attend(q, k, v, scale, seen, [0] * case.heads)[0]
+        for sentence, heads in (("h mod Hkv, not h // (H / Hkv)", interleaved), ("0 for every query head", [0] * case.heads)):
+            yield f"with key head {sentence}", qkv, lambda q, k, v, heads=heads: attend(q, k, v, scale, seen, heads)[0]
     if case.layout != "contiguous":
-        flat = [_as_if_contiguous(x) for x in (q, k, v)]
-        if all(x is not None for x in flat):
-            yield "on memory read as if it were contiguous", attend(*flat, scale, seen)[0]
+        for sentence, tensors in _misread(q, k, v):
+            if all(x is not None for x in tensors):
+                yield sentence, tensors, masked(seen)
+
+
+def _masks(case: Case, seen: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Causal masks as they go wrong."""
+    if not case.causal:
+        return
+    ones, rows, keys = torch.ones_like(seen), *seen.shape
+    yield "with the causal mask aligned top left", ones.tril(0)
+    yield "with the causal mask one key too far", ones.tril(keys - rows + 1)
+    yield "with the causal mask one key short", ones.tril(keys - rows - 1)
+    yield "without the causal mask", ones
+    if max(rows, keys) > 1 << 15:
+        last = torch.arange(rows, device=seen.device)[:, None] + keys - rows
+        key = torch.arange(keys, device=seen.device)[None]
+        for words, wrap in (
+            ("in 16 bits, wrapped at 32768", lambda x: (x + 32768) % 65536 - 32768),
+            ("in 16 bits, wrapped at 65536", lambda x: x % 65536),
+        ):
+            yield f"with positions {words}", wrap(key) <= wrap(last)
+
+
+def _scales(case: Case) -> Iterator[tuple[str, float]]:
+    """What is taken for softmax_scale."""
+    head_dim, scale = case.head_dim, _scale(case)
+    yield "without softmax_scale", 1.0
+    yield "with softmax_scale 1/d", 1.0 / head_dim
+    yield "with softmax_scale 1/sqrt(d), not the one given", 1.0 / sqrt(head_dim)
+    yield "with softmax_scale applied twice", scale * scale
+    yield "with softmax_scale without its sign", abs(scale)
+    if case.softmax_scale is None:
+        for other in (64, 128, 1 << (int(head_dim) - 1).bit_length()):
+            yield f"with softmax_scale 1/sqrt({other}), as of head dim {other}", 1.0 / sqrt(other)
+
+
+def _misread(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Iterator[tuple[str, tuple]]:
+    """Tensors as a kernel sees them that takes strides for something else."""
+    for sentence, tensors in (
+        ("on memory read as if it were contiguous", [_strided(x, _contiguous(x)) for x in (q, k, v)]),
+        ("on K read with V's strides and V with K's", [q, _strided(k, v.stride()), _strided(v, k.stride())]),
+        ("on K and V read with K's strides", [q, k, _strided(v, k.stride())]),
+        ("on K and V read with V's strides", [q, _strided(k, v.stride()), v]),
+        ("on -x where the negation is lazy", [x.neg() if x.is_neg() else None for x in (q, k, v)]),
+    ):
+        yield sentence, tuple(tensors)
 
 
 def _swapped(index: torch.Tensor, tile: int) -> torch.Tensor:
@@ -127,8 +168,15 @@ def _below(seen: torch.Tensor, count: int) -> torch.Tensor:
     return torch.arange(seen.shape[1], device=seen.device) < count
 
 
-def _as_if_contiguous(x: torch.Tensor) -> torch.Tensor | None:
-    """What a kernel sees that ignores strides, or None where it would leave the storage."""
-    if x.storage_offset() + x.numel() > x.untyped_storage().nbytes() // x.element_size():
-        return None
-    return x.as_strided(x.shape, torch.empty(x.shape, device="meta").stride(), x.storage_offset())
+def _padded(rows: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, rows)) for x in tensors]
+
+
+def _contiguous(x: torch.Tensor) -> tuple[int, ...]:
+    return torch.empty(x.shape, device="meta").stride()
+
+
+def _strided(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor | None:
+    """What lies where a kernel looks that takes x's strides for these, or None where it would leave the storage."""
+    end = x.storage_offset() + 1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True))
+    return x.as_strided(x.shape, strides) if x.numel() and end <= x.untyped_storage().nbytes() // x.element_size() else None

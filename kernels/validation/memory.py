@@ -120,7 +120,15 @@ def trials(bench: Bench) -> Iterator[Trial]:
         yield Trial(f"inputs unchanged, {name}", lambda case=case: _inputs_unchanged(bench, case))
     case = Case(name="rotated buffers", **whole)
     yield Trial("new values at the same addresses", lambda: _same_addresses(bench, case))
+    hidden = Case(name="changed in place", inputs="one-hot", **whole)
+    for tensor in "qkv":
+        name = f"{tensor} changed in place, its sum and its ends as before"
+        yield Trial(name, lambda tensor=tensor: _changed_in_place(bench, hidden, tensor))
     yield Trial("an earlier result stays", lambda: _earlier_result(bench, case))
+    one = {"seqlen_q": 1, "seqlen_k": 1, "head_dim": head_dim}
+    for name, sizes in (("whole tiles", whole), ("one row, one key", one)):
+        single = Case(name=name, **sizes)
+        yield Trial(f"outputs have memory of their own, {name}", lambda case=single: _own_memory(bench, case))
     yield Trial("the current stream", lambda: _current_stream(bench, case))
     yield Trial("backward, outputs poisoned and inputs unchanged", lambda: _backward(bench, Case(name="backward", **ragged)))
 
@@ -196,6 +204,62 @@ def _same_addresses(bench: Bench, case: Case) -> dict:
             with explained(case, f"call {3 * turn + slot + 1} on rotated buffers, no result of an earlier call may come back"):
                 figures = bench.compare(numbered, values, bench.call(*buffer, case), wanted)
     return figures
+
+
+def _changed_in_place(bench: Bench, case: Case, tensor: str) -> dict:
+    """Two rows of one tensor change places, and nothing that a sample of it, or a version counter, would show."""
+    from .bench import explained
+
+    q, k, v = bench.tensors(case)
+    bench.call(q, k, v, case)
+    chosen = {"q": q, "k": k, "v": v}[tensor]
+    weights = torch.einsum("mhd,nhd->mnh", q[0].double(), k[0].double()).mean(-1)
+    middle = slice(case.seqlen_q // 4, 3 * case.seqlen_q // 4)
+    looked_at = weights[middle].argmax(-1)  # one-hot: the key that each of these rows takes
+    first = case.seqlen_q // 2 if tensor == "q" else int(looked_at.clamp(1, case.seqlen_k - 3)[0])
+    pair = [first, first + 1]
+    chosen.data[:, pair] = chosen.data[:, pair[::-1]].clone()
+    named = _renamed(case, f"{case.name}, {tensor}")
+    wanted = bench.yardstick(named, q, k, v)
+    with explained(case, f"rows {first} and {first + 1} of {tensor} changed places between two calls, and the answer must follow"):
+        return bench.compare(named, (q, k, v), bench.call(q, k, v, named), wanted)
+
+
+def _own_memory(bench: Bench, case: Case) -> dict:
+    """O and LSE share memory with no input, with each other or within themselves."""
+    q, k, v = bench.tensors(case)
+    out, lse = bench.call(q, k, v, case)
+    hold_own_memory(case, {"O": out} | ({"LSE": lse} if lse is not None else {}), {"q": q, "k": k, "v": v})
+    return {}
+
+
+def hold_own_memory(case: Case, results: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
+    """Raise Fault where a result shares elements with another, with an input, or its elements with each other."""
+    names = list(results)
+    for i, name in enumerate(names):
+        others = {other: results[other] for other in names[i + 1 :]} | inputs
+        shared = next((other for other, x in others.items() if _overlap(results[name], x)), None)
+        if shared:
+            raise Fault(f"{name} shares memory with {shared}: who writes to one changes the other; inputs: {case}")
+        if any(stride == 0 and size > 1 for size, stride in zip(results[name].shape, results[name].stride(), strict=True)):
+            raise Fault(f"elements of {name} share memory with each other: strides {results[name].stride()}; inputs: {case}")
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors have a byte in common; slices of one buffer that lie side by side have none."""
+    if not a.numel() or not b.numel() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    touched = []
+    for x in (a, b):
+        room = torch.zeros(x.untyped_storage().nbytes(), dtype=torch.bool)
+        size = x.element_size()
+        places = torch.zeros((), dtype=torch.long)
+        for length, stride in zip(x.shape, x.stride(), strict=True):
+            places = places[..., None] + torch.arange(length) * stride
+        start = (places.flatten() + x.storage_offset()) * size
+        room[(start[:, None] + torch.arange(size)).flatten()] = True
+        touched.append(room)
+    return bool((touched[0] & touched[1]).any())
 
 
 def _renamed(case: Case, name: str) -> Case:

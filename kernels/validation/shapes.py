@@ -1,79 +1,40 @@
-"""Lengths, heads, batches and layouts that break attention kernels, and the group of checks over them."""
+"""Lengths, heads, batches, scales and layouts that break attention kernels, and the group of checks over them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
-
-from . import criteria, yardstick
-from .check import Case, Skipped, Trial
+from . import large
+from .check import Case, Fault, Skipped, Trial
+from .layouts import LAYOUTS
 
 if TYPE_CHECKING:
     from .bench import Bench
 
 _PRIMES = (2, 3, 5, 7, 11, 17, 23, 37, 53, 71, 97, 113, 149, 191, 251, 307, 389, 499)
-_PAST_INT32 = 2**31
-
-
-# -- layouts ----------------------------------------------------------------------------------------------------------
-
-
-def _heads_first(x: torch.Tensor) -> torch.Tensor:
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _length_first(x: torch.Tensor) -> torch.Tensor:
-    return x.transpose(0, 1).contiguous().transpose(0, 1)
-
-
-def _packed(x: torch.Tensor) -> torch.Tensor:
-    """The middle third of a fused projection, as of one GEMM for Q, K and V."""
-    room = x.new_full((*x.shape[:2], 3 * x.shape[2], x.shape[3]), float("nan"))
-    room[:, :, x.shape[2] : 2 * x.shape[2]] = x
-    return room[:, :, x.shape[2] : 2 * x.shape[2]]
-
-
-def _every_second_row(x: torch.Tensor) -> torch.Tensor:
-    room = x.new_full((x.shape[0], 2 * x.shape[1], *x.shape[2:]), float("nan"))
-    room[:, ::2] = x
-    return room[:, ::2]
-
-
-def _head_dim_strided(x: torch.Tensor) -> torch.Tensor:
-    return x.transpose(2, 3).contiguous().transpose(2, 3)
-
-
-def _off_alignment(x: torch.Tensor) -> torch.Tensor:
-    """Contiguous, but its first element lies two elements past a 16-byte boundary."""
-    room = x.new_full((x.numel() + 2,), float("nan"))
-    room[2:] = x.flatten()
-    return room[2:].view(x.shape)
-
-
-LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "contiguous": lambda x: x,
-    "heads before rows in memory": _heads_first,
-    "rows before batch in memory": _length_first,
-    "packed QKV": _packed,
-    "every second row": _every_second_row,
-    "head dim strided": _head_dim_strided,
-    "base off 16 bytes": _off_alignment,
-}
-"""How a tensor (B, S, H, D) may lie in memory; what lies between its elements is NaN."""
-
-
-def lay_out(name: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The same values in the layout `name`."""
-    return tuple(LAYOUTS[name](x) for x in tensors)
-
-
-# -- the group --------------------------------------------------------------------------------------------------------
+MANY_HEADS = ((16, 1), (32, 2), (71, 1))
+"""Query heads and key heads: groups that no tile of heads is made for, and a prime one."""
+SCALES = (0.3, 1.0, 0.0, -0.3, 1e-46, 8.0)
+"""softmax_scale is any number: 0, a negative one, one that fp32 rounds to 0, and one that makes a row look at one key."""
+_HEAD_DIMS = (40, 96, 80, 192, 256)
+"""Head dims beside those promised: what is taken must be right, and what is not must be refused."""
 
 
 def cases(tile: int, head_dims: tuple[int, ...], quick: bool) -> Iterator[tuple[Case, str]]:
-    """(case, what it proves) over lengths, pairs of lengths, heads, batches, scales and layouts."""
+    """(case, what it proves) over all that the group asks, positions past 2^16 last."""
+    first = head_dims[0]
+    yield from _lengths(tile, head_dims, quick)
+    yield from empty(tile, first)
+    yield from _heads(tile, first, quick)
+    for scale in SCALES:
+        sizes = {"seqlen_q": tile, "seqlen_k": tile + 3, "head_dim": first, "causal": True}
+        yield Case(name=f"softmax_scale {scale:g}", softmax_scale=scale, **sizes), "softmax_scale is the one given"
+    yield from laid_out(tile, first)
+    yield from large.positions(first, quick)
+
+
+def _lengths(tile: int, head_dims: tuple[int, ...], quick: bool) -> Iterator[tuple[Case, str]]:
     first = head_dims[0]
     prime = max(p for p in _PRIMES if p < 3 * tile)
     lengths = [1, tile - 1, tile, tile + 1, 2 * tile + 1, prime]
@@ -93,108 +54,71 @@ def cases(tile: int, head_dims: tuple[int, ...], quick: bool) -> Iterator[tuple[
                 name = f"Sq = {rows}, Sk = {keys}, {_mask(causal)}, d{head_dim}"
                 proves = "causal is aligned bottom right" if causal else "Sq and Sk are independent"
                 yield Case(name=name, seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, causal=causal), proves
-    for batch, rows, keys in ((1, 0, tile), (1, tile, 0), (0, tile, tile), (2, 0, 0)):
-        name = f"empty: batch {batch}, Sq = {rows}, Sk = {keys}"
-        yield Case(name=name, batch=batch, seqlen_q=rows, seqlen_k=keys, head_dim=first), "an empty problem has an answer"
+
+
+def empty(tile: int, head_dim: int) -> Iterator[tuple[Case, str]]:
+    """Problems in which a dimension is 0."""
+    for batch, rows, keys, heads in ((1, 0, tile, 2), (1, tile, 0, 2), (0, tile, tile, 2), (2, 0, 0, 2), (1, tile, tile, 0)):
+        name = f"empty: batch {batch}, Sq = {rows}, Sk = {keys}" + (", no heads" if not heads else "")
+        case = Case(name=name, batch=batch, seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, heads=heads)
+        yield case, "an empty problem has an answer"
+
+
+def _heads(tile: int, head_dim: int, quick: bool) -> Iterator[tuple[Case, str]]:
+    common = {"batch": 2, "seqlen_q": tile + 5, "seqlen_k": 2 * tile - 1, "head_dim": head_dim}
     for heads, kv_heads in ((4, 2), (6, 1)) if quick else ((4, 2), (6, 1), (8, 2), (15, 5)):
         for causal in (False, True):
             name = f"{heads} query heads on {kv_heads} key heads, {_mask(causal)}"
-            case = Case(
-                name=name,
-                batch=2,
-                seqlen_q=tile + 5,
-                seqlen_k=2 * tile - 1,
-                head_dim=first,
-                heads=heads,
-                kv_heads=kv_heads,
-                causal=causal,
-            )
+            case = Case(name=name, heads=heads, kv_heads=kv_heads, causal=causal, **common)
             yield case, "consecutive query heads share a key head"
+    for case in many_heads(tile, head_dim):
+        yield case, "any number of query heads share a key head"
     for batch, heads in ((1, 1), (19, 3)):
-        yield (
-            Case(
-                name=f"batch {batch}, {heads} heads",
-                batch=batch,
-                heads=heads,
-                seqlen_q=tile + 1,
-                seqlen_k=tile + 1,
-                head_dim=first,
-            ),
-            "batches and heads are independent",
-        )
-    for scale in (0.3, 1.0):
-        case = Case(name=f"softmax_scale {scale}", seqlen_q=tile, seqlen_k=tile, head_dim=first, softmax_scale=scale)
-        yield case, "softmax_scale is the one given"
+        sizes = {"batch": batch, "heads": heads, "seqlen_q": tile + 1, "seqlen_k": tile + 1, "head_dim": head_dim}
+        yield Case(name=f"batch {batch}, {heads} heads", **sizes), "batches and heads are independent"
+
+
+def many_heads(tile: int, head_dim: int) -> Iterator[Case]:
+    """Large groups of query heads, on few rows."""
+    for heads, kv_heads in MANY_HEADS:
+        sizes = {"heads": heads, "kv_heads": kv_heads, "batch": 2, "seqlen_q": 5, "seqlen_k": tile + 3, "head_dim": head_dim}
+        yield Case(name=f"{heads} query heads on {kv_heads} key heads, causal", causal=True, **sizes)
+
+
+def laid_out(tile: int, head_dim: int) -> Iterator[tuple[Case, str]]:
+    """Every layout but the contiguous one, on two batch entries and GQA."""
+    common = {"batch": 2, "seqlen_q": tile + 8, "seqlen_k": 2 * tile + 8, "head_dim": head_dim, "heads": 4, "kv_heads": 2}
     for layout in list(LAYOUTS)[1:]:
-        case = Case(
-            name=layout,
-            batch=2,
-            seqlen_q=tile + 8,
-            seqlen_k=2 * tile + 8,
-            head_dim=first,
-            heads=4,
-            kv_heads=2,
-            layout=layout,
-        )
-        yield case, "strides are respected"
+        if "size 1" not in layout:
+            yield Case(name=layout, layout=layout, **common), "strides are respected"
+            continue
+        one = {"batch": 1, "kv_heads": 1}
+        for which, sizes in (("one batch entry, one key head", one), ("decoding", one | {"seqlen_q": 1})):
+            yield Case(name=f"{layout}, {which}", layout=layout, **(common | sizes)), "strides are respected"
 
 
 def trials(bench: Bench) -> Iterator[Trial]:
-    """`large` in a full run, then every case of `cases`."""
-    yield from () if bench.quick else large(bench)
+    """Those of `large` in a full run, then every case of `cases`."""
+    yield from () if bench.quick else large.trials(bench)
     for case, proves in cases(bench.tile, bench.head_dims, bench.quick):
         yield Trial(case.name, lambda case=case, proves=proves: bench.hold(case, proves))
+    for head_dim in other_head_dims(bench):
+        case = Case(name=f"head dim {head_dim}", seqlen_q=bench.tile + 1, seqlen_k=bench.tile + 3, head_dim=head_dim, causal=True)
+        yield Trial(case.name, lambda case=case: _offered(bench, case))
 
 
-def large(bench: Bench) -> Iterator[Trial]:
-    """More CTAs than a grid's y axis, and more than 2^31 elements."""
-    head_dim = bench.head_dims[-1]
-    many = Case(name="batch x heads > 65535", batch=1100, heads=60, seqlen_q=17, seqlen_k=17, head_dim=bench.head_dims[0])
-    yield Trial(many.name, lambda: _large(bench, many))
-    for name, sizes in (
-        ("more than 2^31 elements: batch", {"batch": _PAST_INT32 // (512 * 16 * head_dim) + 1, "seqlen_q": 512, "seqlen_k": 512}),
-        ("more than 2^31 elements: long q", {"seqlen_q": _PAST_INT32 // (16 * head_dim) + 64, "seqlen_k": 128}),
-        ("more than 2^31 elements: long k", {"seqlen_q": 64, "seqlen_k": _PAST_INT32 // (16 * head_dim) + 64}),
-    ):
-        case = Case(name=name, heads=16, head_dim=head_dim, **sizes)
-        yield Trial(name, lambda case=case: _large(bench, case))
+def other_head_dims(bench: Bench) -> list[int]:
+    """Head dims that the subject does not promise."""
+    return [d for d in (_HEAD_DIMS[:2] if bench.quick else _HEAD_DIMS) if d not in bench.subject.head_dims]
 
 
-def _large(bench: Bench, case: Case) -> dict:
-    """Run a problem too large for the yardstick; hold its last corner, where an index that overflowed would show."""
-    if not bench.on_gpu:
-        raise Skipped("needs a GPU")
-    from math import prod
-
-    item = torch.empty((), dtype=bench.dtype).element_size()
-    need = item * (2 * prod(case.q_shape) + 2 * prod(case.k_shape)) * 1.4
-    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    if need > free:
-        raise Skipped(f"needs {need / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} GiB are free")
-    from .bench import explained
-
-    generator = torch.Generator(bench.device).manual_seed(bench.seed)
+def _offered(bench: Bench, case: Case) -> dict:
+    """A problem outside the promise: refused by whatever exception, or right."""
     try:
-        with explained(case, "indices do not overflow"):
-            q, k, v = (
-                torch.randn(shape, dtype=bench.dtype, device=bench.device, generator=generator)
-                for shape in (case.q_shape, case.k_shape, case.k_shape)
-            )
-            out, _ = bench.call(q, k, v, case)
-            figures = {}
-            for batches, rows in ((slice(0, 1), slice(0, 64)), (slice(-1, None), slice(-64, None))):
-                heads = slice(-1, None)
-                part = q[batches, rows, heads], k[batches, :, heads], v[batches, :, heads]
-                exact, _, bound = yardstick.bound(*part, case.causal, case.softmax_scale)
-                figures = criteria.hold(f"O[{_corner(batches)}]", "bmhd", out[batches, rows, heads], exact, bound)
-            return figures
-    finally:
-        q = k = v = out = part = None
-        torch.cuda.empty_cache()
-
-
-def _corner(batches: slice) -> str:
-    return "last 64 rows of the last batch" if batches.start else "first 64 rows of the first batch"
+        bench.call(*bench.tensors(case), case)
+    except Fault as fault:
+        raise Skipped(f"head dim {case.head_dim} is not promised: {fault}") from None
+    return bench.hold(case, "a head dim that is taken is computed right, its default softmax_scale included")
 
 
 def _mask(causal: bool) -> str:

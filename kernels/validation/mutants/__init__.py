@@ -68,6 +68,16 @@ MUTANTS = (
     Mutant(backward.WrongDqScale, "gradients", "times what it should be"),
     Mutant(backward.MissingDelta, "gradients", "dQ"),
     Mutant(backward.OneHeadOfTheGroup, "gradients", "sum over the query heads of a group"),
+    Mutant(forward.ScaleSignLost, "shapes", "without its sign"),
+    Mutant(forward.ZeroScaleIsDefault, "shapes", "not the one given"),
+    Mutant(forward.MaskTimesScale, "shapes", "softmax_scale is the one given"),
+    Mutant(forward.SmallGroupsOnly, "shapes", "key head 0 for every query head"),
+    Mutant(forward.PositionsIn16Bits, "shapes", "wrapped at 32768"),
+    Mutant(forward.KeyStridesForValues, "shapes", "K and V read with K's strides"),
+    Mutant(forward.LazyBitIgnored, "shapes", "where the negation is lazy"),
+    Mutant(forward.PaddedHeadDimScale, "shapes", "as of head dim 64"),
+    Mutant(memory.SampledCache, "memory", "changed places between two calls"),
+    Mutant(memory.OutputIsValue, "memory", "O shares memory with v"),
 )
 
 

@@ -7,7 +7,7 @@ from math import log, sqrt
 
 import torch
 
-from .tiled import TILE, TiledAttention
+from .tiled import TILE, TiledAttention, contiguous, strided
 
 
 class DroppedRescale(TiledAttention):
@@ -160,10 +160,69 @@ class StridesIgnored(TiledAttention):
     """Q, K and V are read as if contiguous."""
 
     def forward(self, q, k, v, scale, causal):
-        return super().forward(*map(self._flat, (q, k, v)), scale, causal)
+        return super().forward(*(strided(x, contiguous(x)) for x in (q, k, v)), scale, causal)
 
-    @staticmethod
-    def _flat(x):
-        strides = torch.empty(x.shape, device="meta").stride()
-        room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
-        return x.as_strided(x.shape, strides) if room >= x.numel() else x.contiguous()
+
+class ScaleSignLost(TiledAttention):
+    """A negative softmax_scale is taken without its sign."""
+
+    def scale(self, s, scale, head_dim):
+        return s * abs(scale)
+
+
+class ZeroScaleIsDefault(TiledAttention):
+    """softmax_scale 0 counts as not given."""
+
+    def __call__(self, q, k, v, *, causal=False, softmax_scale=None):
+        return super().__call__(q, k, v, causal=causal, softmax_scale=softmax_scale or None)
+
+
+class MaskTimesScale(TiledAttention):
+    """Scores are scaled after the mask: -inf times a scale that is 0 in fp32 is NaN."""
+
+    def step(self, top, total, acc, s, v_tile, dtype):
+        return super().step(top, total, acc, s * self.given, v_tile, dtype)
+
+    def scale(self, s, scale, head_dim):
+        self.given = scale
+        return s
+
+
+class SmallGroupsOnly(TiledAttention):
+    """Groups of more than 8 query heads all read key head 0."""
+
+    def share_heads(self, tile, q):
+        shared = super().share_heads(tile, q)
+        return shared if q.shape[2] // tile.shape[1] <= 8 else tile[:, :1].expand_as(shared)
+
+
+class PositionsIn16Bits(TiledAttention):
+    """Positions are kept in 16 bits: the causal mask wraps."""
+
+    def mask(self, rows, cols, seqlen_q, seqlen_k, causal, device):
+        if not causal:
+            return super().mask(rows, cols, seqlen_q, seqlen_k, causal, device)
+        last = torch.arange(rows.start, rows.stop, device=device) + seqlen_k - seqlen_q
+        key = torch.arange(cols.start, cols.stop, device=device)
+        return key.to(torch.int16)[None] <= last.to(torch.int16)[:, None]
+
+
+class KeyStridesForValues(TiledAttention):
+    """V is read with K's strides."""
+
+    def forward(self, q, k, v, scale, causal):
+        return super().forward(q, k, v if k.stride() == v.stride() else strided(v, k.stride()), scale, causal)
+
+
+class LazyBitIgnored(TiledAttention):
+    """Tensors that PyTorch negates lazily are read as they lie in memory."""
+
+    def forward(self, q, k, v, scale, causal):
+        return super().forward(*(x.neg() if x.is_neg() else x for x in (q, k, v)), scale, causal)
+
+
+class PaddedHeadDimScale(TiledAttention):
+    """The default softmax_scale is 1/sqrt of the head dim padded to a power of 2."""
+
+    def default_scale(self, head_dim):
+        return super().default_scale(1 << (head_dim - 1).bit_length())

@@ -63,3 +63,25 @@ class ModifiesInput(TiledAttention):
 
     def backward(self, q, *rest):
         return super().backward(q / rest[-2], *rest)
+
+
+class SampledCache(TiledAttention):
+    """Results are cached by address, shape, sum and ends: a change in the middle gets the old answer."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def forward(self, q, k, v, scale, causal):
+        sample = [(x.data_ptr(), x.shape, x.double().sum().item(), x.flatten()[[0, -1]].tolist()) for x in (q, k, v) if x.numel()]
+        key = str((sample, q.shape, k.shape, scale, causal))
+        if key not in self.kept:
+            self.kept[key] = (q, k, v, *super().forward(q, k, v, scale, causal))
+        return tuple(x.clone() for x in self.kept[key][3:])
+
+
+class OutputIsValue(TiledAttention):
+    """Where there is one key, O is a view of V and no tensor of its own."""
+
+    def forward(self, q, k, v, scale, causal):
+        out, lse = super().forward(q, k, v, scale, causal)
+        return (v.detach() if v.shape == out.shape and q.shape[1] == k.shape[1] == 1 else out), lse

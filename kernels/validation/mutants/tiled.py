@@ -175,3 +175,14 @@ def _tiles(end, length):
 
 def _wide(x):
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def contiguous(x):
+    """The strides that a contiguous tensor of this shape has."""
+    return torch.empty(x.shape, device="meta").stride()
+
+
+def strided(x, strides):
+    """x as a kernel reads it that takes its strides for these; x itself where that would leave the storage."""
+    end = x.storage_offset() + 1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True))
+    return x.as_strided(x.shape, strides) if end <= x.untyped_storage().nbytes() // x.element_size() else x
