@@ -37,12 +37,12 @@ class Gradients(NamedTuple):
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, causal: bool = False) -> Output:
     """O = softmax(scale * Q K^T) V and its log-sum-exp, computed in fp64 from inputs of any dtype, on their device.
 
-    q is (B, S_q, H, D), k and v are (B, S_k, H_kv, D); `softmax_scale` defaults to 1/sqrt(D). NaN and infinities travel
-    as they do in PyTorch's math attention. FlashAttention (arXiv:2205.14135) Algorithm 0.
+    q is (B, S_q, H, D), k (B, S_k, H_kv, D), v (B, S_k, H_kv, D_v) and O (B, S_q, H, D_v); `softmax_scale` defaults to
+    1/sqrt(D). NaN and infinities travel as they do in PyTorch's math attention. FlashAttention (arXiv:2205.14135) Algorithm 0.
     """
     batch, seqlen_q, heads, head_dim = q.shape
     scale = default_scale(head_dim) if softmax_scale is None else softmax_scale
-    o = torch.zeros(batch, seqlen_q, heads, head_dim, dtype=torch.float64, device=q.device)
+    o = torch.zeros(batch, seqlen_q, heads, v.shape[-1], dtype=torch.float64, device=q.device)
     lse = torch.full((batch, heads, seqlen_q), -math.inf, dtype=torch.float64, device=q.device)
     for part in _parts(q, k, causal):
         keys, values = (x[part.batch, : part.keys, part.kv_head].double() for x in (k, v))

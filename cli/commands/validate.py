@@ -19,6 +19,8 @@ def validate(
     seed: int = 0,
     device: str | None = None,
     dtype: str = "fp16",
+    head_dim: Annotated[tuple[str, ...], Parameter(name="--head-dim", negative=(), show_default=False)] = (),
+    forward_only: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     sanitize: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     self_test: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     junit: Path | None = None,
@@ -49,6 +51,11 @@ def validate(
         cuda, or cpu for callables that run there. [default: cuda; cpu with --self-test]
     dtype
         fp16, bf16, fp32 or fp64.
+    head_dim
+        A head dim to check, such as 96, or 192x128 where V's differs from Q's and K's; repeat it. [default: the kernel's
+        own; 64 and 128 for package.module:function]
+    forward_only
+        Ask for no gradients; found out by itself where there is no backward.
     sanitize
         Also run compute-sanitizer's memcheck and racecheck.
     self_test
@@ -75,6 +82,7 @@ def validate(
                 where = device or "cuda"
                 chosen = [subjects.resolve(each, where) for each in ([kernel] if kernel else subjects.OURS)]
                 options = {"device": where, "dtype": dtype, "seed": seed, "quick": quick, "only": only}
+                options |= {"head_dims": head_dim, "forward_only": forward_only}
                 reports = [
                     suite.validate(each, **options, with_sanitizer=sanitize, advance=advance) for each in chosen
                 ]

@@ -99,7 +99,7 @@ def _exercise(name: str, dtype: str, seed: int) -> int:
         try:
             q, k, v = bench.tensors(case)
             bench.call(q, k, v, case)
-            backward(bench, case, q, k, v, bench.like(q, "dO"))
+            backward(bench, case, q, k, v, bench.dout(case))
         except Skipped:
             continue
     torch.cuda.synchronize()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
-from . import criteria, diagnose, inputs, layouts, yardstick
+from . import calls, criteria, diagnose, inputs, layouts, yardstick
 from .check import Case, Fault, Skipped
 from .subjects import Subject
 
@@ -16,7 +17,8 @@ from .subjects import Subject
 class Bench:
     """One subject, one device, one dtype, one seed.
 
-    `known` keeps what the yardstick said of a case, for several subjects under the same seed.
+    `known` keeps what the yardstick said of a case, for several subjects under the same seed. `forward_only` holds the
+    head dims without a backward, each with the reason (`survey`).
     """
 
     subject: Subject
@@ -26,6 +28,7 @@ class Bench:
     quick: bool = False
     group: str = ""
     known: dict = field(default_factory=dict)
+    forward_only: dict = field(default_factory=dict)
 
     @property
     def tile(self) -> int:
@@ -51,8 +54,18 @@ class Bench:
         made = inputs.make(case, self.generator(case.name), self.dtype)
         return layouts.lay_out(case.layout, *(x.to(self.device) for x in made))
 
+    def no_backward(self, case: Case) -> str:
+        """Why there is no backward for `case`, or an empty string."""
+        if self.subject.differentiable is False:
+            return "forward only"
+        return self.forward_only.get(case.head_dim, "")
+
+    def dout(self, case: Case, name: str = "dO") -> torch.Tensor:
+        """dO: N(0, 1) in the shape of O."""
+        return inputs.normal(case.o_shape, self.generator(name)).to(self.dtype).to(self.device)
+
     def like(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """N(0, 1) in the shape of `tensor`, such as dO."""
+        """N(0, 1) in the shape of `tensor`."""
         return inputs.normal(tuple(tensor.shape), self.generator(name)).to(self.dtype).to(self.device)
 
     def call(
@@ -60,27 +73,43 @@ class Bench:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """O and LSE (None where the subject returns none), with their form checked; `wait` for the GPU to be done.
 
-        Raises Skipped where the subject does not promise `case`, Fault where the form is wrong or the call raises.
+        Raises Skipped where the subject does not promise `case` or refuses it (`calls`), Fault where it raises or where the
+        form is wrong.
         """
         reason = self.subject.refuses(case)
         if reason:
             raise Skipped(reason)
-        try:
+
+        def ask() -> tuple:
             answer = self.subject.forward(q, k, v, causal=case.causal, softmax_scale=case.softmax_scale)
             if self.on_gpu and wait:
                 torch.cuda.current_stream().synchronize()
-        except NotImplementedError as error:
-            raise Skipped(f"not supported: {error}" if str(error) else "not supported") from error
-        except Exception as error:  # whatever a kernel raises is a failed check, in one line
-            raise Fault(f"raised {type(error).__name__}: {_first_line(error)}") from error
-        out, lse = answer if isinstance(answer, (tuple, list)) and len(answer) == 2 else (answer, None)
-        criteria.hold_form("O", out, case.q_shape, self.dtype, self.device)
+            return answer
+
+        def again() -> None:
+            calls.refill(q, k, v)
+            ask()
+
+        answer = self.run(ask, again)
+        out, lse = (*answer, None)[:2] if isinstance(answer, (tuple, list)) and answer else (answer, None)
+        out, lse = self.run(lambda: (calls.plain(out), calls.plain(lse)))
+        criteria.hold_form("O", out, case.o_shape, self.dtype, self.device)
         if lse is not None:
             wide = torch.float64 if self.dtype == torch.float64 else torch.float32
             criteria.hold_form("LSE", lse, (case.batch, case.heads, case.seqlen_q), wide, self.device)
         elif self.subject.returns_lse:
             raise Fault("LSE is missing: only O came back")
         return out, lse
+
+    def run(self, work: Callable, again: Callable | None = None, doing: str = "") -> object:
+        """What `work` returns, a call of the subject: contained, and what it raises as Skipped or Fault (`calls.settle`)."""
+        try:
+            with calls.contained():
+                return work()
+        except (KeyboardInterrupt, Skipped, Fault):
+            raise
+        except BaseException as error:  # whatever a kernel raises is a finding, in one line
+            calls.settle(error, again or work, self.subject.strict, doing)
 
     def yardstick(self, case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple:
         """(O, LSE, Bound) for `case`, from memory where it was asked before under this seed."""
@@ -129,8 +158,3 @@ class explained:
         if isinstance(fault, Fault):
             promise = f"{self.promise}: " if self.promise else ""
             raise Fault(f"{promise}{fault}; inputs: {self.case}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "(no message)"

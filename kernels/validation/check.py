@@ -29,9 +29,32 @@ class MissingTool(RuntimeError):
     """What was asked needs a GPU, a library or a program that is not here; the message is one sentence."""
 
 
+class HeadDim(int):
+    """A head dim of Q and K, such as 128; where V's differs, `v` is that and it reads "192x128"."""
+
+    def __new__(cls, qk: int, v: int | None = None) -> HeadDim:
+        """`v` is that of V, `qk` unless given."""
+        made = super().__new__(cls, qk)
+        made.v = qk if v is None else v
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return int(self) == other and self.v == getattr(other, "v", other)
+
+    def __hash__(self) -> int:
+        return hash((int(self), self.v)) if self.v != int(self) else hash(int(self))
+
+    def __str__(self) -> str:
+        return f"{int(self)}" if self.v == int(self) else f"{int(self)}x{self.v}"
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One attention problem: shapes in the convention q (B, Sq, H, D), k and v (B, Sk, Hkv, D), and kind of inputs.
+    """One attention problem: shapes in the convention q (B, Sq, H, D), k (B, Sk, Hkv, D), v (B, Sk, Hkv, Dv), and kind of
+    inputs. Dv is D unless `head_dim` is a HeadDim that says otherwise.
 
     `name` says what the case is about and, with the group and the seed, fixes its random numbers.
     `layout` is how q, k and v lie in memory: "contiguous" or a name from `layouts.LAYOUTS`.
@@ -55,17 +78,33 @@ class Case:
         return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
+    def head_dim_v(self) -> int:
+        """Head dim of V and O."""
+        return getattr(self.head_dim, "v", self.head_dim)
+
+    @property
     def q_shape(self) -> tuple[int, int, int, int]:
         """(B, Sq, H, D)."""
-        return self.batch, self.seqlen_q, self.heads, self.head_dim
+        return self.batch, self.seqlen_q, self.heads, int(self.head_dim)
 
     @property
     def k_shape(self) -> tuple[int, int, int, int]:
         """(B, Sk, Hkv, D)."""
-        return self.batch, self.seqlen_k, self.heads_kv, self.head_dim
+        return self.batch, self.seqlen_k, self.heads_kv, int(self.head_dim)
+
+    @property
+    def v_shape(self) -> tuple[int, int, int, int]:
+        """(B, Sk, Hkv, Dv)."""
+        return self.batch, self.seqlen_k, self.heads_kv, self.head_dim_v
+
+    @property
+    def o_shape(self) -> tuple[int, int, int, int]:
+        """(B, Sq, H, Dv)."""
+        return self.batch, self.seqlen_q, self.heads, self.head_dim_v
 
     def __str__(self) -> str:
-        parts = [self.inputs, f"q {self.q_shape}", f"k, v {self.k_shape}", "causal" if self.causal else "full"]
+        keys = [f"k, v {self.k_shape}"] if self.k_shape == self.v_shape else [f"k {self.k_shape}", f"v {self.v_shape}"]
+        parts = [self.inputs, f"q {self.q_shape}", *keys, "causal" if self.causal else "full"]
         parts += [self.layout] if self.layout != "contiguous" else []
         parts += [f"softmax_scale {self.softmax_scale:g}"] if self.softmax_scale is not None else []
         return ", ".join(parts)

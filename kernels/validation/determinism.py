@@ -46,7 +46,7 @@ def _backward(bench: Bench, case: Case) -> dict:
     from .gradients import backward
 
     q, k, v = bench.tensors(case)
-    do = bench.like(q, f"dO of {case.name}")
+    do = bench.dout(case, f"dO of {case.name}")
     names = ("dQ", "dK", "dV")
     first = dict(zip(names, (g.clone() for g in backward(bench, case, q, k, v, do)), strict=True))
     held = names if bench.subject.dq_is_deterministic else names[1:]

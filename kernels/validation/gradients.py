@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from . import criteria, yardstick
+from . import calls, criteria, yardstick
 from .check import Case, Fault, Skipped, Trial
 
 if TYPE_CHECKING:
     from .bench import Bench
+
+
+_FP64 = 1e-10
+"""An error of O that fp64 arithmetic stays below, and fp32 does not."""
 
 
 def trials(bench: Bench) -> Iterator[Trial]:
@@ -46,23 +50,28 @@ def trials(bench: Bench) -> Iterator[Trial]:
 
 
 def backward(bench: Bench, case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, do: torch.Tensor) -> tuple:
-    """(dQ, dK, dV) of the subject by autograd; raises Skipped where O carries no gradient and none is promised."""
+    """(dQ, dK, dV) of the subject by autograd; raises Skipped where it has no backward and promises none."""
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    if bench.subject.differentiable is False:
-        raise Skipped("forward only")
+    reason = bench.no_backward(case)
+    if reason:
+        raise Skipped(reason)
     out, _ = bench.call(*leaves, case)
     if not out.requires_grad:
         if bench.subject.differentiable:
             raise Fault("O carries no gradient")
         raise Skipped("forward only: O carries no gradient")
-    try:
+
+    def ask(out: torch.Tensor) -> tuple:
         found = torch.autograd.grad(out, leaves, do, allow_unused=True)
         if bench.on_gpu:
             torch.cuda.current_stream().synchronize()
-    except NotImplementedError as error:
-        raise Skipped(f"backward not supported: {error}") from error
-    except Exception as error:  # whatever a kernel raises is a failed check, in one line
-        raise Fault(f"backward raised {type(error).__name__}: {error}") from error
+        return tuple(map(calls.plain, found))
+
+    def again() -> None:
+        calls.refill(*leaves)
+        ask(bench.call(*leaves, case)[0])
+
+    found = bench.run(lambda: ask(out), again, "backward ")
     for name, leaf, gradient in zip(("dQ", "dK", "dV"), leaves, found, strict=True):
         if gradient is None:
             raise Fault(f"{name} is missing: O does not depend on its tensor")
@@ -74,7 +83,8 @@ def _hold(bench: Bench, case: Case, proves: str = "", ones: bool = False) -> dic
     from .bench import explained
 
     q, k, v = bench.tensors(case)
-    do = torch.ones((), dtype=bench.dtype, device=bench.device).expand(q.shape) if ones else bench.like(q, f"dO of {case.name}")
+    one = torch.ones((), dtype=bench.dtype, device=bench.device)
+    do = one.expand(case.o_shape) if ones else bench.dout(case, f"dO of {case.name}")
     key = ("gradients", bench.seed, case, bench.dtype, bench.device.type)
     if key not in bench.known:
         bench.known[key] = yardstick.gradients(q, k, v, do, case.causal, case.softmax_scale)
@@ -99,7 +109,7 @@ def _hold_corners(bench: Bench, case: Case) -> dict:
     from .bench import explained
 
     q, k, v = bench.tensors(case)
-    do = bench.like(q, f"dO of {case.name}")
+    do = bench.dout(case, f"dO of {case.name}")
     with explained(case, "more heads than a grid's y axis holds"):
         found = backward(bench, case, q, k, v, do)
         figures = {}
@@ -124,32 +134,43 @@ def _factor(got: torch.Tensor, wanted: torch.Tensor) -> str:
 
 def _gradcheck(bench: Bench) -> dict:
     """Finite differences in fp64 on a small problem, for subjects that take fp64."""
-    if bench.subject.differentiable is False:
-        raise Skipped("forward only")
+    case = Case(name="gradcheck", seqlen_q=3, seqlen_k=5, head_dim=bench.head_dims[0], causal=True, heads=2, kv_heads=1)
+    if bench.no_backward(case):
+        raise Skipped(bench.no_backward(case))
     if "fp64" not in bench.subject.dtypes:
         raise Skipped("the kernel takes no fp64")
-    case = Case(name="gradcheck", seqlen_q=3, seqlen_k=5, head_dim=bench.head_dims[0], causal=True, heads=2, kv_heads=1)
     small = {"head_dim": 4} if bench.head_dims[0] <= 32 else {}
     case = Case(**(vars(case) | small))
     generator = bench.generator("gradcheck")
     tensors = [
         torch.randn(shape, generator=generator, dtype=torch.float64).to(bench.device).requires_grad_()
-        for shape in (case.q_shape, case.k_shape, case.k_shape)
+        for shape in (case.q_shape, case.k_shape, case.v_shape)
     ]
 
     def output(*qkv: torch.Tensor) -> torch.Tensor:
-        answer = bench.subject.forward(*qkv, causal=True, softmax_scale=None)
-        return answer[0] if isinstance(answer, (tuple, list)) else answer
+        with calls.contained():
+            answer = bench.subject.forward(*qkv, causal=True, softmax_scale=None)
+        return answer[0] if isinstance(answer, (tuple, list)) and answer else answer
 
     try:
-        if not output(*tensors).requires_grad:
-            raise Skipped("forward only: O carries no gradient")
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise Skipped(f"does not take fp64: {error}") from error
+        out = output(*tensors)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it was asked about another dtype than this one
+        raise Skipped(f"does not take fp64: raised {calls.said(error)}") from error
+    if not isinstance(out, torch.Tensor) or out.dtype != torch.float64 or tuple(out.shape) != case.o_shape:
+        raise Skipped("does not take fp64: O is no fp64 tensor of its shape")
+    if not out.requires_grad:
+        raise Skipped("forward only: O carries no gradient")
+    exact, _ = yardstick.expected(*tensors, True, None)
+    if not (out.detach() - exact).abs().max() < _FP64:
+        raise Skipped("takes fp64 and computes in less, where finite differences say nothing")
     try:
         gradcheck(output, tensors, fast_mode=True)
+    except KeyboardInterrupt:
+        raise
     except GradcheckError as error:
         raise Fault(f"gradcheck: {str(error).strip().splitlines()[0]} inputs: {case} in fp64") from error
-    except Exception as error:  # whatever a kernel raises is a failed check, in one line
-        raise Fault(f"raised {type(error).__name__} under gradcheck: {error}; inputs: {case} in fp64") from error
+    except BaseException as error:  # whatever a kernel raises is a failed check, in one line
+        raise Fault(f"under gradcheck: raised {calls.said(error)}; inputs: {case} in fp64") from error
     return {}

@@ -31,11 +31,11 @@ def with_outliers(shape: tuple[int, ...], generator: torch.Generator) -> torch.T
 
 
 def _random(case: Case, generator: torch.Generator) -> Tensors:
-    return normal(case.q_shape, generator), normal(case.k_shape, generator), normal(case.k_shape, generator)
+    return normal(case.q_shape, generator), normal(case.k_shape, generator), normal(case.v_shape, generator)
 
 
 def _outliers(case: Case, generator: torch.Generator) -> Tensors:
-    return tuple(with_outliers(shape, generator) for shape in (case.q_shape, case.k_shape, case.k_shape))
+    return tuple(with_outliers(shape, generator) for shape in (case.q_shape, case.k_shape, case.v_shape))
 
 
 def _large_logits(case: Case, generator: torch.Generator) -> Tensors:
@@ -50,7 +50,7 @@ def _overflowing_scores(case: Case, generator: torch.Generator) -> Tensors:
     along = normal((case.head_dim,), generator).sign()
     signs = normal(case.q_shape[:3], generator).sign()[..., None]
     wobble = torch.randint(-2, 3, case.k_shape, generator=generator)
-    return signs * size * along.expand(case.q_shape), size * along + wobble, normal(case.k_shape, generator)
+    return signs * size * along.expand(case.q_shape), size * along + wobble, normal(case.v_shape, generator)
 
 
 def _sink(place: int) -> Callable[[Case, torch.Generator], Tensors]:

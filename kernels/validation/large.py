@@ -57,7 +57,7 @@ def _corners(bench: Bench, case: Case) -> dict:
     if not bench.on_gpu:
         raise Skipped("needs a GPU")
     item = torch.empty((), dtype=bench.dtype).element_size()
-    need = item * (2 * prod(case.q_shape) + 2 * prod(case.k_shape)) * 1.4
+    need = item * sum(map(prod, (case.q_shape, case.o_shape, case.k_shape, case.v_shape))) * 1.4
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     if need > free:
         raise Skipped(f"needs {need / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} GiB are free")
@@ -68,7 +68,7 @@ def _corners(bench: Bench, case: Case) -> dict:
         with explained(case, "indices do not overflow"):
             q, k, v = (
                 torch.randn(shape, dtype=bench.dtype, device=bench.device, generator=generator)
-                for shape in (case.q_shape, case.k_shape, case.k_shape)
+                for shape in (case.q_shape, case.k_shape, case.v_shape)
             )
             out, _ = bench.call(q, k, v, case)
             figures = {}

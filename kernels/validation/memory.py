@@ -148,9 +148,9 @@ def _poisoned_outputs(bench: Bench, case: Case) -> dict:
 def _poison_cache(bench: Bench, case: Case) -> None:
     """On a GPU, leave blocks of NaN in the caching allocator for callables whose allocations PyTorch does not show."""
     if bench.on_gpu:
-        elements = max(1, case.batch * case.heads * case.seqlen_q * case.head_dim)
+        elements = max(1, case.batch * case.heads * case.seqlen_q * case.head_dim_v)
         blocks = [torch.full((elements,), float("nan"), dtype=bench.dtype, device=bench.device) for _ in range(4)]
-        blocks += [torch.full((elements // case.head_dim,), float("nan"), device=bench.device) for _ in range(4)]
+        blocks += [torch.full((elements // case.head_dim_v,), float("nan"), device=bench.device) for _ in range(4)]
         del blocks
 
 
@@ -308,7 +308,7 @@ def _backward(bench: Bench, case: Case) -> dict:
     from .gradients import backward
 
     q, k, v = bench.tensors(case)
-    do = bench.like(q, "dO")
+    do = bench.dout(case)
     before = [x.clone() for x in (q, k, v, do)]
     exact, bounds = yardstick.gradients(q, k, v, do, case.causal, case.softmax_scale)
     _poison_cache(bench, case)

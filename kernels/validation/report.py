@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 from .check import FAIL, NOTE, PASS, SKIP, VERDICTS, Check
 
 SCHEMA = "fasim.validation/1"
+SURVEY = "survey"
+"""The group of what was found before any other was asked: `survey`."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Report:
     @property
     def idle(self) -> list[str]:
         """Groups in which nothing could be checked."""
-        return [group for group in self.groups if all(check.verdict == SKIP for check in self.of(group))]
+        return [g for g in self.groups if g != SURVEY and all(check.verdict == SKIP for check in self.of(g))]
 
     @property
     def conclusion(self) -> str:
@@ -70,12 +72,13 @@ class Report:
             return f"{self.subject} fails {count[FAIL]} of {total} checks ({groups}){skipped}{unchecked}: {where}"
         if not count[PASS]:
             return f"{self.subject} is not validated: no check applies to it: {where}"
-        busy = len(self.groups) - len(self.idle)
+        busy = len({check.group for check in self.checks if check.verdict == PASS})
         return f"{self.subject} passes {count[PASS]} checks in {busy} groups{skipped}{unchecked}: {where}"
 
     def reproduce(self, check: Check) -> str:
         """The command that repeats one check's group with the same inputs."""
-        return " ".join(["fasim validate", self.subject, *self.options, f"--seed {check.seed} --only {check.group}"])
+        asked = [] if check.group == SURVEY else [f"--only {check.group}"]
+        return " ".join(["fasim validate", self.subject, *self.options, f"--seed {check.seed}", *asked])
 
     def to_dict(self) -> dict:
         """The report as plain data."""

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from ...simulator.errors import UsageError, did_you_mean
 from ..cuda import config as cuda
-from .check import Case, MissingTool
+from .check import Case, HeadDim, MissingTool
 
 OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES)
 """Schedules with a kernel of their own behind `kernels.ops.flash_attn_func`."""
@@ -27,19 +28,21 @@ CALLABLE = "f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE)"
 class Subject:
     """A kernel and what it promises.
 
-    `forward(q, k, v, causal=, softmax_scale=)` takes (B, S, H, D) tensors and returns O or (O, LSE), LSE (B, H, Sq) fp32,
-    natural logarithm. `tile` is the length whose neighbours the shapes probe. `differentiable` is None where gradients
-    are checked only if O carries one. `dq_is_deterministic` False documents atomics in dQ. `refuses(case)` gives the
-    reason why a case lies outside the promise, or None; raising NotImplementedError in the call says the same.
+    `forward(q, k, v, causal=, softmax_scale=)` takes (B, S, H, D) tensors and returns O or (O, LSE, ...), LSE (B, H, Sq)
+    fp32, natural logarithm, or None. What it raises is a fault where the kernel is `strict` about what it promises, and may
+    be a refusal where it is not (`calls`). `tile` is the length whose neighbours the shapes probe. `differentiable` is None
+    where gradients are checked only if O carries one. `dq_is_deterministic` False documents atomics in dQ. `refuses(case)`
+    gives the reason why a case lies outside the promise, or None; raising NotImplementedError in the call says the same.
     `sources` are the files that hold the kernel.
     """
 
     name: str
     forward: Callable
-    head_dims: tuple[int, ...] = (64, 128)
+    head_dims: tuple[HeadDim, ...] = (HeadDim(64), HeadDim(128))
     tile: int = 128
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32", "fp64")
     needs_cuda: bool = False
+    strict: bool = True
     returns_lse: bool | None = None
     differentiable: bool | None = None
     dq_is_deterministic: bool = True
@@ -72,11 +75,21 @@ def resolve(name: str, device: str = "cuda") -> Subject:
     if ":" in name:
         found = _load(name)
         file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
-        return Subject(name=name, forward=found, sources=(Path(file),) if file else ())
+        return Subject(name=name, forward=found, sources=(Path(file),) if file else (), strict=False)
     raise UsageError(
         f"no kernel is called {name!r}: give one of {', '.join(names())}, or your own as package.module:function"
         f"{did_you_mean(name, names())}"
     )
+
+
+def head_dim(text: str | int) -> HeadDim:
+    """A head dim from 128 or "128", or from "192x128" where V's is another; raises UsageError for what is none."""
+    parts = str(text).split("x")
+    if len(parts) > 2 or not all(re.fullmatch("[1-9][0-9]{0,3}", part) for part in parts):
+        raise UsageError(
+            f"--head-dim {text!r} is none: give a whole number below 10000, or 192x128 where V's differs from Q's and K's"
+        )
+    return HeadDim(*map(int, parts))
 
 
 def _load(name: str) -> Callable:
@@ -86,18 +99,23 @@ def _load(name: str) -> Callable:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a module does on import, the user wants to read it in one sentence
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a module does on import, the user wants to read it in one sentence
         raise UsageError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
     found = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
+    try:
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+    except Exception as error:  # a module may compute its attributes
+        raise UsageError(f"{name} cannot be had: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UsageError(f"{module_name!r} has no callable {attribute!r}: write package.module:function")
     try:
         inspect.signature(found).bind(None, None, None, causal=False, softmax_scale=None)
     except TypeError as error:
         raise UsageError(f"{name} does not take the arguments ({error}): it must be {CALLABLE}") from error
-    except ValueError:  # built-ins may have no signature
+    except Exception:  # built-ins may have no signature, and a class of the user's may compute its own
         pass
     return found
 

@@ -6,21 +6,21 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib import metadata
 
 import torch
 
 from ...simulator.errors import UsageError, did_you_mean
-from . import accuracy, determinism, gradients, inputs, memory, sanitize, shapes
+from . import accuracy, calls, determinism, gradients, inputs, memory, sanitize, shapes, survey
 from .bench import Bench
 from .check import FAIL, NOTE, PASS, SKIP, Check, Fault, MissingTool, Noted, Skipped, Trial
 from .criteria import DTYPES
 from .mutants import MUTANTS, Mutant, TiledAttention
 from .mutants import subject as tiled_subject
-from .report import Report
-from .subjects import Subject, resolve
+from .report import SURVEY, Report
+from .subjects import Subject, head_dim, resolve
 
 GROUPS: dict[str, tuple[str, Callable]] = {
     "accuracy": ("O and LSE against fp64, at most twice the error of PyTorch in the same precision", accuracy.trials),
@@ -44,16 +44,22 @@ def validate(
     seed: int = 0,
     quick: bool = False,
     only: Sequence[str] = (),
+    head_dims: Sequence[int | str] = (),
+    forward_only: bool = False,
     with_sanitizer: bool = False,
     advance: Advance = lambda done, total, what: None,
     known: dict | None = None,
 ) -> Report:
     """Hold `subject`, or what it names, to the groups in `only` (all where empty) and return what was found.
 
-    Raises UsageError for a name, a device, dtype or group that does not exist or that the subject does not take, and MissingTool
-    where a GPU, or the sanitizer, is asked for and missing.
+    `head_dims`, such as 96 or "192x128" (of Q and K, and of V), stand in for the subject's own; `forward_only` asks for no
+    gradients. Raises UsageError for a name, a device, dtype or group that does not exist or that the subject does not
+    take, and MissingTool where a GPU, or the sanitizer, is asked for and missing.
     """
     subject = resolve(subject, device) if isinstance(subject, str) else subject
+    wanted = tuple(dict.fromkeys(map(head_dim, head_dims)))
+    subject = replace(subject, head_dims=wanted) if wanted else subject
+    subject = replace(subject, differentiable=False) if forward_only else subject
     bench = _bench(subject, device, dtype, seed, quick)
     chosen = _chosen(only)
     if with_sanitizer:
@@ -65,11 +71,22 @@ def validate(
         seed=seed,
         quick=quick,
         environment=_environment(bench.device) | {"kernel_sha256": subject.source_sha256, "date": date.today().isoformat()},
-        options=(f"--device {device}", f"--dtype {dtype}", *(["--quick"] if quick else [])),
+        options=(
+            f"--device {device}",
+            f"--dtype {dtype}",
+            *(["--quick"] if quick else []),
+            *(f"--head-dim {each}" for each in wanted),
+            *(["--forward-only"] if forward_only else []),
+        ),
     )
     if known is not None:
         bench.known = known
     started = time.perf_counter()
+    advance(0, 1, f"{subject.name}, {SURVEY}")
+    report.checks += survey.survey(bench)
+    if not bench.subject.head_dims:
+        report.seconds = time.perf_counter() - started
+        return report
     plan = [("sanitize", trial) for trial in sanitize.trials(bench)] if with_sanitizer else []
     plan += [(group, trial) for group in chosen for trial in _trials(bench, group)]
     for done, (group, trial) in enumerate(plan):
@@ -126,6 +143,11 @@ def _ask(bench: Bench, trial: Trial) -> Check:
         message = f"out of GPU memory: {str(error).splitlines()[0]}"
         torch.cuda.empty_cache()
         return Check(bench.group, trial.name, FAIL, bench.seed, message)
+    except (MissingTool, UsageError):
+        raise
+    except Exception as error:  # what came back is so odd that holding it failed: a finding too, and no traceback
+        where = calls.place(error)
+        return Check(bench.group, trial.name, FAIL, bench.seed, f"cannot be checked, {calls.said(error)} in {where}")
 
 
 def _gpu_answers() -> bool:
