@@ -1,4 +1,4 @@
-"""What a process shares, and a kernel should leave as it found it; and whether a CUDA graph can hold the kernel."""
+"""What a process shares, and a kernel should leave as it found it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -95,8 +95,3 @@ def put_back(before: dict[str, object]) -> None:
 def same(before: object, after: object) -> bool:
     """Whether two readings of one thing are equal."""
     return torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
-
-
-def trials(bench) -> Iterator:
-    """To come."""
-    return iter(())
