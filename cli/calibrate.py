@@ -56,6 +56,8 @@ def calibrate(
     """
     if (out is None) == (recorded is None):
         raise UsageError("give --out DIR to run the microbenchmarks, or --recorded DIR to derive from recordings")
+    if only and recorded is not None:
+        raise UsageError("--only chooses the microbenchmarks to run, and --recorded runs none: give one of them")
     from ..kernels.calibrate import device_file
     from ..kernels.validation.check import MissingTool
     from ..simulator.device import load_device

@@ -47,7 +47,7 @@ def compare(
     not counted. With --timeline it draws what each warp of a CTA was recorded to do under what the model says it does, and
     says how long each phase takes in both. Needs no GPU. Exit status: 1 where a kernel's recorded order is not its schedule's.
 
-    Example: fasim compare traces/recorded/runs
+    Example: fasim compare
 
     Theory: a model that fits what it was tuned on proves nothing; the held-out runs say what it is worth. Errors of
     cycles and of the clock can cancel in the time, so they are shown apart.

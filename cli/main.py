@@ -35,7 +35,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     help="What a FlashAttention schedule does on a Hopper GPU, before the kernel is written.\n\n"
-    "Start with: fasim predict --schedule pingpong",
+    "Start with: fasim predict pingpong",
 )
 for _place, _command in enumerate(
     (

@@ -23,14 +23,13 @@ _DEFAULT = WorkloadOptions()
 
 def measure(
     kernel: str | None = None,
-    /,
     workload: WorkloadOptions = _DEFAULT,
     *,
     plan: Path | None = None,
     counters: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     regime: str = "sustained",
     l2: str = "cold",
-    seconds: float = 1.5,
+    seconds: float | None = None,
     timeline: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     out: Path | None = None,
     json: Json = False,
@@ -61,7 +60,7 @@ def measure(
     l2
         cold (inputs rotate through more than L2) or warm (the same inputs every time).
     seconds
-        Length of a sustained run; its last two thirds count.
+        Length of a sustained run; its last two thirds count. [default: 1.5]
     timeline
         Measure the build that stamps what it does, and keep the spans of three CTAs (our CUDA kernels; not with --counters).
     out
@@ -71,6 +70,10 @@ def measure(
         raise UsageError("give a kernel, or a plan of many runs with --plan")
     if plan is not None and out is None:
         raise UsageError("--plan takes many runs: give the folder to keep them in with --out")
+    if plan is not None and workload != _DEFAULT:
+        raise UsageError("--plan names its workloads in the file: leave --batch, --seqlen and the others out")
+    if regime == "burst" and seconds is not None:
+        raise UsageError("--seconds is the length of a sustained run, and --regime burst takes the first 30 ms: give one of them")
     from ..kernels import measure as room
     from ..kernels.plan import Entry, read
     from ..kernels.validation.check import Fault, MissingTool
@@ -83,7 +86,8 @@ def measure(
             room.require_gpu()
             output.make_folder(out)
         with output.progress("measuring") as advance:
-            how = {"counters": counters, "regime": regime, "l2": l2, "seconds": seconds, "timeline": timeline}
+            length = room.SUSTAINED_S if seconds is None else seconds
+            how = {"counters": counters, "regime": regime, "l2": l2, "seconds": length, "timeline": timeline}
             for found in room.measure_all(entries, **how, advance=advance):
                 if isinstance(found, room.Refused):
                     refused.append(found)
@@ -104,7 +108,7 @@ def measure(
     if out is not None:
         output.note(f"wrote {len(runs)} run{'s' if len(runs) != 1 else ''} to {out}")
     if json:
-        output.emit_json(runs[0].to_dict() if kernel is not None else [run.to_dict() for run in runs])
+        output.emit_json([run.to_dict() for run in runs])
     elif runs:
         output.stdout().print(_one(runs[0]) if len(runs) == 1 else _several(runs))
     return 1 if refused else 0

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 _WORKLOAD = Group("Workload", sort_key=1)
 _MACHINE = Group("Machine and tile", sort_key=2)
+
+
+def _require(names: tuple[str, ...]) -> None:
+    if not names:
+        raise ValueError("--schedule needs a name, such as fa3")
+
+
 _DEFAULT_SEQLEN = 8448  # FlashAttention-3 Table 2: divisible by 132 SMs x 64 rows
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON, alone, on stdout.")]
@@ -25,24 +32,22 @@ Schedules = Annotated[
     Parameter(
         name="--schedule",
         negative=(),
+        consume_multiple=True,
+        validator=lambda _, names: _require(names),
         show_default=" ".join,
-        help="Name of a schedule (see `fasim schedules`); repeat it to compare several.",
+        help="Schedules (see `fasim schedules`); several are set beside each other. --schedule may be left out.",
     ),
 ]
-Schedule = Annotated[str, Parameter(name="--schedule", help="Name of a schedule (see `fasim schedules`).")]
+Schedule = Annotated[
+    str, Parameter(name="--schedule", help="A schedule (see `fasim schedules`). --schedule may be left out.")
+]
 
 
 @Parameter(name="*", group=_WORKLOAD)
 @dataclass(frozen=True, kw_only=True)
-class WorkloadOptions:
-    """What attention is asked to compute."""
+class ShapeOptions:
+    """What one head is asked to compute, which is all that a recorded instruction stream depends on."""
 
-    batch: int = 4
-    "Sequences in the batch."
-    heads: int = 16
-    "Query heads."
-    kv_heads: int | None = None
-    "Key and value heads: fewer than --heads for GQA, 1 for MQA. [default: as --heads]"
     seqlen: int | None = None
     "Length of queries and of keys. [default: 8448]"
     seqlen_q: int | None = None
@@ -65,35 +70,44 @@ class WorkloadOptions:
             raise UsageError("--seqlen sets both lengths: give it alone, or --seqlen-q and --seqlen-k")
         if (self.seqlen_q is None) != (self.seqlen_k is None):
             raise UsageError("--seqlen-q and --seqlen-k go together: give both, or --seqlen")
-        seqlen = self.seqlen
-        if seqlen is None and split == (None, None):
-            seqlen = _DEFAULT_SEQLEN
-        return Workload(
-            batch=self.batch,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            seqlen=seqlen,
-            seqlen_q=self.seqlen_q,
-            seqlen_k=self.seqlen_k,
-            head_dim=self.head_dim,
-            dtype=self.dtype,
-            causal=self.causal,
-        )
+        lengths = {"seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k}
+        if split == (None, None):
+            lengths = {"seqlen": _DEFAULT_SEQLEN if self.seqlen is None else self.seqlen}
+        return Workload(**self._heads(), **lengths, head_dim=self.head_dim, dtype=self.dtype, causal=self.causal)
+
+    def _heads(self) -> dict[str, int | None]:
+        return {"batch": 1, "heads": 1}
+
+
+@Parameter(name="*", group=_WORKLOAD)
+@dataclass(frozen=True, kw_only=True)
+class _HeadOptions:
+    batch: int = 4
+    "Sequences in the batch."
+    heads: int = 16
+    "Query heads."
+    kv_heads: int | None = None
+    "Key and value heads: fewer than --heads for GQA, 1 for MQA. [default: as --heads]"
+
+
+@Parameter(name="*", group=_WORKLOAD)
+@dataclass(frozen=True, kw_only=True)
+class WorkloadOptions(ShapeOptions, _HeadOptions):
+    """What attention is asked to compute."""
+
+    def _heads(self) -> dict[str, int | None]:
+        return {"batch": self.batch, "heads": self.heads, "kv_heads": self.kv_heads}
 
 
 @Parameter(name="*", group=_MACHINE)
 @dataclass(frozen=True, kw_only=True)
-class MachineOptions:
-    """The device, its clock, and the tile where the default one is not wanted."""
+class TileOptions:
+    """The device, and the tile where the default one is not wanted."""
 
     device: str = "h100-sxm"
     "Name of a device (see `fasim devices`) or path of your own TOML file."
-    clock: float | None = None
-    "Pin the SM clock, in MHz. [default: the clock that the power model predicts]"
-    regime: str = "sustained"
-    "The clock after seconds of load (sustained), or in the first 30 ms after a rest (burst)."
     tile: str | None = None
-    "Rows of Q by rows of K of one tile, as 128x176. [default: from the schedule's table]"
+    "Rows of Q by rows of K of one tile, as 128x128. [default: from the schedule's table]"
     stages: int | None = None
     "Slots of the K and V rings in shared memory."
     cluster: int | None = None
@@ -104,13 +118,6 @@ class MachineOptions:
         from ..simulator.device import load_device
 
         return load_device(self.device)
-
-    @property
-    def clock_hz(self) -> float | None:
-        """The pinned clock in Hz, or None where the power model decides."""
-        if self.clock is not None and not 0 < self.clock < float("inf"):
-            raise UsageError(f"--clock {self.clock:g} is not a clock: give MHz above zero, such as 1830")
-        return None if self.clock is None else self.clock * 1e6
 
     def choose_tile(self, workload: Workload, schedule: str, device: Device) -> Tile | None:
         """The tile asked for; None leaves the choice to the schedule's own table."""
@@ -129,11 +136,31 @@ class MachineOptions:
             changes |= {"block_m": asked.block_m, "block_n": asked.block_n, "consumers": consumers}
         return replace(tile, **changes)
 
+
+@Parameter(name="*", group=_MACHINE)
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions(TileOptions):
+    """The device with its clock, and the tile."""
+
+    clock: float | None = None
+    "Pin the SM clock, in MHz. [default: the clock that the power model predicts]"
+    regime: str | None = None
+    "The clock after seconds of load (sustained), or in the first 30 ms after a rest (burst). [default: sustained]"
+
+    @property
+    def clock_hz(self) -> float | None:
+        """The pinned clock in Hz, or None where the power model decides."""
+        if self.clock is not None and not 0 < self.clock < float("inf"):
+            raise UsageError(f"--clock {self.clock:g} is not a clock: give MHz above zero, such as 1830")
+        if self.clock is not None and self.regime is not None:
+            raise UsageError("--clock pins the clock and --regime says how it is found: give one of them")
+        return None if self.clock is None else self.clock * 1e6
+
     def predict(self, workload: Workload, schedule: str, why: bool = False) -> Run:
         """Predict one schedule with these options; with `why`, what each resource twice as fast would save too."""
         from ..simulator.predict import predict
 
         device = self.load()
         tile = self.choose_tile(workload, schedule, device)
-        asked = {"tile": tile, "clock_hz": self.clock_hz, "regime": self.regime, "why": why}
+        asked = {"tile": tile, "clock_hz": self.clock_hz, "regime": self.regime or "sustained", "why": why}
         return predict(workload, schedule=schedule, device=device, **asked)

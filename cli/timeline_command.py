@@ -13,10 +13,10 @@ _MACHINE = MachineOptions()
 
 
 def timeline(
+    schedule: Schedule = "pingpong",
     workload: WorkloadOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
-    schedule: Schedule = "pingpong",
     iterations: str = "1-4",
     cycles: str | None = None,
     width: int | None = None,
@@ -29,7 +29,7 @@ def timeline(
     One line per warp and per unit of one SM: TMA, tensor cores, MUFU, FMA, barriers. A colour is one K/V block, light
     for warpgroup 0 and dark for warpgroup 1; blank is idle. Time runs in SM cycles from the start of the kernel.
 
-    Example: fasim timeline --schedule fa3 --iterations 2-5 --svg fa3.svg --trace fa3.json
+    Example: fasim timeline fa3 --iterations 2-5 --svg fa3.svg --trace fa3.json
 
     Theory: under pingpong the two shades alternate on the tensor cores, and each warpgroup's softmax lies under the
     other's GEMMs; the gaps that stay are what overlap within a warpgroup (fa3) can still fill.

@@ -9,6 +9,7 @@ from cyclopts import (
     UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
+    ValidationError,
 )
 
 from ..simulator.errors import did_you_mean
@@ -26,8 +27,8 @@ def sentence(error: CycloptsError) -> str:
         return f"command {asked!r} is not known ({', '.join(commands)}){did_you_mean(asked, commands)}"
     if isinstance(error, UnknownOptionError):
         asked = (error.token.keyword or error.token.value).partition("=")[0]
-        options = [name for each in error.argument_collection if each.parse for name in each.names if name.startswith("--")]
-        return f"{command} has no option {asked}{did_you_mean(asked, options) or f'; {see}'}"
+        options = [name[2:] for each in error.argument_collection if each.parse for name in each.names if name.startswith("--")]
+        return f"{command} has no option {asked}{did_you_mean(asked.lstrip('-'), options, prefix='--') or f'; {see}'}"
     if isinstance(error, CoercionError) and error.token is not None and error.target_type in _KINDS:
         name = error.token.keyword or (error.argument.name.lstrip("-").upper() if error.argument is not None else command)
         return f"{name} {error.token.value!r} is not {_KINDS[error.target_type]}"
@@ -36,4 +37,6 @@ def sentence(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.keyword or error.argument.name
         return f"{command} needs a value for {name if name.startswith('-') else name.upper()}; {see}"
+    if isinstance(error, ValidationError) and error.exception_message:
+        return error.exception_message
     return str(error)

@@ -9,10 +9,10 @@ class UsageError(ValueError):
     """What was asked cannot be done; the message is one clear sentence for the user."""
 
 
-def did_you_mean(asked: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str:
+def did_you_mean(asked: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None, prefix: str = "") -> str:
     """The end of a sentence about a name that is not known: "; did you mean 'pingpong'?", or nothing where none is near.
 
-    `synonyms` are other names people have for something known.
+    `synonyms` are other names people have for something known; `prefix` stands before each in the sentence.
     """
     from difflib import get_close_matches
 
@@ -21,4 +21,4 @@ def did_you_mean(asked: str, known: Iterable[str], synonyms: Mapping[str, str] |
     longer = [name for name in by_lower if len(wanted) > 1 and name.startswith(wanted)]
     close = [wanted] if wanted in by_lower else longer[:3] or get_close_matches(wanted, by_lower, n=1)
     found = dict.fromkeys(by_lower[each] for each in close)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    return f"; did you mean {' or '.join(repr(prefix + each) for each in found)}?" if found else ""

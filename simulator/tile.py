@@ -45,10 +45,10 @@ class Tile:
 
     @classmethod
     def parse(cls, text: str, **fields: int) -> Tile:
-        """A tile from "128x176" (block_m x block_n) and any other fields by name."""
+        """A tile from "128x128" (block_m x block_n) and any other fields by name."""
         match = re.fullmatch(r"([0-9]{1,18})x([0-9]{1,18})", text.strip())
         if not match:
-            raise UsageError(f"tile {shown(text)} is not of the form 128x176 (queries x keys)")
+            raise UsageError(f"tile {shown(text)} is not of the form 128x128 (queries x keys)")
         return cls(int(match[1]), int(match[2]), **fields)
 
     def to_dict(self) -> dict:

@@ -31,7 +31,7 @@ COMMANDS = ("predict", "timeline", "roofline", "published", "schedules", "device
 
 def test_predict_json_has_exactly_the_promised_keys(fasim):
     status, out, err = fasim("predict", *SMALL, "--json")
-    answer = json.loads(out)
+    [answer] = json.loads(out)
     assert (status, err) == (0, "")
     assert list(answer) == KEYS
     assert list(answer["traffic"]) == TRAFFIC_KEYS
@@ -42,7 +42,7 @@ def test_predict_json_has_exactly_the_promised_keys(fasim):
 def test_python_and_the_command_give_the_same_object(fasim):
     run = predict_run(Workload(batch=1, heads=4, seqlen=1024, head_dim=128), schedule="pingpong", device="h200")
     _, out, _ = fasim("predict", *SMALL, "--schedule", "pingpong", "--device", "h200", "--json")
-    assert json.loads(out) == json.loads(json.dumps(run.to_dict()))
+    assert json.loads(out) == [json.loads(json.dumps(run.to_dict()))]
 
 
 def test_several_schedules_give_one_table_and_one_json_list(fasim):
@@ -70,14 +70,14 @@ def test_a_workload_the_papers_did_not_run_shows_no_published_figure(fasim):
 
 def test_the_clock_option_pins_the_clock(fasim):
     _, out, _ = fasim("predict", *SMALL, "--clock", "1200", "--json")
-    answer = json.loads(out)
+    [answer] = json.loads(out)
     assert answer["sm_clock_hz"] == 1.2e9
     assert answer["time_s"] == pytest.approx(answer["cycles"] / 1.2e9)
 
 
 def test_tile_stages_and_cluster_reach_the_prediction(fasim):
     _, out, _ = fasim("predict", *SMALL, "--tile", "128x64", "--stages", "3", "--cluster", "1", "--json")
-    tile = json.loads(out)["tile"]
+    tile = json.loads(out)[0]["tile"]
     assert (tile["block_m"], tile["block_n"], tile["stages"], tile["cluster"]) == (128, 64, 3, 1)
 
 
@@ -85,7 +85,7 @@ def test_split_lengths_and_grouped_heads_reach_the_prediction(fasim):
     _, out, _ = fasim(
         "predict", "--batch", "1", "--heads", "8", "--kv-heads", "2", "--seqlen-q", "256", "--seqlen-k", "777", "--json"
     )
-    workload = json.loads(out)["workload"]
+    workload = json.loads(out)[0]["workload"]
     assert (workload["kv_heads"], workload["seqlen_q"], workload["seqlen_k"]) == (2, 256, 777)
 
 
@@ -145,7 +145,7 @@ def test_schedules_and_devices_list_what_there_is(fasim):
     assert all(name in out for name in SCHEDULES)
     assert {row["name"] for row in json.loads(fasim("schedules", "--json")[1])} == set(SCHEDULES)
     assert set(json.loads(fasim("devices", "--json")[1])) == set(DEVICE_NAMES)
-    fields = json.loads(fasim("devices", "h200", "--json")[1])
+    fields = json.loads(fasim("devices", "h200", "--json")[1])["h200"]
     assert all(entry["source"] and entry["unit"] for entry in fields.values())
 
 
@@ -239,8 +239,8 @@ def test_a_broken_device_file_is_one_sentence_that_names_it(fasim, tmp_path, tex
 def test_a_users_own_device_file_is_read(fasim, tmp_path):
     path = tmp_path / "half.toml"
     path.write_text('base = "h200"\n[chip]\nsms = {value = 66, unit = "count", source = "a test"}\n', encoding="utf-8")
-    whole = json.loads(fasim("predict", "--device", "h200", "--clock", "1500", "--json")[1])
-    half = json.loads(fasim("predict", "--device", str(path), "--clock", "1500", "--json")[1])
+    whole = json.loads(fasim("predict", "--device", "h200", "--clock", "1500", "--json")[1])[0]
+    half = json.loads(fasim("predict", "--device", str(path), "--clock", "1500", "--json")[1])[0]
     assert half["cycles"] > 1.8 * whole["cycles"]
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from fasim.cli.main import BROKEN_PIPE, USAGE
+import fasim as fasim_package
+from fasim.cli.main import BROKEN_PIPE, USAGE, app
 from fasim.cli.plain import fall_back
+from fasim.traces import store
 
 NEARLY = {
     "schedule in capitals": (("predict", "--schedule", "PINGPONG"), "'pingpong'"),
@@ -56,9 +64,7 @@ def python(*tokens: str, **rest) -> subprocess.Popen:
 
 def test_python_m_fasim_is_the_command(tmp_path):
     done = python("fasim", "--version", stdout=subprocess.PIPE, cwd=tmp_path)
-    import fasim
-
-    assert done.communicate(timeout=120)[0].strip() == fasim.__version__
+    assert done.communicate(timeout=120)[0].strip() == fasim_package.__version__
     assert done.returncode == 0
 
 
@@ -107,3 +113,124 @@ def test_every_character_the_tables_draw_has_an_equal_in_ascii(fasim):
     tokens = ("fasim", "predict", "--batch", "1", "--heads", "4", "--seqlen", "1024")
     out, err = python(*tokens, stdout=subprocess.PIPE, env=environment).communicate(timeout=120)
     assert err == "" and "#" in out and "?" not in out and out.isascii()
+
+
+# -- what the help says ---
+
+ROOT = Path(fasim_package.__file__).parent
+COMMANDS = [name for name in app if not name.startswith("-")]
+ONLY_PARSED = {"kernels": "its example compiles every kernel", "validate": "its example is the reader's own kernel"}
+
+
+def example(command: str, help_text: str) -> list[str]:
+    """The tokens of the example in a command's help, which is wrapped."""
+    found = re.search(r"^Example: fasim (.*?)\n\s*\n", help_text, re.MULTILINE | re.DOTALL)
+    tokens = shlex.split(" ".join(found[1].split()))
+    assert tokens[0] == command
+    return tokens
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_in_the_help_runs(fasim, monkeypatch, tmp_path, command):
+    tokens = example(command, fasim(command, "--help")[1])
+    if command in ONLY_PARSED:
+        app.parse_args(tokens, exit_on_error=False, print_error=False)
+        return
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(next(iter(sorted(store.RECORDED.glob("fa3-cuda-b16h16s1024d128*.run.json")))), folder)
+    monkeypatch.setattr(store, "RECORDED", folder)
+    (tmp_path / "traces").symlink_to(ROOT / "traces")
+    monkeypatch.chdir(tmp_path)
+    status, _, err = fasim(*tokens)
+    assert status == 0 or (status == 3 and command in ("measure", "validate")), err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_eighty_columns(command):
+    screen = Console(width=80, file=io.StringIO())
+    app.help_print([command], console=screen)
+    assert 40 < max(map(len, screen.file.getvalue().splitlines())) <= 80
+
+
+def test_every_command_line_of_the_readme_parses():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.removeprefix("$ ").partition(" | ")[0] for line in text.splitlines() if re.match(r"(\$ )?fasim ", line)]
+    assert len(lines) > 5
+    for line in lines:
+        app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+
+
+# -- one way to say it, one shape to answer ---
+
+TINY = ("--batch", "1", "--heads", "1", "--seqlen", "128")
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ("predict", "pingpong", "fa2", *TINY),
+        ("predict", *TINY, "--schedule", "pingpong", "fa2"),
+        ("predict", *TINY, "--schedule", "pingpong", "--schedule", "fa2"),
+    ],
+)
+def test_schedules_are_named_first_or_after_the_option(fasim, tokens):
+    status, out, err = fasim(*tokens, "--json")
+    assert (status, err) == (0, "")
+    assert [run["schedule"] for run in json.loads(out)] == ["pingpong", "fa2"]
+
+
+@pytest.mark.parametrize(("command", "option"), [("disasm", "--schedule"), ("validate", "--kernel"), ("measure", "--kernel")])
+def test_what_a_command_is_about_is_its_first_argument_or_its_option(command, option):
+    if command != "disasm":
+        pytest.importorskip("torch")
+    first, named = (
+        app.parse_args(tokens, exit_on_error=False, print_error=False)[1].arguments
+        for tokens in ([command, "fa3"], [command, option, "fa3"])
+    )
+    assert first == named and "fa3" in first.values()
+
+
+def test_json_has_the_same_shape_for_one_and_for_several(fasim):
+    one, two = (json.loads(fasim("predict", *names, *TINY, "--json")[1]) for names in (("fa2",), ("fa2", "fa3")))
+    assert [run["schedule"] for run in one] == ["fa2"] and one[0] == two[0]
+    all_devices = json.loads(fasim("devices", "--json")[1])
+    assert json.loads(fasim("devices", "h200", "--json")[1]) == {"h200": all_devices["h200"]}
+
+
+NO_EFFECT = {
+    "the clock of a listing": ("disasm", "fa3", "--clock", "1500"),
+    "the batch of a listing": ("disasm", "fa3", "--batch", "3"),
+    "a regime beside a clock": ("predict", *TINY, "--clock", "1500", "--regime", "burst"),
+    "a workload beside a plan": ("measure", "--plan", "plan.toml", "--out", "runs", "--heads", "3"),
+    "the length of a burst": ("measure", "fa3", "--regime", "burst", "--seconds", "3"),
+    "a choice of nothing": ("calibrate", "--recorded", "traces/recorded/calibration", "--only", "pipes"),
+}
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_an_option_without_effect_is_refused(fasim, name):
+    status, out, err = fasim(*NO_EFFECT[name])
+    assert (status, out) == (USAGE, "") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--seqlen", "300"), ("--head-dim", "64"), ("--dtype", "e4m3"), ("--causal", None), ("--tile", "128x64"), ("--kv-blocks", "2"),
+     ("--stages", "3"), ("--cluster", "1")],
+)  # fmt: skip
+def test_every_option_of_a_listing_changes_it(fasim, option, value):
+    plain = fasim("disasm", "pingpong-published")[1]
+    status, out, err = fasim("disasm", "pingpong-published", option, *([value] if value else []))
+    assert status == 0, err
+    assert out != plain
+
+
+def test_an_endless_listing_is_refused(fasim):
+    status, out, err = fasim("disasm", "pingpong", "--kv-blocks", "100000000")
+    assert (status, out) == (USAGE, "") and "1,000" in err
+
+
+@pytest.mark.parametrize("tokens", [("predict", "--schedule"), ("predict", "--schedule", "--json"), ("roofline", "--schedule")])
+def test_no_schedule_at_all_is_refused(fasim, tokens):
+    assert fasim(*tokens)[2] == "fasim: --schedule needs a name, such as fa3\n"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...simulator.errors import UsageError
 from .. import output
-from ..options import Json, MachineOptions, WorkloadOptions
+from ..options import Json, Schedule, ShapeOptions, TileOptions
 
-_DEFAULT = WorkloadOptions()
-_MACHINE = MachineOptions()
+_SHAPE = ShapeOptions()
+_TILE = TileOptions()
+MAX_KV_BLOCKS = 1000
 
 
 def schedules(*, json: Json = False) -> None:
@@ -46,16 +47,15 @@ def devices(name: str | None = None, /, *, json: Json = False) -> None:
 
     if json:
         fields = {each: tables.device_fields(device) for each, device in found.items()}
-        output.emit_json(fields[name] if name else fields)
+        output.emit_json(fields)
         return
     output.stdout().print(tables.device(found[name]) if name else tables.devices(found))
 
 
 def disasm(
-    schedule: str,
-    /,
-    workload: WorkloadOptions = _DEFAULT,
-    machine: MachineOptions = _MACHINE,
+    schedule: Schedule,
+    workload: ShapeOptions = _SHAPE,
+    machine: TileOptions = _TILE,
     *,
     kv_blocks: int = 3,
     json: Json = False,
@@ -71,13 +71,13 @@ def disasm(
 
     Parameters
     ----------
-    schedule
-        Name of a schedule (see `fasim schedules`).
     kv_blocks
-        Length of the loop to record.
+        K/V blocks of the loop to record, up to 1,000.
     """
     if kv_blocks <= 0:
         raise UsageError(f"--kv-blocks {kv_blocks} must be positive")
+    if kv_blocks > MAX_KV_BLOCKS:
+        raise UsageError(f"--kv-blocks {kv_blocks} is more than {MAX_KV_BLOCKS:,}, and the loop repeats itself long before")
     from ...simulator.predict import default_tile, programs
     from ...simulator.program import disassemble
 

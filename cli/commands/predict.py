@@ -14,10 +14,10 @@ _MACHINE = MachineOptions()
 
 
 def predict(
+    schedule: Schedules = ("fa3",),
     workload: WorkloadOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
-    schedule: Schedules = ("fa3",),
     why: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> None:
@@ -27,7 +27,7 @@ def predict(
     that costs most and what would help, and the bytes of every tensor at three levels (algorithmic, L2, HBM). Where the
     papers measured this very workload, their figure stands beside the prediction.
 
-    Example: fasim predict --schedule warp-specialized --schedule pingpong --schedule fa3 --causal
+    Example: fasim predict warp-specialized pingpong fa3 --causal
 
     Theory: attention needs one exp2 for every 4 d FLOPs, and the MUFU is hundreds of times slower than the tensor
     cores, so what decides is how much of the softmax a schedule hides under the GEMMs.
@@ -44,7 +44,7 @@ def predict(
             advance(done, len(schedule), name)
             runs.append(machine.predict(problem, name, why))
     if json:
-        output.emit_json(runs[0].to_dict() if len(runs) == 1 else [run.to_dict() for run in runs])
+        output.emit_json([run.to_dict() for run in runs])
         return
     from .. import tables
 

@@ -21,7 +21,7 @@ def published(
     per group the mean absolute error (MAPE), the "implementation efficiency" (geometric mean of published over
     predicted) and the error that is left after that one factor.
 
-    Example: fasim published --figure 5c
+    Example: fasim published --figure ablation
 
     Theory: the papers' bars are kernels of their year. A model of the schedule overshoots them by what the kernel of
     that year left on the table; a good model overshoots evenly, so the error after one factor is the telling one.

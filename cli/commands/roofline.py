@@ -10,10 +10,10 @@ _MACHINE = MachineOptions()
 
 
 def roofline(
+    schedule: Schedules = ("fa3",),
     workload: WorkloadOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
-    schedule: Schedules = ("fa3",),
     json: Json = False,
 ) -> None:
     """Draw where the workload stands for HBM, L2, tensor cores and MUFU.
@@ -21,7 +21,7 @@ def roofline(
     Each resource alone would take some least time; the longest of them bounds the kernel. The plot shows attainable
     TFLOP/s over FLOPs per HBM byte, with a marker for each predicted schedule.
 
-    Example: fasim roofline --seqlen 512 --schedule standard --schedule fa3
+    Example: fasim roofline standard fa3 --seqlen 512
 
     Theory: attention's intensity grows with the sequence when S and P stay on chip, and stays flat when they do not:
     that is why standard attention hangs under the sloping HBM roof and FlashAttention reaches the flat one.

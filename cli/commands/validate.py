@@ -98,7 +98,7 @@ def validate(
         output.write_file(junit, as_xml(reports))
         output.note(f"wrote {junit}")
     if json:
-        output.emit_json(reports[0].to_dict() if len(reports) == 1 else [each.to_dict() for each in reports])
+        output.emit_json([each.to_dict() for each in reports])
     else:
         titles = {name: title for name, (title, _) in suite.GROUPS.items()}
         for each in reports:
