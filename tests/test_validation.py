@@ -257,7 +257,7 @@ def test_a_users_planted_fault_is_rejected_with_the_input_and_the_seed(fasim):
 def test_a_users_correct_callable_passes_with_json_and_junit(fasim, user):
     tokens = ("--kernel", "my_attention:right", "--device", "cpu", "--quick", "--only", "inputs", "--only", "determinism")
     status, out, err = fasim("validate", *tokens, "--json", "--junit", "result.xml")
-    report = json.loads(out)
+    [report] = json.loads(out)
     assert status == 0, report["conclusion"]
     assert "result.xml" in err
     assert list(report) == (
