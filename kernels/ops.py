@@ -7,7 +7,8 @@ the launch's.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -18,8 +19,9 @@ from torch.autograd import forward_ad
 
 from ..simulator.errors import UsageError
 from . import build
+from .arguments import check_gradients, check_inputs, check_storage, flag_of, scale_of
 from .cuda import config as cuda
-from .reference import default_scale
+from .cuda import driver
 
 if TYPE_CHECKING:
     from .cuda.launch import Plan
@@ -29,9 +31,6 @@ TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.
 
 SCHEDULES = (*TRITON, *cuda.available())
 """Every schedule that has a kernel."""
-
-HEAD_DIMS = (64, 128, 256)
-DTYPES = (torch.float16, torch.bfloat16)
 
 
 def flash_attn_func(
@@ -46,15 +45,23 @@ def flash_attn_func(
     """softmax(scale * Q K^T) V by a kernel of ours, O shaped as q; with return_lse, (O, LSE).
 
     q is (B, S_q, H, D), k and v are (B, S_k, H_kv, D): fp16 or bf16, D of 64, 128 or 256, H a multiple of H_kv, any
-    lengths and strides. LSE is (B, H, S_q), fp32, natural logarithm. `softmax_scale` defaults to 1/sqrt(D). A causal
-    mask is bottom-right aligned; a row that sees no key gives O = 0, LSE = -inf. `schedule` is one of SCHEDULES or
-    "auto". Both outputs are differentiable. Raises UsageError for what is not supported.
+    lengths and strides. LSE is (B, H, S_q), fp32, natural logarithm. A causal mask is bottom-right aligned; a row that sees
+    no key gives O = 0, LSE = -inf. `schedule` is one of SCHEDULES or "auto". Both outputs are differentiable, once.
+
+    `softmax_scale` is a number within -65,536 and 65,536; None is 1/sqrt(D). A negative one prefers the lowest scores. At 0,
+    -0.0 and magnitudes below 2^-126, which are 0 in the GPU's fp32, all keys that a row sees weigh the same and dQ = dK = 0.
+    Larger magnitudes, infinities and NaN are refused. P has a relative error of |scale * S| 2^-24, as of every kernel in fp32.
+
+    Raises UsageError, one sentence, for whatever is not supported, and when a second derivative is asked for.
     """
-    if softmax_scale is None:
-        softmax_scale = default_scale(q.shape[-1])
-    if softmax_scale < 0:  # the kernels take their maxima before they scale
-        q, softmax_scale = -q, -softmax_scale
-    plan = None if _observed(q, k, v) else _plan(q, k, v, causal, schedule)
+    causal, schedule = flag_of(causal), _known(schedule)
+    if _observed(q, k, v):
+        plan = None
+        if not torch.compiler.is_compiling():
+            check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
+    else:
+        plan = _plan(q, k, v, causal, schedule)
+    softmax_scale = scale_of(softmax_scale, q.shape[-1])
     if plan is None:
         o, lse = attention(q, k, v, softmax_scale, causal, schedule)
     elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
@@ -71,16 +78,33 @@ def runnable(device: str | torch.device) -> tuple[str, ...]:
 
 
 def _observed(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether someone must see the operator and not its launch: a tracer, a mode, a subclass, a transform, forward AD."""
+    """Whether the dispatcher has work to do before or instead of a launch: a tracer, a mode, a transform, forward AD, or
+    tensors that are not the plain ones of a CUDA device (subclasses, negated views, zero tensors, wrappers, other devices).
+    """
     return bool(
         torch.compiler.is_compiling()
         or not (type(q) is type(k) is type(v) is Tensor)
+        or not ((keys := _keys_of(q)) == _keys_of(k) == _keys_of(v) and keys in (_PLAIN, _PLAIN_INFERENCE))
         or torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def _plain_keys(*names: str) -> torch._C.DispatchKeySet:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, names[0]))
+    for name in names[1:]:
+        keys = keys.add(getattr(torch._C.DispatchKey, name))
+    return keys
+
+
+# What a tensor asks of the dispatcher is written in its key set (c10/core/DispatchKeySet.h). One set is allowed, not some
+# others forbidden: whatever PyTorch adds next goes through the dispatcher too.
+_keys_of = torch._C._dispatch_keys
+_PLAIN = _plain_keys("CUDA", "ADInplaceOrView", "AutogradCUDA", "AutocastCUDA")
+_PLAIN_INFERENCE = _plain_keys("CUDA", "AutocastCUDA")
 
 
 _plans: dict[tuple, Plan | None] = {}
@@ -102,12 +126,12 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
         return _plans[key]
     except KeyError:
         pass
-    check_inputs(q, k, v, schedule)
+    check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     name, plan = _resolve(schedule, q, causal), None
     if name not in TRITON:
         from .cuda.launch import plan_for
 
-        plan = plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), q.dtype, bool(causal), name, q.get_device())
+        plan = plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), q.dtype, causal, name, q.get_device())
     if len(_plans) >= _PLANS_KEPT:
         _plans.clear()
     _plans[key] = plan
@@ -118,19 +142,24 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool = False, schedule: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """O and LSE by the schedule's kernel; softmax_scale >= 0."""
-    plan = _plan(q, k, v, causal, schedule)
+    """O and LSE by the schedule's kernel; arguments as of flash_attn_func."""
+    check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
+    plan, softmax_scale = _plan(q, k, v, causal, _known(schedule)), scale_of(softmax_scale, q.shape[3])
     if plan:
         return plan.run(q, k, v, softmax_scale)
     _check_runnable(q)
+    for x in (q, k, v):
+        check_storage(x)
     kernel = import_module(TRITON[_resolve(schedule, q, causal)], __package__)
+    if softmax_scale < 0:  # the kernels take their maxima before they scale
+        q, softmax_scale = -q, -softmax_scale
     with _on_device(q):
         return kernel.forward(q, k, v, softmax_scale, causal)
 
 
 @attention.register_fake
 def _(q, k, v, softmax_scale, causal=False, schedule="auto"):
-    check_inputs(q, k, v, schedule)
+    check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     batch, seqlen_q, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
 
@@ -149,7 +178,11 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV, contiguous, by recomputation from LSE; `dlse` is the gradient of LSE, if any."""
     check_inputs(q, k, v)
+    check_gradients(do, q, o, lse, dlse)
     _check_runnable(q)
+    for x in (do, q, k, v, o, lse) if dlse is None else (do, q, k, v, o, lse, dlse):
+        check_storage(x)
+    softmax_scale = scale_of(softmax_scale, q.shape[3])
     kernel = import_module(".triton.fa2_backward", __package__)
     with _on_device(q):
         return kernel.backward(do, q, k, v, o, lse, softmax_scale, causal, dlse=dlse)
@@ -158,6 +191,17 @@ def attention_backward(
 @attention_backward.register_fake
 def _(do, q, k, v, o, lse, dlse, softmax_scale, causal=False):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _refuse(ctx, *_):
+    raise UsageError(
+        "attention has no second derivative here: leave create_graph=True out, or use torch's scaled_dot_product_attention"
+        " with the math backend"
+    )
+
+
+# Without this node a second derivative would end in silence wherever None is allowed.
+attention_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
 
 
 def _keep(ctx, inputs, output):
@@ -189,34 +233,7 @@ class _Recorded(torch.autograd.Function):
         _keep(ctx, (q, k, v, softmax_scale, causal, None), (o, lse))
         return o, lse
 
-    backward = staticmethod(torch.autograd.function.once_differentiable(_differentiate))
-
-
-def check_inputs(q: Tensor, k: Tensor, v: Tensor, schedule: str = "auto") -> None:
-    """Raise UsageError, one sentence, unless the kernels can take these tensors."""
-    if schedule != "auto" and schedule not in SCHEDULES:
-        raise UsageError(f"schedule={schedule!r} has no kernel here (auto, {', '.join(SCHEDULES)})")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 4:
-            raise UsageError(f"{name} has shape {tuple(x.shape)}; it must be (batch, seqlen, heads, head_dim)")
-        if x.dtype not in DTYPES:
-            raise UsageError(f"{name} is {x.dtype}; the kernels take float16 and bfloat16: convert it with {name}.half()")
-    if not q.dtype == k.dtype == v.dtype:
-        raise UsageError(f"q, k and v have different dtypes ({q.dtype}, {k.dtype}, {v.dtype}); convert them to one")
-    if not q.device == k.device == v.device:
-        raise UsageError(f"q, k and v are on different devices ({q.device}, {k.device}, {v.device}); move them to one")
-    if k.shape != v.shape:
-        raise UsageError(f"k has shape {tuple(k.shape)} but v has {tuple(v.shape)}; they must be the same")
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise UsageError(f"q of shape {tuple(q.shape)} and k of {tuple(k.shape)} must agree in batch and head_dim")
-    if q.shape[3] not in HEAD_DIMS:
-        name = "fa2" if schedule == "auto" else schedule
-        raise UsageError(
-            f"head_dim={q.shape[3]} is not supported by {name!r} ({', '.join(map(str, HEAD_DIMS))});"
-            " pad q, k and v with zeros and give softmax_scale, or use torch's scaled_dot_product_attention"
-        )
-    if (k.shape[2] == 0 and q.shape[2] != 0) or (k.shape[2] and q.shape[2] % k.shape[2]):
-        raise UsageError(f"k's {k.shape[2]} heads do not divide q's {q.shape[2]}; repeat or drop heads of k and v")
+    backward = staticmethod(_differentiate)
 
 
 def _resolve(schedule: str, q: Tensor, causal: bool) -> str:
@@ -225,7 +242,7 @@ def _resolve(schedule: str, q: Tensor, causal: bool) -> str:
         return schedule
     if not q.is_cuda:
         return FASTEST_ANYWHERE
-    return _fastest(q.get_device(), q.dtype, q.shape[3], bool(causal))
+    return _fastest(q.get_device(), q.dtype, q.shape[3], causal)
 
 
 FASTEST_ANYWHERE = "fa2"
@@ -260,6 +277,19 @@ def _check_runnable(q: Tensor) -> None:
         )
 
 
-def _on_device(q: Tensor):
-    """Launch on q's device and its current stream."""
-    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()
+@contextmanager
+def _on_device(q: Tensor) -> Iterator[None]:
+    """Launch on q's device and its current stream, in whatever thread: a fresh one has no CUDA context, which TMA needs."""
+    if not q.is_cuda:
+        yield
+        return
+    with torch.cuda.device(q.device):
+        driver.ensure_context(q.get_device())
+        yield
+
+
+def _known(schedule: str) -> str:
+    """`schedule`; UsageError unless it is "auto" or one of SCHEDULES."""
+    if isinstance(schedule, str) and (schedule == "auto" or schedule in SCHEDULES):
+        return schedule
+    raise UsageError(f"schedule={schedule!r} has no kernel here (auto, {', '.join(SCHEDULES)})")

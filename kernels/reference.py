@@ -15,6 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import default_scale, scale_of
+
+__all__ = ["attention_backward", "attention_forward", "default_scale"]
+
 CHUNK_ELEMENTS = 1 << 26
 """Elements of one chunk of S: 512 MiB in fp64."""
 
@@ -41,7 +45,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | No
     1/sqrt(D). NaN and infinities travel as they do in PyTorch's math attention. FlashAttention (arXiv:2205.14135) Algorithm 0.
     """
     batch, seqlen_q, heads, head_dim = q.shape
-    scale = default_scale(head_dim) if softmax_scale is None else softmax_scale
+    scale = scale_of(softmax_scale, head_dim)
     o = torch.zeros(batch, seqlen_q, heads, v.shape[-1], dtype=torch.float64, device=q.device)
     lse = torch.full((batch, heads, seqlen_q), -math.inf, dtype=torch.float64, device=q.device)
     for part in _parts(q, k, causal):
@@ -69,8 +73,7 @@ def attention_backward(
 
     FlashAttention-2 (arXiv:2307.08691) section 2.3: dS = P * (dP - delta), delta = rowsum(dO * O) - dLSE.
     """
-    head_dim = q.shape[-1]
-    scale = default_scale(head_dim) if softmax_scale is None else softmax_scale
+    scale = scale_of(softmax_scale, q.shape[-1])
     dq, dk, dv = (torch.zeros(x.shape, dtype=torch.float64, device=x.device) for x in (q, k, v))
     for part in _parts(q, k, causal):
         seen = (part.batch, slice(0, part.keys), part.kv_head)
@@ -86,11 +89,6 @@ def attention_backward(
         dk[seen] += (dscores.transpose(-1, -2) @ queries).sum(0)
         dv[seen] += (weights.transpose(-1, -2) @ gradient).sum(0)
     return Gradients(dq, dk, dv)
-
-
-def default_scale(head_dim: int) -> float:
-    """1/sqrt(D), the scale of every paper."""
-    return 1.0 / math.sqrt(head_dim)
 
 
 class _Part(NamedTuple):

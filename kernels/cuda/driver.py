@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cache
 
 INVALID_CONTEXT = 201
 MAX_DYNAMIC_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -28,7 +28,7 @@ class DriverError(RuntimeError):
         self.code = code
 
 
-@lru_cache(maxsize=1)
+@cache
 def library() -> ctypes.CDLL:
     """libcuda, which the NVIDIA driver installs; OSError without one."""
     return ctypes.CDLL("libcuda.so.1")
@@ -41,12 +41,21 @@ def call(name: str, *arguments: object) -> None:
         raise DriverError(name, code)
 
 
+@cache
 def primary_context(device: int) -> ctypes.c_void_p:
     """The context that PyTorch and the CUDA runtime use on a device."""
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     call("cuDeviceGet", ctypes.byref(handle), device)
     call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
     return context
+
+
+def ensure_context(device: int) -> None:
+    """Give this thread the device's context where it has none yet: PyTorch sets one only when it calls the runtime."""
+    current = ctypes.c_void_p()
+    call("cuCtxGetCurrent", ctypes.byref(current))
+    if not current:
+        call("cuCtxSetCurrent", primary_context(device))
 
 
 def load_kernel(cubin: bytes, name: str, smem_bytes: int) -> ctypes.c_void_p:

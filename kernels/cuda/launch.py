@@ -18,6 +18,7 @@ from torch import Tensor
 from ...simulator.errors import UsageError
 from ...simulator.order import SECTION_BYTES
 from .. import build
+from ..arguments import check_storage, scale_of
 from . import driver
 from .config import HEAD_DIMS, SCHEDULES, KernelConfig, config_for
 
@@ -43,11 +44,11 @@ def forward(
     """O (B, S_q, H, D) and LSE (B, H, S_q) by the schedule's kernel, on q's device and its current stream.
 
     q is (B, S_q, H, D), k and v (B, S_k, H_kv, D), fp16 or bf16, D of 64, 128 or 256, H a multiple of H_kv, any strides;
-    softmax_scale >= 0. Inputs that TMA cannot describe are copied first. Raises UsageError for a device of another
-    compute capability than 9.0, build.CompileError and build.MissingCompiler.
+    softmax_scale as of ops.flash_attn_func. Inputs that TMA cannot describe are copied first. Raises UsageError for a device
+    of another compute capability than 9.0, build.CompileError and build.MissingCompiler.
     """
     plan = plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), q.dtype, causal, schedule, q.get_device())
-    return plan.run(q, k, v, softmax_scale)
+    return plan.run(q, k, v, scale_of(softmax_scale, q.shape[3]))
 
 
 class Kernel:
@@ -103,13 +104,13 @@ class Plan:
         )
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, trace: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Launch on the device's current stream; (O, LSE)."""
+        """Launch on the device's current stream, with a scale that scale_of gave; (O, LSE)."""
         if torch._C._cuda_getDevice() != self.device:
             with torch.cuda.device(self.device):
                 return self.run(q, k, v, softmax_scale, trace)
-        if softmax_scale == 0:  # masked scores are -inf, and -inf * 0 is NaN
-            config = self.kernel.config
-            return forward(q * 0, k, v, 1.0, config.causal, config.schedule)
+        if softmax_scale <= 0:  # masked scores are -inf, -inf * 0 is NaN, and maxima are taken before the scale
+            config, other = self.kernel.config, (-q, -softmax_scale) if softmax_scale else (q * 0, 1.0)
+            return forward(other[0], k, v, other[1], config.causal, config.schedule)
         o = torch.empty_like(q) if self.contiguous else q.new_empty(q.shape)  # the first takes half as long
         lse = q.new_empty(self.lse_shape, dtype=torch.float32)
         if self.empty or self.keyless:
@@ -121,6 +122,7 @@ class Plan:
         try:
             params, pointers = local.params, local.pointers
         except AttributeError:
+            driver.ensure_context(self.device)
             params, pointers = local.prepare()
         PARAMS.pack_into(
             params,
@@ -171,6 +173,7 @@ class _Operand:
     def readable(self, x: Tensor) -> Tensor:
         """x, or a contiguous copy where TMA cannot describe it."""
         if self.copied or x.data_ptr() % TMA_ALIGNMENT:
+            check_storage(x)
             return x.clone(memory_format=torch.contiguous_format)
         return x
 
@@ -179,6 +182,7 @@ class _Operand:
         pointer = x.data_ptr()
         found = self.maps.get(pointer)
         if found is None:
+            check_storage(x)
             if len(self.maps) >= MAPS_KEPT:
                 self.maps.clear()
             found = self.maps[pointer] = driver.TensorMap(pointer, self.dtype, self.sizes, self.strides_bytes, self.box)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import INTERPRETED, LN_2, LOG2_E, gemm, product
-from .loads import load_tile, store_tile
+from .loads import load_tile, row_pointers, store_tile
 from .tiles import TritonTile, fa1_tile
 
 
@@ -103,8 +103,8 @@ def _finish(
     sums = tl.load(total + line, mask=rows < seqlen_q, other=1.0)
     highest = tl.load(top + line, mask=rows < seqlen_q, other=0.0)
     natural = (highest + tl.log2(tl.where(sums == 0.0, 1.0, sums))) * LN_2
-    target = lse + tl.cast(index // heads, tl.int64) * lse_stride_b + tl.cast(index % heads, tl.int64) * lse_stride_h
-    tl.store(target + rows * lse_stride_s, natural, mask=rows < seqlen_q)
+    target = row_pointers(lse, index // heads, index % heads, rows, lse_stride_b, lse_stride_h, lse_stride_s)
+    tl.store(target, natural, mask=rows < seqlen_q)
 
 
 def forward(

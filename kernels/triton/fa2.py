@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import INTERPRETED, LN_2, LOG2_E, gemm, in_registers, product
-from .loads import can_describe, describe, heads_together, load_tile, place, store_tile
+from .loads import can_describe, describe, heads_together, load_tile, place, row_pointers, store_tile
 from .tiles import TritonTile, forward_tile
 
 
@@ -167,7 +167,7 @@ def _forward(
         BLOCK_M, HEAD_DIM,
     )  # fmt: skip
     row = first_row + tl.arange(0, BLOCK_M)
-    lse_rows = lse + tl.cast(batch, tl.int64) * lse_stride_b + tl.cast(head, tl.int64) * lse_stride_h + row * lse_stride_s
+    lse_rows = row_pointers(lse, batch, head, row, lse_stride_b, lse_stride_h, lse_stride_s)
     tl.store(lse_rows, (top + tl.log2(divisor)) * LN_2, mask=row < seqlen_q)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .arithmetic import INTERPRETED, LOG2_E, gemm, product
-from .loads import can_describe, describe, heads_together, load_tile, place, store_tile
+from .loads import can_describe, describe, heads_together, load_tile, place, row_pointers, store_tile
 from .tiles import BackwardTile, backward_tile
 
 PADDING = 128
@@ -44,11 +44,10 @@ def _prepare(
         True,
     )  # fmt: skip
     share = tl.sum(output.to(tl.float32) * gradient.to(tl.float32), 1)
-    entry, index = tl.cast(batch, tl.int64), tl.cast(head, tl.int64)
     if HAS_DLSE:
-        pointers = dlse + entry * dlse_stride_b + index * dlse_stride_h + row * dlse_stride_s
+        pointers = row_pointers(dlse, batch, head, row, dlse_stride_b, dlse_stride_h, dlse_stride_s)
         share -= tl.load(pointers, mask=inside, other=0.0)
-    pointers = lse + entry * lse_stride_b + index * lse_stride_h + row * lse_stride_s
+    pointers = row_pointers(lse, batch, head, row, lse_stride_b, lse_stride_h, lse_stride_s)
     natural = tl.load(pointers, mask=inside, other=float("inf"))
     natural = tl.where(natural == float("-inf"), float("inf"), natural)
     target = tl.cast(head_index, tl.int64) * padded + row

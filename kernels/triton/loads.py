@@ -13,11 +13,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 @triton.jit
 def tile_pointers(base, batch, head, row, stride_b, stride_s, stride_h, stride_d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Addresses of rows row .. row + ROWS of one head, in 64-bit arithmetic."""
+    """Addresses of rows row .. row + ROWS of one head. Every product is of 64 bits: a stride that fits 32 may yet overflow."""
     corner = base + tl.cast(batch, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
     corner += tl.cast(row, tl.int64) * stride_s
     down = tl.arange(0, ROWS).to(tl.int64) * stride_s
-    return corner + down[:, None] + tl.arange(0, COLUMNS)[None, :] * stride_d
+    across = tl.arange(0, COLUMNS).to(tl.int64) * stride_d
+    return corner + down[:, None] + across[None, :]
+
+
+@triton.jit
+def row_pointers(base, batch, head, rows, stride_b, stride_h, stride_s):
+    """Addresses of one number a row, of a (B, H, S) tensor, as LSE is; 64-bit, as in tile_pointers."""
+    corner = base + tl.cast(batch, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
+    return corner + tl.cast(rows, tl.int64) * stride_s
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import INTERPRETED, LN_2, LOG2_E, gemm, product
-from .loads import load_tile, store_tile
+from .loads import load_tile, row_pointers, store_tile
 from .tiles import TritonTile, standard_tile
 
 
@@ -78,7 +78,7 @@ def _softmax(
         scores = tl.load(s + line + key + column, mask=inside, other=float("-inf"))
         weights = tl.exp2(scores - pivot) / divisor
         tl.store(p + line + key + column, weights.to(p.dtype.element_ty), mask=inside)
-    target = lse + index // heads * lse_stride_b + index % heads * lse_stride_h + row * lse_stride_s
+    target = row_pointers(lse, index // heads, index % heads, row, lse_stride_b, lse_stride_h, lse_stride_s)
     tl.store(target, (top + tl.log2(divisor)) * LN_2)
 
 
