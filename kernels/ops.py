@@ -50,7 +50,8 @@ def flash_attn_func(
 
     `softmax_scale` is a number within -65,536 and 65,536; None is 1/sqrt(D). A negative one prefers the lowest scores. At 0,
     -0.0 and magnitudes below 2^-126, which are 0 in the GPU's fp32, all keys that a row sees weigh the same and dQ = dK = 0.
-    Larger magnitudes, infinities and NaN are refused. P has a relative error of |scale * S| 2^-24, as of every kernel in fp32.
+    Larger magnitudes, infinities and NaN are refused. P has a relative error of |scale * S| 2^-24 and
+    dQ and dK one of |scale| times the rounding of O, as of every kernel that keeps S in fp32 and O in 16 bits.
 
     Raises UsageError, one sentence, for whatever is not supported, and when a second derivative is asked for.
     """
@@ -58,6 +59,7 @@ def flash_attn_func(
     if _observed(q, k, v):
         plan = None
         if not torch.compiler.is_compiling():
+            _check_tangents(q, k, v)
             check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     else:
         plan = _plan(q, k, v, causal, schedule)
@@ -91,6 +93,18 @@ def _observed(q: Tensor, k: Tensor, v: Tensor) -> bool:
         or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def _check_tangents(*tensors: Tensor) -> None:
+    """Raise UsageError where an input carries a forward-mode derivative: PyTorch drops it in silence at such an operator."""
+    if forward_ad._current_level < 0:
+        return
+    try:
+        carried = any(forward_ad.unpack_dual(x).tangent is not None for x in tensors if isinstance(x, Tensor))
+    except RuntimeError:  # vmap inside jvp cannot tell
+        carried = True
+    if carried:
+        raise UsageError("attention has no forward-mode derivative here (jvp, jacfwd): use backward, or vjp")
 
 
 def _plain_keys(*names: str) -> torch._C.DispatchKeySet:

@@ -100,25 +100,3 @@ def test_auto_is_fa3_where_its_kernel_can_be_had_and_fa2_elsewhere(monkeypatch):
     ops._fastest.cache_clear()
     assert ops._fastest(0, torch.float16, 128, False) == "fa2"
     ops._fastest.cache_clear()
-
-
-class Subclass(torch.Tensor):
-    pass
-
-
-def test_whoever_watches_sees_the_operator():
-    q = torch.zeros(1, 4, 1, 64).half()
-    assert not ops._observed(q, q, q)
-    assert ops._observed(q, q.as_subclass(Subclass), q)
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False):
-        assert ops._observed(q, q, q)
-    with TorchDispatchMode():
-        assert ops._observed(q, q, q)
-    with torch.overrides.BaseTorchFunctionMode():
-        assert ops._observed(q, q, q)
-    with torch.autograd.forward_ad.dual_level():
-        assert ops._observed(q, q, q)
-    assert torch.vmap(lambda x: x + int(ops._observed(q, q, q)))(torch.zeros(2)).tolist() == [1, 1]
