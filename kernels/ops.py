@@ -87,10 +87,10 @@ def _observed(q: Tensor, k: Tensor, v: Tensor) -> bool:
         torch.compiler.is_compiling()
         or not (type(q) is type(k) is type(v) is Tensor)
         or not ((keys := _keys_of(q)) == _keys_of(k) == _keys_of(v) and keys in (_PLAIN, _PLAIN_INFERENCE))
-        or torch._C._len_torch_function_stack()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        or _function_modes()
+        or _dispatch_modes()
+        or _transform() is not None
+        or _tracing_state() is not None
         or forward_ad._current_level >= 0
     )
 
@@ -116,9 +116,15 @@ def _plain_keys(*names: str) -> torch._C.DispatchKeySet:
 
 # What a tensor asks of the dispatcher is written in its key set (c10/core/DispatchKeySet.h). One set is allowed, not some
 # others forbidden: whatever PyTorch adds next goes through the dispatcher too.
-_keys_of = torch._C._dispatch_keys
 _PLAIN = _plain_keys("CUDA", "ADInplaceOrView", "AutogradCUDA", "AutocastCUDA")
 _PLAIN_INFERENCE = _plain_keys("CUDA", "AutocastCUDA")
+
+# Looked up once: a call asks all of them.
+_keys_of = torch._C._dispatch_keys
+_function_modes = torch._C._len_torch_function_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
 
 
 _plans: dict[tuple, Plan | None] = {}
