@@ -152,7 +152,7 @@ def _ours(schedule: str, device: str) -> Subject:
         needs_cuda=device == "cuda" or on_hopper,
         returns_lse=True,
         differentiable=True,
-        sources=(rooms / "ops.py", *own),
+        sources=(rooms / "ops.py", rooms / "arguments.py", *own),
     )
 
 
