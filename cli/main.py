@@ -14,7 +14,8 @@ from cyclopts import App, CycloptsError
 
 from .. import __version__
 from ..simulator.errors import UsageError
-from . import usage
+from ..simulator.values import printable
+from . import process, usage
 from .calibrate import calibrate
 from .commands.kernels import kernels
 from .commands.listings import devices, disasm, schedules
@@ -59,7 +60,7 @@ for _place, _command in enumerate(
 
 def _fail(message: str) -> int:
     """Print `message` as one sentence on stderr; the status of a usage error."""
-    sys.stderr.write("fasim: " + " ".join(message.split()) + "\n")
+    sys.stderr.write("fasim: " + printable(" ".join(message.split())) + "\n")
     return USAGE
 
 
@@ -83,6 +84,8 @@ def run(tokens: list[str] | None = None) -> int:
         _nothing_more()
         what = f"read or write {error.filename}" if error.filename else "write to stdout"
         return _fail(f"cannot {what}: {error.strerror or error}")
+    except MemoryError:
+        return _fail("this machine has not the memory for it: give a smaller workload")
     except KeyboardInterrupt:
         return INTERRUPTED
     return status if isinstance(status, int) else OK
@@ -104,4 +107,5 @@ def main() -> None:
         sys.exit(_fail("stdout is closed, so there is nowhere to print: send it to a file or to /dev/null"))
     fall_back(sys.stdout)
     fall_back(sys.stderr)
+    process.prepare()
     sys.exit(run())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..simulator.errors import UsageError
+from ..simulator.values import printable
 from ..traces.files import write_whole
 
 if TYPE_CHECKING:
@@ -26,19 +27,24 @@ def emit_json(value: object) -> None:
 
 def emit_text(text: str) -> None:
     """Print plain text on stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(_lines(text) + "\n")
+
+
+def _lines(text: str) -> str:
+    """Text with its line ends, and everything else that is not visible as its escape."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def stdout(width: int | None = None) -> Console:
     """The terminal that results are drawn on; NO_COLOR and pipes are rich's own business."""
-    from rich.console import Console
+    from .terminal import Terminal
 
-    return Console(width=width, highlight=False)
+    return Terminal(width=width, highlight=False)
 
 
 def note(text: str) -> None:
     """Print one remark on stderr, so that stdout holds results only."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(_lines(text) + "\n")
 
 
 @contextmanager
@@ -48,12 +54,12 @@ def progress(title: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def advance(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{title} {what}".rstrip())
+            bar.update(task, completed=done, total=total, description=printable(f"{title} {what}".rstrip()))
 
         yield advance
 

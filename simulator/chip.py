@@ -19,6 +19,7 @@ from .breakdown import REASONS
 from .device import Device
 from .engine import U_TENSOR, UNITS, Memory, replay
 from .idle import Pieces
+from .jit import SLICE, compiled
 from .program import Program, trace
 from .schedules import Kernel
 from .tile import Tile, TileView
@@ -162,42 +163,44 @@ def ends_of_sms(durations: Durations, loop_lengths: np.ndarray, sms: int, cluste
     """When the last CTA of each SM is done, zero where none ran; SMs that make no whole cluster have none."""
     order = np.searchsorted(durations.lengths, loop_lengths[::cluster])
     groups, room = max(1, sms // cluster), durations.later.shape[1]
-    resident = np.full((groups, room), -1)
-    clock = np.zeros((groups, 2))
-    deal(order, durations.first, durations.later, resident, np.zeros((groups, room)), clock)
+    resident, left = np.full((groups, room), -1), np.zeros((groups, room))
+    clock, handed = np.zeros((groups, 2)), np.zeros(1, np.int64)
+    while deal(order, durations.first, durations.later, resident, left, clock, handed, SLICE):
+        pass
     ends = np.zeros(max(sms, groups * cluster))
     ends[: groups * cluster] = np.repeat(clock[:, 0], cluster)
     return ends
 
 
-@numba.njit(cache=True)
-def deal(order, first, later, resident, left, clock):
-    """Hand CTAs out in order, each to the SM (or cluster) that has room first; returns when the last one ends.
+@compiled()
+def deal(order, first, later, resident, left, clock, progress, budget):
+    """Hand CTAs out in order, each to the SM (or cluster) that has room first; whether there is more to do.
 
     CTAs that share an SM progress at the rate of their present company: 1 / later[length, company - 1] per cycle.
     `resident` has the length of each CTA on an SM (-1: none), `left` its share still to do, `clock` the time up to which
-    an SM has been advanced and the time when its next CTA ends.
+    an SM has been advanced and the time when its next CTA ends. `progress` counts the CTAs handed out so far. Returns after
+    about `budget` steps, to be called again.
     """
     sms, room = resident.shape
-    total, handed, end = len(order), 0, 0.0
-    for slot in range(room):
+    total, handed = len(order), progress[0]
+    if handed == 0:
+        for slot in range(room):
+            for s in range(sms):
+                if handed < total:
+                    k = order[handed]
+                    resident[s, slot] = k
+                    left[s, slot] = first[k, 0] / later[k, 0] if room == 1 else 1.0
+                    handed += 1
         for s in range(sms):
-            if handed < total:
-                k = order[handed]
-                resident[s, slot] = k
-                left[s, slot] = first[k, 0] / later[k, 0] if room == 1 else 1.0
-                handed += 1
-    for s in range(sms):
-        clock[s, 1] = _next_end(resident, left, later, s, 0.0)
-    while True:
+            clock[s, 1] = _next_end(resident, left, later, s, 0.0)
+    for _ in range(max(1, budget // (sms + room * room))):  # who is next is looked for among all
         s = 0
         for t in range(1, sms):
             if clock[t, 1] < clock[s, 1]:
                 s = t
         now = clock[s, 1]
         if now == np.inf:
-            return end
-        end = now
+            return False
         company = _company(resident, s)
         done = -1
         for slot in range(room):
@@ -212,9 +215,11 @@ def deal(order, first, later, resident, left, clock):
             left[s, done] = 1.0
             handed += 1
         clock[s, 1] = _next_end(resident, left, later, s, now)
+        progress[0] = handed
+    return True
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _company(resident, s):
     """CTAs on SM s."""
     count = 0
@@ -224,7 +229,7 @@ def _company(resident, s):
     return count
 
 
-@numba.njit(cache=True)
+@numba.njit
 def _next_end(resident, left, later, s, now):
     """When the first of SM s's CTAs ends if their company stays; never if there is none."""
     company = _company(resident, s)

@@ -28,6 +28,7 @@ import numba
 import numpy as np
 
 from .device import Device
+from .jit import SLICE, compiled
 from .machine import K_STEP, UNITS, Deadlock, Memory, Replay, Tables, machine_of
 from .program import Program
 from .run import SPAN
@@ -45,6 +46,7 @@ PIPES = 5
 U_TMA, U_TENSOR, U_MUFU, U_FMA, U_ALU, U_BARRIERS, U_ISSUE, U_SMEM = range(8)
 READY, ON_BARRIER, ON_QUEUE, ON_GROUP, DONE = range(5)
 NEVER = 1 << 62
+UNDER_WAY, FINISHED, STUCK = range(3)
 AROUND = 5
 """Instructions issued for one k step of WGMMA or one barrier: itself, and the descriptor, address and phase arithmetic around
 it. SASS of kernels/cuda/fa3.cu, d128: of 350 a block, 233 are softmax, 80 are 16 k steps, and 37 are 6 barriers and branches."""
@@ -84,7 +86,7 @@ class State(NamedTuple):
 # Nothing jitted allocates: without reference counts, and with units inlined by LLVM, the replay is eight times faster.
 # Only the loop is cached on disk; the units are compiled into it.
 _unit = numba.njit(forceinline=True, _nrt=False, error_model="numpy")
-_loop = numba.njit(cache=True, _nrt=False, error_model="numpy")
+_loop = compiled(_nrt=False, error_model="numpy")
 
 
 # -- recording ----------------------------------------------------------------------------------------------------------
@@ -121,10 +123,14 @@ def _draw(state, lane, warp, row, wait, start, end):
 
 
 @_loop
-def _replay(state, eight_bit):
-    """Advance whoever is earliest until no one can; True if every warp has finished."""
+def _replay(state, eight_bit, events):
+    """Advance whoever is earliest, so many times or until no one can; whether every warp has finished.
+
+    All that it knows is in `state`, so that it can be called again to go on.
+    """
     warps = state.warps.shape[0]
-    while True:
+    who = 0
+    for _ in range(events):
         who, now = _earliest(state)
         if who < 0:
             break
@@ -132,10 +138,12 @@ def _replay(state, eight_bit):
             _serve_k_step(state, who - warps, now)
         else:
             _execute(state, who, now, eight_bit)
+    if who >= 0:
+        return UNDER_WAY
     finished = True
     for i in range(warps):
         finished = finished and state.warps[i]["state"] == DONE
-    return finished
+    return FINISHED if finished else STUCK
 
 
 @_unit
@@ -672,7 +680,10 @@ def replay(
         last_span=np.full(len(tables.lanes), -1),
         unit_lane=tables.unit_lane,
     )
-    if not _replay(state, eight_bit):
+    ended = UNDER_WAY
+    while ended == UNDER_WAY:
+        ended = _replay(state, eight_bit, SLICE)
+    if ended == STUCK:
         raise Deadlock("; ".join(tables.stuck()))
     chip = tables.chip[0]
     spans = state.spans[: chip["spans"]]

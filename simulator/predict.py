@@ -16,6 +16,7 @@ from .doubling import RESOURCES, saving
 from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
 from .errors import UsageError
 from .fit import occupancy
+from .limits import affordable, recordable
 from .order import work_items
 from .program import ACCESS_FIELDS, Program, trace
 from .run import Activity, Run, Sample, Traffic
@@ -31,8 +32,6 @@ _MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
 TIMELINE_BLOCKS = 10
 """Loop length of the two tiles whose spans a Run keeps for the timeline."""
 MAX_SPANS = 40_000
-MAX_ACCESSES = 400_000_000
-"""Tile loads and stores that the traffic replay takes on: about a minute of work."""
 
 
 def predict(
@@ -58,6 +57,7 @@ def predict(
     tile = default_tile(workload, schedule, gpu) if tile is None else tile
     _cluster_fits(chosen, workload, tile)
     number = chosen_kernel(chosen, kernel, workload, tile)
+    affordable(chosen.kernels, workload, tile, gpu.l2_partitions)
 
     tensors = _tensor_names(chosen)
     grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
@@ -119,6 +119,8 @@ def programs(
     tile = tile or default_tile(workload, schedule, device)
     if kv_blocks < 1:
         raise UsageError(f"kv_blocks={kv_blocks} must be positive")
+    for kernel in chosen.kernels:
+        recordable(kernel, workload, tile, kv_blocks)
     return [trace(kernel, workload, tile, [(kv_blocks, 0)]) for kernel in chosen.kernels]
 
 
@@ -134,6 +136,7 @@ def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:
         raise UsageError(f"'{schedule.name}' needs TMA and WGMMA, which {device.name} does not have; use --schedule fa2")
     if workload.dtype not in schedule.dtypes:
         raise UsageError(f"dtype={workload.dtype} is not supported by '{schedule.name}' ({', '.join(schedule.dtypes)})")
+    device.tensor_rate(workload.element_bytes)  # where there is none for fp8, it says so
 
 
 def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
@@ -145,16 +148,6 @@ def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
     if q_tiles % tile.cluster:
         raise UsageError(
             f"cluster={tile.cluster} does not divide the {q_tiles} Q tiles of a head; use --cluster 1 or another tile"
-        )
-
-
-def _replayable(workload: Workload, tile: Tile) -> None:
-    heads = workload.batch * workload.heads
-    accesses = 2 * heads * -(-workload.seqlen_q // tile.block_m) * -(-workload.seqlen_k // tile.block_n)
-    if accesses > MAX_ACCESSES:
-        raise UsageError(
-            f"{workload} takes {accesses:.2g} tile loads, more than the {MAX_ACCESSES:.0e} that are replayed; "
-            "predict a smaller batch or fewer heads, time grows in proportion"
         )
 
 
@@ -175,7 +168,6 @@ def _lay_out(
     if kernel.persistent:
         order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
-    _replayable(workload, tile)
     items = work_items(seen, tile.block_m, tile.block_n, order)
     longest = int(items["blocks"].max())
     masked = np.zeros(longest + 1, np.int64)

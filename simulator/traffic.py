@@ -29,6 +29,7 @@ import numpy as np
 from numba import njit
 
 from .device import Device
+from .jit import SLICE, compiled
 from .run import Bytes, Traffic
 from .workload import Workload
 
@@ -127,15 +128,18 @@ def replay_traffic(
     shares, moved = _SHARES * homes, [Moved(0, 0, 0)]  # all launches up to each
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
-        _replay(
-            _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks")),
-            _columns(launch.accesses, ACCESS.names),
-            layout.first, layout.mode, layout.m_tiles, layout.n_tiles,
-            np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64),
-            np.arange(slots), np.zeros(slots, np.int64), _partitions(slots, launch.cluster, homes),
-            paces(slots), launch.dealing, launch.cluster, launch.descending,
-            block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
-        )  # fmt: skip
+        item_of, position, steps = np.arange(slots), np.zeros(slots, np.int64), np.full(slots, 0.5)
+        queue = np.array([slots, slots])
+        items = _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks"))
+        accesses = _columns(launch.accesses, ACCESS.names)
+        sizes = np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64)
+        near_of, pace = _partitions(slots, launch.cluster, homes), paces(slots)
+        while queue[1] > 0:
+            _replay(
+                SLICE, queue, steps, items, accesses, layout.first, layout.mode, layout.m_tiles, layout.n_tiles, sizes,
+                item_of, position, near_of, pace, launch.dealing, launch.cluster, launch.descending,
+                block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
+            )  # fmt: skip
         moved.append(_moved(counts, shares, lookups[0]))
     written = int(counts[:, _HBM + 1].sum())
     _flush(homes, block, links, counts)
@@ -240,10 +244,14 @@ def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
 # -- jitted: one call graph, all of it in this file (numba's cache does not see changes in other files) ----------------
 
 
-@njit(cache=True)
-def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, position, near_of, pace, dealing, cluster, descending,
+@compiled()
+def _replay(budget, queue, steps, items, accesses, first, mode, m_tiles, n_tiles, sizes,
+            item_of, position, near_of, pace, dealing, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
+
+    It goes on from where it was, for about `budget` accesses or until no slot is busy: `queue` holds the next item that waits and
+    the slots that are busy, `item_of`, `position` and `steps` the item of each slot, its next access and the steps it may take.
 
     A slot whose pace is below 1 sits out a turn whenever it is a whole step behind.
     Outside the loop a turn ends behind a store, so that kernels which load and store in turns interleave too.
@@ -253,12 +261,12 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
     for i in range(total):
         longest = max(longest, items[i, 4])
     slots = len(item_of)
-    waiting = slots
-    busy = slots
-    steps = np.full(slots, 0.5)  # that the slot may take
+    waiting, busy = queue
     end = len(accesses)
-    while busy > 0:
+    done = 0
+    while busy > 0 and done < budget:
         lookups[1] += 1.0
+        done += slots
         for slot in range(slots):
             i = item_of[slot]
             if i < 0:
@@ -279,6 +287,7 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
                     _access(i, p, again, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
                             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late)  # fmt: skip
                     p += 1
+                    done += 1
                 while p < end and accesses[p, 4] >= limit:
                     p += 1
             if p < end:
@@ -292,9 +301,10 @@ def _replay(items, accesses, first, mode, m_tiles, n_tiles, sizes, item_of, posi
             position[slot] = 0
             item_of[slot] = following if following < total else -1
             busy -= following >= total
+    queue[0], queue[1] = waiting, busy
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _same_tile(accesses, p):
     """Whether access p reads the tile that the access before it read."""
     for column in range(4):
@@ -303,7 +313,7 @@ def _same_tile(accesses, p):
     return accesses[p - 1, 7] == 0
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
@@ -362,7 +372,7 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
             late[tensor] += fetched[number, 1] * size
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _touch(x, partition, size, block, links, capacity, used, oldest, counts):
     """Make entry x its partition's most recent, evict what no longer fits; returns in how many stripes it was absent.
 
@@ -406,7 +416,7 @@ def _touch(x, partition, size, block, links, capacity, used, oldest, counts):
     return absent
 
 
-@njit(cache=True)
+@compiled()
 def _flush(homes, block, links, counts):
     """Write back every dirty stripe."""
     for x in range(len(links) - homes):
