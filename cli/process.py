@@ -18,7 +18,7 @@ import warnings
 from . import output
 
 INTERRUPTED = 130
-GRACE_S = 0.5
+GRACE_S = 0.3
 """What Python has to hear Ctrl-C, clean up and end by itself."""
 _SIZES = {"COLUMNS": range(20, 1001), "LINES": range(2, 1001)}
 """What a terminal can be; rich would make room for any number of columns."""

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numba
 from numba.core import caching
 
-SLICE = 300_000
-"""Events that compiled code replays before it returns for a moment: some 50 ms, so that an interrupt is heard."""
+SLICE = 150_000
+"""Events that compiled code replays before it returns for a moment: some 30 ms, so that an interrupt is heard."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
