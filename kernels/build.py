@@ -6,6 +6,7 @@ the cubin depends on. FASIM_CACHE_DIR, or else XDG_CACHE_HOME, says where.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ENTRY = "attention_forward"
 SMEM_SYMBOL = "attention_smem_bytes"
 """The constant by which a source says how much dynamic shared memory its launch needs."""
 _FORMAT = 1  # of the report; raising it leaves old entries unread
+_REPORT_BYTES = 1 << 20
 _ERRORS_SHOWN = 5
 _importing = threading.Lock()  # cuda.core cannot be imported by two threads at once
 
@@ -119,8 +121,8 @@ def build(source: Source) -> Built:
         _keep(source, compiler, cubin, report)
     except OSError as error:
         warnings.warn(
-            f"compiled kernels cannot be kept in {cache_dir()} ({error.strerror}); set FASIM_CACHE_DIR to a folder"
-            " that can be written, or every start compiles anew",
+            f"compiled kernels cannot be kept ({error.strerror}{f': {error.filename}' if error.filename else ''}); set"
+            " FASIM_CACHE_DIR to a folder that can be written, or every start compiles anew",
             BuildWarning,
             stacklevel=2,
         )
@@ -155,26 +157,47 @@ def build_all(
 
 def lookup(source: Source) -> Built | None:
     """The cache's entry for `source`, whole, or None; without NVRTC one of any compiler will do."""
-    compiler = compiler_version()
-    pattern = f"{_stem(source)}-nvrtc{compiler or '*'}.json"
-    for path in sorted(cache_dir().glob(pattern)):
+    pattern = f"{_stem(source)}-nvrtc{compiler_version() or '*'}.json"
+    try:
+        found = sorted(cache_dir().glob(pattern))
+    except OSError:
+        return None
+    for path in found:
         try:
+            if path.stat().st_size > _REPORT_BYTES:
+                continue
             entry = json.loads(path.read_text(encoding="utf-8"))
             cubin = path.with_suffix(".cubin").read_bytes()
-            report = Report(**entry["report"] | {"remarks": tuple(entry["report"]["remarks"])})
             if hashlib.sha256(cubin).hexdigest() == entry["sha256"]:
-                return Built(cubin, report, cached=True)
-        except (OSError, ValueError, KeyError, TypeError):
+                return Built(cubin, _report(entry["report"]), cached=True)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # half an entry is none
     return None
 
 
+def _report(entry: dict) -> Report:
+    """A report as it was kept; ValueError, KeyError or TypeError where it is not one."""
+    report = Report(**entry | {"remarks": tuple(entry["remarks"])})
+    for each in fields(Report):
+        value = getattr(report, each.name)
+        if each.type == "int":
+            whole = type(value) is int and 0 <= value < 1 << 31
+        else:
+            whole = all(isinstance(text, str) for text in (value if each.name == "remarks" else (value,)))
+        if not whole:
+            raise ValueError(f"{each.name} is {type(value).__name__}")
+    return report
+
+
 def cache_dir() -> Path:
-    """Where cubins are kept: FASIM_CACHE_DIR, or fasim/ in XDG_CACHE_HOME or ~/.cache."""
+    """Where cubins are kept: FASIM_CACHE_DIR, or fasim/ in XDG_CACHE_HOME or ~/.cache. OSError for one without a home."""
     chosen = os.environ.get("FASIM_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser() / "cubin"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fasim" / "cubin"
+    try:
+        if chosen:
+            return Path(chosen).expanduser() / "cubin"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fasim" / "cubin"
+    except RuntimeError as error:  # pathlib's, where nothing says which folder is home
+        raise OSError(errno.ENOENT, "there is no home directory") from error
 
 
 _version: list[str | None] = []

@@ -11,9 +11,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..simulator.errors import UsageError
 from .validation.check import MissingTool
 
 SLOTS = 4096
+"""Moments in one block of device memory; another is added when it is full."""
 _SOURCE = """
 extern "C" __global__ void probe(long long *out, long long slot, long long sms) {
   if (threadIdx.x) return;
@@ -36,28 +38,38 @@ class ClockProbe:
     """
 
     def __init__(self, sms: int) -> None:
-        import torch
-
         try:
             from .calibrate.harness import Module
 
             self._module = Module(_SOURCE)
-        except (ImportError, RuntimeError) as error:
+        except (ImportError, RuntimeError, UsageError) as error:
             raise MissingTool(f"the SMs' clock cannot be read here: {error}") from error
         self.sms = sms
         self._next = 0
-        self._log = torch.zeros((SLOTS, sms, 2), dtype=torch.int64, device="cuda")
+        self._logs = {0: self._log()}  # by moment // SLOTS
         self.stamp()  # loads the kernel
+
+    def _log(self):
+        import torch
+
+        return torch.zeros((SLOTS, self.sms, 2), dtype=torch.int64, device="cuda")
 
     def stamp(self) -> int:
         """Enqueue a moment and return its number."""
         number, self._next = self._next, self._next + 1
-        self._module.launch("probe", self.sms, 1024, [self._log, number % SLOTS, self.sms])  # 1024 threads spread them out
+        block, slot = divmod(number, SLOTS)
+        if block not in self._logs:
+            self._logs[block] = self._log()
+        self._module.launch("probe", self.sms, 1024, [self._logs[block], slot, self.sms])  # 1024 threads spread them out
         return number
 
     def clocks_hz(self, moments: list[int]) -> list[float]:
-        """Mean clock between each moment and the next, the median over SMs. Waits for the stream."""
-        seen = self._log.cpu().numpy()[[moment % SLOTS for moment in moments]]
+        """Mean clock between each moment and the next, the median over SMs. Waits for the stream, and forgets whole blocks of
+        moments before the last."""
+        read = {block: log.cpu().numpy() for block, log in self._logs.items() if block in {each // SLOTS for each in moments}}
+        seen = np.stack([read[moment // SLOTS][moment % SLOTS] for moment in moments])
+        for block in [each for each in self._logs if each < (self._next - 1) // SLOTS]:
+            del self._logs[block]
         return clocks_hz(seen)
 
 

@@ -48,8 +48,9 @@ L2_TIMES = 3
 MAX_BUFFERS = 64
 CHUNK = 64
 """Entries counted by one process under Nsight Compute."""
-TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2}
-"""Relative error of O above which nothing is timed: some eight times what a right kernel makes. `fasim validate` judges finely."""
+TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2, "e4m3": 0.2}
+"""Relative error of O above which nothing is timed: some eight times what a right kernel makes, which for e4m3 is what rounding
+P to three bits costs, 0.022 to 0.027 on normal data. `fasim validate` judges finely."""
 CHECKED_ROWS = 512
 DEVICE_OF = {
     "NVIDIA H200": "h200",
@@ -354,8 +355,8 @@ def _check(name: str, workload: Workload, got: object, inputs: tuple) -> float:
         for ours, theirs in _compared(out, inputs, workload, head):
             error = float((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-30))
             worst = max(worst, error) if math.isfinite(error) else math.inf
-    allowed = TOLERANCE.get(workload.dtype)
-    if allowed is not None and not worst <= allowed:
+    allowed = TOLERANCE[workload.dtype]
+    if not worst <= allowed:
         raise Fault(
             f"{name} is wrong on {workload}: relative error {worst:.1e} against fp64, {allowed:.1e} allowed; "
             "`fasim validate` shows where"

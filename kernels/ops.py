@@ -289,6 +289,9 @@ def _check_runnable(q: Tensor) -> None:
         if torch.cuda.get_device_capability(q.device) < (8, 0):
             name = torch.cuda.get_device_name(q.device)
             raise UsageError(f"the kernels need an NVIDIA GPU of compute capability 8.0 or more, and {name} has less")
+        from . import triton_cache
+
+        triton_cache.ensure_writable()
         return
     if not triton.knobs.runtime.interpret:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -104,6 +105,56 @@ def test_a_damaged_entry_is_rebuilt(own_cache, suffix, damage):
     again = build.build(SOURCE)
     assert not again.cached and again.cubin == first.cubin
     assert build.build(SOURCE).cached
+
+
+FOREIGN = {
+    "deep": lambda entry: "[" * 100_000,
+    "long": lambda entry: json.dumps(entry) + " " * (1 << 20),
+    "a list": lambda entry: "[]",
+    "many registers": lambda entry: json.dumps(entry | {"report": entry["report"] | {"registers": "many"}}),
+    "true registers": lambda entry: json.dumps(entry | {"report": entry["report"] | {"registers": True}}),
+    "negative bytes": lambda entry: json.dumps(entry | {"report": entry["report"] | {"dynamic_smem_bytes": -1}}),
+    "huge bytes": lambda entry: json.dumps(entry | {"report": entry["report"] | {"dynamic_smem_bytes": 10**30}}),
+    "remarks of numbers": lambda entry: json.dumps(entry | {"report": entry["report"] | {"remarks": [1]}}),
+    "no compiler": lambda entry: json.dumps(entry | {"report": entry["report"] | {"compiler": None}}),
+    "one field more": lambda entry: json.dumps(entry | {"report": entry["report"] | {"clock": 1}}),
+}
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_report_that_is_none_is_rebuilt(own_cache, kind):
+    first = build.build(SOURCE)
+    (victim,) = own_cache.glob("*.json")
+    victim.write_text(FOREIGN[kind](json.loads(victim.read_text())))
+    again = build.build(SOURCE)
+    assert not again.cached and again.report == first.report
+    assert build.build(SOURCE).cached
+
+
+@needs_nvrtc
+def test_without_a_home_kernels_are_compiled_and_not_kept(monkeypatch):
+    monkeypatch.delenv("FASIM_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(build.Path, "home", homeless)
+    with pytest.warns(build.BuildWarning, match="there is no home directory.*FASIM_CACHE_DIR"):
+        assert not build.build(SOURCE).cached
+
+
+@needs_nvrtc
+def test_microbenchmarks_are_kept_beside_the_kernels_and_as_carefully(own_cache, no_compiler):
+    from fasim.kernels.calibrate import harness
+
+    text = 'extern "C" __global__ void probe(float* p) { p[threadIdx.x] = 1; }'
+    cubin = harness.compile_cubin(text)
+    (entry,) = own_cache.glob("*.json")
+    assert "nvrtc" in entry.name and hashlib.sha256(cubin).hexdigest() in entry.read_text()
+    no_compiler()
+    assert harness.compile_cubin(text) == cubin
 
 
 @needs_nvrtc

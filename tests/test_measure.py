@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,9 +77,9 @@ def test_grouped_heads_follow_the_heads(tmp_path):
         '[[runs]]\nkernels = ["fa3"]\nseqlen = 64\nheads = 1',
         "runs = [1]",
         "runs = [[{}]]",
-        '[[runs]]\nkernels = 3\nbatch = 1\nheads = 1\nseqlen = 64',
-        '[[runs]]\nkernels = [3]\nbatch = 1\nheads = 1\nseqlen = 64',
-        '[[runs]]\nkernels = []\nbatch = 1\nheads = 1\nseqlen = 64',
+        "[[runs]]\nkernels = 3\nbatch = 1\nheads = 1\nseqlen = 64",
+        "[[runs]]\nkernels = [3]\nbatch = 1\nheads = 1\nseqlen = 64",
+        "[[runs]]\nkernels = []\nbatch = 1\nheads = 1\nseqlen = 64",
         '[[runs]]\nkernels = "fa3"\nbatch = 1\nheads = 1\nseqlen = []',
         '[[runs]]\nkernels = "fa3"\nbatch = 1\nheads = 4\nseqlen = 64\nheads_per_kv = 0',
         '[[runs]]\nkernels = "fa3"\nbatch = 1\nhidden = "x"\nseqlen = 64',
@@ -229,13 +230,64 @@ def test_the_same_inputs_every_time_keep_l2_warm(bench):
     assert (taken.l2, taken.buffers) == ("warm", 1)
 
 
-def test_a_wrong_kernel_is_not_timed(bench):
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "e4m3"])
+def test_a_wrong_kernel_is_not_timed(bench, monkeypatch, dtype):
+    from fasim.kernels import measure
     from fasim.kernels.validation.check import Fault
 
-    begin = time.perf_counter()
+    def timed(*_):
+        raise AssertionError("it was timed")
+
+    monkeypatch.setattr(measure, "work_of", timed)
+    workload = replace(SMALL, dtype=dtype)
+    monkeypatch.setattr(measure, "subject_of", lambda kernel, device: made_up(kernel))
     with pytest.raises(Fault, match="their_attention:wrong is wrong on .* relative error"):
-        bench().measure(plan.Entry("their_attention:wrong", SMALL))
-    assert time.perf_counter() - begin < 0.25
+        bench().measure(plan.Entry("their_attention:wrong", workload))
+    with pytest.raises(AssertionError, match="it was timed"):
+        bench().measure(plan.Entry("their_attention:right", workload))
+
+
+def made_up(kernel):
+    """A subject that takes every dtype; in e4m3 the right one rounds P as a kernel does and gives bf16."""
+    import torch
+
+    from fasim.kernels.validation.subjects import Subject
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        scores = torch.einsum("bmhd,bnhd->bhmn", q.double(), k.double()) * q.shape[-1] ** -0.5
+        if kernel.endswith("wrong"):
+            scores = scores.tril()
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+        narrow = weights.to(q.dtype).double()
+        out = torch.einsum("bhmn,bnhd->bmhd", narrow / weights.sum(-1, keepdim=True), v.double())
+        return out.to(torch.bfloat16 if q.dtype == torch.float8_e4m3fn else q.dtype)
+
+    return Subject(name=kernel, forward=forward, dtypes=("fp16", "bf16", "e4m3"))
+
+
+def test_the_clock_is_right_past_the_first_block_of_moments(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from fasim.kernels import clock_probe
+
+    class Module:
+        def __init__(self, source):
+            self.moment = 0
+
+        def launch(self, name, grid, threads, arguments):
+            log, slot, sms = arguments
+            log[slot, :sms, 0], log[slot, :sms, 1] = 1500 * self.moment**2 + 1, 1000 * self.moment**2 + 1
+            self.moment += 1
+
+    monkeypatch.setattr("fasim.kernels.calibrate.harness.Module", Module)
+    monkeypatch.setattr(clock_probe, "SLOTS", 4)
+    monkeypatch.setattr(
+        clock_probe.ClockProbe, "_log", lambda self: torch.zeros((clock_probe.SLOTS, self.sms, 2), dtype=torch.int64)
+    )
+    probe = clock_probe.ClockProbe(3)
+    for _ in range(3):
+        moments = [probe.stamp() for _ in range(11)]
+        assert probe.clocks_hz(moments) == pytest.approx([1.5e9] * 10)
+        assert len(probe._logs) == 1  # what was read is forgotten
 
 
 def test_one_that_fails_does_not_stop_the_others(bench, monkeypatch):

@@ -52,7 +52,7 @@ def test_the_source_compiles_for_hopper(module, tmp_path, monkeypatch):
     pytest.importorskip("cuda.bindings.nvrtc")
     from fasim.kernels.calibrate import harness
 
-    monkeypatch.setattr(harness, "CUBIN_CACHE", tmp_path)
+    monkeypatch.setenv("FASIM_CACHE_DIR", str(tmp_path))
     try:
         cubin = harness.compile_cubin(module.source())
     except (RuntimeError, OSError) as error:

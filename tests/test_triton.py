@@ -198,3 +198,28 @@ def test_a_grid_has_one_axis():
     for module in (standard, fa1, fa2, fa2_backward):
         source = Path(module.__file__).read_text(encoding="utf-8")
         assert "program_id(0)" in source and "program_id(1)" not in source and "program_id(2)" not in source
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+def test_a_cache_that_triton_cannot_write_is_one_of_this_process(tmp_path, monkeypatch, blocked):
+    import triton
+
+    from fasim.kernels import triton_cache
+
+    (tmp_path / "file").write_text("in the way")
+    chosen = str(tmp_path / "file" / "cache") if blocked else str(tmp_path / "cache")
+    before = triton.knobs.cache.dir
+    triton.knobs.cache.dir = chosen
+    triton_cache.ensure_writable.cache_clear()
+    try:
+        if blocked:
+            with pytest.warns(UserWarning, match="cannot be written; set TRITON_CACHE_DIR"):
+                triton_cache.ensure_writable()
+            triton_cache.ensure_writable()  # said once
+        else:
+            triton_cache.ensure_writable()
+        assert (triton.knobs.cache.dir != chosen) == blocked
+        (Path(triton.knobs.cache.dir) / "entry").write_text("kept")
+    finally:
+        triton.knobs.cache.dir = before
+        triton_cache.ensure_writable.cache_clear()

@@ -5,14 +5,14 @@ import ctypes
 import datetime
 import hashlib
 import json
-import os
 import pathlib
 
 import numpy as np
 
+from .. import build
+
 SCHEMA = "fasim.calibration/1"
 HERE = pathlib.Path(__file__).parent
-CUBIN_CACHE = pathlib.Path(os.environ.get("FASIM_CUBIN_CACHE", "~/.cache/fasim/calibrate")).expanduser()
 SM_COUNT_H200 = 132
 MAX_SMEM_BYTES = 227 * 1024
 
@@ -35,17 +35,8 @@ def check(result):
 
 
 def compile_cubin(source):
-    """Compile CUDA C++ to an sm_90a cubin by NVRTC, or read it from the cache; needs no GPU."""
-    cached = CUBIN_CACHE / f"{hashlib.sha256(source.encode()).hexdigest()}.cubin"
-    if cached.exists():
-        return cached.read_bytes()
-    from cuda.core import Program, ProgramOptions
-
-    program = Program(source, "c++", ProgramOptions(std="c++17", arch="sm_90a", use_fast_math=True))
-    cubin = bytes(program.compile("cubin").code)
-    CUBIN_CACHE.mkdir(parents=True, exist_ok=True)
-    cached.write_bytes(cubin)
-    return cubin
+    """Compile CUDA C++ to an sm_90a cubin by NVRTC, or find it in the cache of `kernels/build.py`; needs no GPU."""
+    return build.build(build.Source("microbenchmark.cu", source, fast_math=True)).cubin
 
 
 class Module:
