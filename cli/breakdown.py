@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ..simulator.breakdown import Breakdown
 from ..simulator.run import Run
+from .side_by_side import Row
 from .units import percent, scaled
 
 _NAMES = {
@@ -57,17 +58,24 @@ class Shares:
         yield table
 
 
-def shares_of_several(runs: Sequence[Run], letters: Sequence[str]) -> Table:
-    """The breakdowns of several runs side by side, a column each under its letter."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("tensor cores' time", no_wrap=True)
-    for letter in letters:
-        table.add_column(letter, justify="right", no_wrap=True)
-    parts = [run.breakdown.to_dict() for run in runs]
-    for name, (title, _) in _NAMES.items():
-        if any(each[name] >= _SHOWN for each in parts):
-            table.add_row(title, *(f"{each[name] * 100:.1f}" if each[name] >= _SHOWN else "-" for each in parts))
-    return table
+def shares_of_several(runs: Sequence[Run]) -> list[Row | None]:
+    """The breakdowns of several runs, a row for each part that any of them has."""
+    parts = [run.breakdown.to_dict() if run.breakdown else {} for run in runs]
+    return [
+        (title, [percent(each[name]) if each.get(name, 0.0) >= _SHOWN else "-" for each in parts])
+        for name, (title, _) in _NAMES.items()
+        if any(each.get(name, 0.0) >= _SHOWN for each in parts)
+    ]
+
+
+def savings_of_several(runs: Sequence[Run]) -> list[Row | None]:
+    """What each resource twice as fast would save, where that was asked."""
+    if not all(run.savings for run in runs):
+        return []
+    rows = [[each.saved for each in found] for found in zip(*(run.savings for run in runs), strict=True)]
+    shown = [[percent(0.0 - round(saved, 3), signed=True) for saved in row] for row in rows]
+    names = [f"{each.resource} twice as fast" for each in runs[0].savings]
+    return [None, *zip(names, shown, strict=True)]
 
 
 class Savings:

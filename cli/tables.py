@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -12,73 +12,50 @@ from ..simulator import metrics
 from ..simulator.device import Device
 from ..simulator.run import Run
 from ..simulator.schedules import Schedule
-from ..traces.published import Bar, match, unmatched
-from ..traces.standing import Standing
-from .breakdown import Savings, Shares, bar, shares_of_several
-from .loglog import LogLog, letter
+from ..traces.published import Bar, Beside, unmatched
+from .breakdown import Savings, Shares, bar, savings_of_several, shares_of_several
+from .side_by_side import SideBySide, letter
 from .units import percent, scaled
 
+_TWO_COLUMNS = 76
 
-def result(run: Run) -> RenderableType:
+
+def result(run: Run, published: Sequence[Beside] = ()) -> RenderableType:
     """Everything about one run: figures, utilisations, the tensor cores' time, bottleneck, bytes per tensor, warnings."""
     title = Text.assemble((run.schedule, "bold"), f" on {run.device}\n{run.workload}, tile {_tile(run)}")
-    printed = [Text.assemble(("published   ", "dim"), _printed(each)) for each in _published(run)]
-    parts: list[RenderableType] = [title, "", _figures(run), *printed, "", Shares(run.breakdown), "", _bottleneck(run)]
+    printed = [Text.assemble(("published   ", "dim"), _printed(run, each)) for each in published]
+    parts: list[RenderableType] = [title, "", Figures(run), *printed, "", Shares(run.breakdown), "", _bottleneck(run)]
     parts += ["", Savings(run)] if run.savings else []
-    return Group(*parts, "", _traffic(run), *_remarks([run]))
+    return Group(*parts, "", Moved(run), *_remarks([run]))
 
 
-def comparison(runs: Sequence[Run]) -> RenderableType:
-    """Several schedules of one workload, one row each, and why each is as fast as it is."""
+def comparison(runs: Sequence[Run], published: Sequence[Sequence[Beside]]) -> RenderableType:
+    """Several schedules of one workload in columns, where the time of each goes, and the cause that costs it most."""
     first = runs[0]
-    letters = [letter(index) for index in range(len(runs))]
-    table = house_table(
-        "", "schedule", ">tile", ">time", ">TFLOP/s", ">paper", ">MHz", ">W", ">tensor", ">MUFU", ">HBM", gap=1
-    )
-    for mark, run in zip(letters, runs, strict=True):
-        hbm = run.traffic.total("hbm_read") + run.traffic.total("hbm_write")
-        table.add_row(
-            mark,
-            Text(run.schedule, "bold"),
-            str(run.tile),
-            scaled(metrics.time_s(run), "s"),
-            f"{metrics.tflops(run):.0f}",
-            ", ".join(f"{each.tflops:.0f}" for each in _published(run)) or "-",
-            f"{run.sm_clock_hz / 1e6:.0f}",
-            f"{run.power_w:.0f}",
-            f"{metrics.tensor_utilization(run):.0%}",
-            f"{metrics.mufu_utilization(run):.0%}",
-            scaled(hbm, "B"),
-        )
+    named = [Text.assemble((f"{letter(i)} {run.schedule}", "bold"), f", tile {_tile(run)}") for i, run in enumerate(runs)]
     reasons = [
-        Text.assemble((run.schedule, "bold"), f", {run.bottleneck.resource}: {run.bottleneck.why}") for run in runs
+        Text.assemble((f"{letter(i)} {run.schedule}", "bold"), f", {run.bottleneck.resource}: {run.bottleneck.why}")
+        for i, run in enumerate(runs)
     ]
-    parts: list[RenderableType] = [table, "", shares_of_several(runs, letters), "", *reasons]
-    for run in runs:
-        parts += ["", Text(run.schedule, "bold"), Savings(run)] if run.savings else []
-    return Group(Text(f"{first.workload} on {first.device}"), "", *parts, *_remarks(runs))
-
-
-def standing(found: Standing) -> RenderableType:
-    """The roofline plot, what each resource alone would need, and the runs under it."""
-    roof = found.roofline
-    needs = house_table("resource alone", ">cycles", ">of the bound", "")
-    for resource in found.resources:
-        name = Text(resource.name, "bold" if resource.binding else "")
-        mark = "binds" if resource.binding else ""
-        needs.add_row(name, f"{resource.cycles:,.0f}", percent(resource.share_of_bound), mark)
-    runs = house_table("", "schedule", ">TFLOP/s", ">of the bound", ">FLOP per HBM byte", ">per algorithmic byte")
-    for index, mark in enumerate(found.marks):
-        runs.add_row(
-            Text(letter(index), "bold"),
-            mark.schedule,
-            f"{mark.flops_per_s / 1e12:.0f}",
-            percent(mark.share_of_bound),
-            f"{mark.flops_per_hbm_byte:,.0f}",
-            f"{mark.flops_per_algorithmic_byte:,.0f}",
-        )
-    title = Text(f"{roof.workload} on {roof.device} at {roof.clock_hz / 1e6:.0f} MHz")
-    return Group(title, "", LogLog(found), "", needs, "", runs)
+    table = SideBySide(
+        [
+            ("time", [scaled(metrics.time_s(run), "s") for run in runs]),
+            ("TFLOP/s", [f"{metrics.tflops(run):.0f}" for run in runs]),
+            ("SM clock", [f"{run.sm_clock_hz / 1e6:.0f} MHz" for run in runs]),
+            ("power", [f"{run.power_w:.0f} W" for run in runs]),
+            ("tensor cores", [percent(metrics.tensor_utilization(run)) for run in runs]),
+            ("MUFU", [percent(metrics.mufu_utilization(run)) for run in runs]),
+            ("issue slots", [percent(metrics.issue_utilization(run)) for run in runs]),
+            ("HBM", [scaled(run.traffic.total("hbm_read") + run.traffic.total("hbm_write"), "B") for run in runs]),
+            None,
+            *shares_of_several(runs),
+            *savings_of_several(runs),
+        ]
+    )
+    pairs = [(run, each) for run, found in zip(runs, published, strict=True) for each in found]
+    printed = [Text.assemble((f"published {run.schedule}: ", "dim"), _printed(run, each)) for run, each in pairs]
+    title = Text(f"{first.workload} on {first.device}")
+    return Group(title, "", *named, "", table, "", *reasons, *(["", *printed] if printed else []), *_remarks(runs))
 
 
 def schedules(found: Iterable[Schedule]) -> RenderableType:
@@ -141,51 +118,83 @@ def _tile(run: Run) -> str:
     return f"{run.tile}{stages}{cluster}"
 
 
-def _figures(run: Run) -> Table:
-    grid = Table.grid(padding=(0, 3, 0, 0))
-    left, right = Table.grid(padding=(0, 2, 0, 0)), Table.grid(padding=(0, 2, 0, 0))
-    for name, value in (
-        ("time", scaled(metrics.time_s(run), "s")),
-        ("throughput", f"{metrics.tflops(run):.0f} TFLOP/s"),
-        ("cycles", f"{run.cycles:,}"),
-        ("SM clock", f"{run.sm_clock_hz / 1e6:.0f} MHz"),
-        ("power", f"{run.power_w:.0f} W"),
-        ("energy", scaled(metrics.energy_j(run), "J") + " per call"),
-    ):
-        left.add_row(Text(name, "dim"), value)
-    for name, value in (
-        ("tensor cores", metrics.tensor_utilization(run)),
-        ("MUFU", metrics.mufu_utilization(run)),
-        ("issue slots", metrics.issue_utilization(run)),
-        ("L2 hits", run.traffic.l2_hit_rate),
-    ):
-        right.add_row(Text(name, "dim"), bar(value), percent(value))
-    grid.add_row(left, right)
-    return grid
+class Figures:
+    """A run's figures beside how busy its units are; below each other where there is no room."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        run = self.run
+        left, right = (Table.grid(padding=(0, 2, 0, 0)) for _ in range(2))
+        for name, value in (
+            ("time", scaled(metrics.time_s(run), "s")),
+            ("throughput", f"{metrics.tflops(run):.0f} TFLOP/s"),
+            ("cycles", f"{run.cycles:,}"),
+            ("SM clock", f"{run.sm_clock_hz / 1e6:.0f} MHz"),
+            ("power", f"{run.power_w:.0f} W"),
+            ("energy", scaled(metrics.energy_j(run), "J") + " per call"),
+        ):
+            left.add_row(Text(name, "dim"), value)
+        for name, value in (
+            ("tensor cores", metrics.tensor_utilization(run)),
+            ("MUFU", metrics.mufu_utilization(run)),
+            ("issue slots", metrics.issue_utilization(run)),
+            ("L2 hits", run.traffic.l2_hit_rate),
+        ):
+            right.add_row(Text(name, "dim"), bar(value), percent(value))
+        if options.max_width < _TWO_COLUMNS:
+            yield from (left, "", right)
+            return
+        grid = Table.grid(padding=(0, 3, 0, 0))
+        grid.add_row(left, right)
+        yield grid
 
 
-def _published(run: Run) -> list[Bar]:
-    return [bar for bar in match(run.workload, run.schedule, run.device) if not bar.out_of_memory]
-
-
-def _printed(bar: Bar) -> str:
-    clock = f" at {bar.clock_hz / 1e6:.0f} MHz" if bar.clock_hz else ""
+def _printed(run: Run, beside: Beside) -> str:
+    """A published figure, and what is predicted under its conditions: only those two are to be held together."""
+    bar = beside.bar
+    where = f"at {bar.clock_hz / 1e6:.0f} MHz" if bar.clock_hz else f"clock {bar.regime}"
     time = f", {scaled(bar.time_s, 's')}" if bar.time_s else ""
-    return f"{bar.tflops:.0f} TFLOP/s{time}{clock} ({_place(bar)})"
+    other = f"; theirs is another program, see {beside.another}" if beside.another else ""
+    return (
+        f"{bar.tflops:.0f} TFLOP/s{time} {where} ({_place(bar)}); "
+        f"{run.schedule} is predicted {beside.predicted_tflops:.0f} there{other}"
+    )
 
 
 def _place(bar: Bar) -> str:
     return bar.source if bar.figure in bar.source or bar.figure.startswith("H200") else f"{bar.source}, {bar.figure}"
 
 
-def _traffic(run: Run) -> Table:
-    table = house_table("bytes", ">algorithmic read", ">written", ">L2 read", ">written", ">HBM read", ">written")
-    fields = ("algorithmic_read", "algorithmic_write", "l2_read", "l2_write", "hbm_read", "hbm_write")
-    for name, counted in run.traffic.by_tensor.items():
-        table.add_row(name, *(_bytes(getattr(counted, field)) for field in fields))
-    table.add_section()
-    table.add_row(*(Text(text, "bold") for text in ("all", *(_bytes(run.traffic.total(field)) for field in fields))))
-    return table
+class Moved:
+    """Bytes of each tensor at three levels, read and written; the levels below each other where there is no room."""
+
+    def __init__(self, run: Run) -> None:
+        self.traffic = run.traffic
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _TWO_COLUMNS:
+            yield self._table(_LEVELS)
+            return
+        for number, level in enumerate(_LEVELS):
+            if number:
+                yield ""
+            yield self._table((level,))
+
+    def _table(self, levels: Iterable[str]) -> Table:
+        levels = tuple(levels)
+        heads = [head for level in levels for head in (f">{_LEVELS[level]} read", ">written")]
+        fields = [f"{level}_{way}" for level in levels for way in ("read", "write")]
+        table = house_table("bytes", *heads)
+        for name, counted in self.traffic.by_tensor.items():
+            table.add_row(name, *(_bytes(getattr(counted, field)) for field in fields))
+        table.add_section()
+        table.add_row(*(Text(text, "bold") for text in ("all", *(_bytes(self.traffic.total(field)) for field in fields))))
+        return table
+
+
+_LEVELS = {"algorithmic": "algorithmic", "l2": "L2", "hbm": "HBM"}
 
 
 def _bytes(count: int) -> str:
@@ -200,10 +209,6 @@ def _remarks(runs: Sequence[Run]) -> list[RenderableType]:
     """Warnings, and what the papers' tables say beyond the schedules shown."""
     lines = [f"warning: {text}" for run in runs for text in run.warnings]
     notes = []
-    bars = [each for run in runs for each in _published(run) if each.clock_hz and each.clock_hz != run.sm_clock_hz]
-    if bars:
-        mhz = bars[0].clock_hz / 1e6
-        notes.append(f"published bars ran at {mhz:.0f} MHz: --clock {mhz:.0f} predicts at theirs")
     for other in unmatched(runs[0].workload, runs[0].device):
         notes.append(f"{_place(other)} also has '{other.implementation}': {other.tflops:.0f} TFLOP/s (no schedule here)")
     shown = [Text(line, "yellow") for line in dict.fromkeys(lines)]

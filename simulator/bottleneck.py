@@ -30,20 +30,21 @@ SHORT = 8
 
 @dataclass(frozen=True)
 class Facts:
-    """What the sentences speak of, beyond the run: the grid of the kernel with most CTAs, and its loops."""
+    """What the sentences speak of, beyond the run: the grid and loops of the kernel that a part is lost in most."""
 
+    kernel: str | None  # its name, where the schedule has several
     ctas: int
     slots: int  # CTAs that fit the device at a time
     blocks: float  # K/V blocks of a CTA, on average
     whole_heads: bool  # whether a CTA walks all queries of a head
 
 
-def explain(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> Bottleneck:
-    """Name the cause of a predicted run's time."""
+def explain(run: Run, device: Device, facts_of: Callable[[str], Facts], time_with: TimeWith) -> Bottleneck:
+    """Name the cause of a predicted run's time; `facts_of` has the facts of the kernel that loses most of a part."""
     busy = {"HBM": _hbm_busy(run, device), "L2": _l2_busy(run, device)}
     room = 1.0 - min(1.0, max(busy.values()))
     savings = {name: min(share, room) for name, share in run.breakdown.losses.items()}
-    savings["no_cta"] *= _divisible(device, facts)
+    savings["no_cta"] *= _divisible(device, facts_of("no_cta"))
     for name, share in busy.items():
         if share / 2 >= NOTABLE:  # twice as fast it saves about half of that time, at most
             savings[name] = saving(name, device, time_with).saved
@@ -53,7 +54,10 @@ def explain(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> Bott
     if cause in busy:
         return _bandwidth(cause, run, busy[cause], savings[cause])
     name, sentence = _SENTENCES[cause]
+    facts = facts_of(cause)
     why = sentence(run, device, facts, time_with)
+    if facts.kernel:
+        why = f"above all in its kernel '{facts.kernel}': {why}"
     bound = roofline(run.workload, device, run.sm_clock_hz, standard="S" in run.traffic.by_tensor)
     if bound.binding == "hbm":
         why += f"; HBM, which bounds this workload, needs {bound.hbm_cycles / run.cycles:.0%} of the time"

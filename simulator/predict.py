@@ -59,15 +59,12 @@ def predict(
     number = chosen_kernel(chosen, kernel, workload, tile)
     affordable(chosen.kernels, workload, tile, gpu.l2_partitions)
 
-    tensors = _tensor_names(chosen)
-    grids = [_lay_out(kernel, chosen, workload, tile, gpu, tensors) for kernel in chosen.kernels]
-    counted = replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], gpu)
-    problem = Problem(workload, tile, grids, *counted, clock_hz, regime)
-
+    problem = replace(_laid_out(chosen, workload, tile, gpu), pinned_hz=clock_hz, regime=regime)
     found = settle(problem, gpu)
-    busy = found.busy
+    grids, busy = problem.grids, found.busy
     whole = replace(problem.traffic, smem_bytes=int(busy[U_SMEM]))
     sampled, sample = _sample(problem, number, gpu, found)
+    whole_time, by_kernel = breakdown(problem, gpu, found)
     run = Run(
         origin="predicted",
         workload=workload,
@@ -87,7 +84,7 @@ def predict(
         labels=sampled.labels,
         spans=sampled.spans,
         sample=sample,
-        breakdown=breakdown(problem, gpu, found),
+        breakdown=whole_time,
     )
 
     @functools.cache
@@ -95,7 +92,10 @@ def predict(
         settled = found if other == gpu else settle(problem, other)
         return settled.cycles / settled.state.clock_hz
 
-    named = bottleneck.explain(run, gpu, _facts(grids), time_with)
+    def facts_of(part: str) -> bottleneck.Facts:
+        return _facts(grids, max(range(len(grids)), key=lambda each: by_kernel[each].get(part, 0.0)))
+
+    named = bottleneck.explain(run, gpu, facts_of, time_with)
     savings = tuple(saving(name, gpu, time_with) for name in RESOURCES) if why else None
     return replace(run, bottleneck=named, savings=savings)
 
@@ -158,6 +158,16 @@ def _tensor_names(schedule: Schedule) -> list[str]:
     names = ["Q", "K", "V", "O"]
     names += {"standard": ["S", "P"], "fa1": ["l", "m"]}.get(schedule.family, ["LSE"])
     return names
+
+
+@functools.lru_cache(maxsize=4)
+def _laid_out(schedule: Schedule, workload: Workload, tile: Tile, device: Device) -> Problem:
+    """The problem at a free clock; the same question at another clock moves the same bytes."""
+    tensors = _tensor_names(schedule)
+    grids = [_lay_out(kernel, schedule, workload, tile, device, tensors) for kernel in schedule.kernels]
+    return Problem(
+        workload, tile, grids, *replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], device)
+    )
 
 
 def _lay_out(
@@ -241,10 +251,15 @@ def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) ->
 # -- what is shown ------------------------------------------------------------------------------------------------------
 
 
-def _facts(grids: list[Grid]) -> bottleneck.Facts:
-    largest = max(grids, key=lambda grid: len(grid.items))
-    blocks, whole_heads = float(largest.items["blocks"].mean()), largest.kernel.grid == "heads"
-    return bottleneck.Facts(len(largest.items), largest.launch.slots, blocks, whole_heads)
+def _facts(grids: list[Grid], number: int) -> bottleneck.Facts:
+    grid = grids[number]
+    return bottleneck.Facts(
+        kernel=grid.kernel.name if len(grids) > 1 else None,
+        ctas=len(grid.items),
+        slots=grid.launch.slots,
+        blocks=float(grid.items["blocks"].mean()),
+        whole_heads=grid.kernel.grid == "heads",
+    )
 
 
 def _sample(problem: Problem, number: int, device: Device, found: Settled) -> tuple[Replay, Sample]:

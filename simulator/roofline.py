@@ -17,11 +17,15 @@ SUB_PARTITIONS = 4
 
 @dataclass(frozen=True)
 class Ceiling:
-    """One line of a roofline plot, in FLOP/s: flat (a compute peak) or rising with FLOP per byte (a bandwidth)."""
+    """One line of a roofline plot, in FLOP/s: flat (a compute peak) or rising with FLOP per byte (a bandwidth).
+
+    Bytes that L2 moves are not those that HBM moves: a plot over the one cannot show the other's line.
+    """
 
     name: str
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
+    over: str | None = None  # whose bytes it rises with: "HBM" or "L2"
 
     def at(self, flops_per_byte: float) -> float:
         """FLOP/s that this ceiling allows at an arithmetic intensity."""
@@ -111,8 +115,8 @@ def roofline(workload: Workload, device: Device, clock_hz: float, standard: bool
     ceilings = (
         Ceiling("tensor", flops_per_s=tensor_flops * clock_hz),
         Ceiling("mufu", flops_per_s=4 * workload.head_dim * exp2 * clock_hz),
-        Ceiling("l2", bytes_per_s=device.l2_bytes_per_cycle * clock_hz),
-        Ceiling("hbm", bytes_per_s=device.hbm_bytes_per_s),
+        Ceiling("l2", bytes_per_s=device.l2_bytes_per_cycle * clock_hz, over="L2"),
+        Ceiling("hbm", bytes_per_s=device.hbm_bytes_per_s, over="HBM"),
     )
     return Roofline(
         workload=workload,

@@ -50,8 +50,8 @@ class Problem:
     hits: dict[str, float]  # share of each tensor's reads that L2 has
     late: dict[str, float]  # and of those that wait for HBM
     moved: Sequence[Moved]  # by kernel
-    pinned_hz: float | None
-    regime: str
+    pinned_hz: float | None = None
+    regime: str = "sustained"
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,17 @@ def settle(problem: Problem, device: Device) -> Settled:
     return Settled(cycles, busy, state, loads, ran_at, ran_under)
 
 
-def breakdown(problem: Problem, device: Device, found: Settled) -> Breakdown:
-    """Where the tensor cores' time goes in a settled replay, which is repeated with its spans."""
-    parts, launch = Counter(), _launch(device, found.ran_at_hz)
+def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdown, list[dict[str, float]]]:
+    """Where the tensor cores' time goes in a settled replay, which is repeated with its spans; and the cycles by kernel."""
+    each, launch = [], _launch(device, found.ran_at_hz)
     rate = device.tensor_rate(problem.workload.element_bytes)
     for number, grid in enumerate(problem.grids):
         durations = _durations(problem, number, device, found.ran_at_hz, found.ran_under[number], explain=True)
         ends = ends_of_sms(durations, _lengths(grid), device.sms, problem.tile.cluster)
-        parts.update(account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate))
-        beyond = _at_bandwidth(problem.moved[number], device, found.ran_at_hz) - float(ends.max())
-        parts.update(launch=launch * device.sms, memory=max(0.0, beyond) * device.sms)
-    return of_cycles(parts, found.cycles * device.sms)
+        parts = account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate)
+        beyond = max(0.0, _at_bandwidth(problem.moved[number], device, found.ran_at_hz) - float(ends.max()))
+        each.append(parts | {"launch": launch * device.sms, "memory": parts["memory"] + beyond * device.sms})
+    return of_cycles(sum(map(Counter, each), Counter()), found.cycles * device.sms), each
 
 
 def memory_of(problem: Problem, number: int, device: Device, clock_hz: float, load: Load) -> Memory:

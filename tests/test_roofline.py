@@ -88,3 +88,9 @@ def test_the_roofline_is_plain_json():
 def test_fp8_on_ampere_is_refused():
     with pytest.raises(UsageError, match="has no fp8"):
         roofline(replace(TABLE2, dtype="e4m3"), load_device("a100-sxm"), 1.4e9)
+
+
+def test_a_bandwidth_says_whose_bytes_it_rises_with():
+    assert {c.name: c.over for c in roofline(TABLE2, H200, 1.83e9).ceilings} == {
+        "tensor": None, "mufu": None, "l2": "L2", "hbm": "HBM",
+    }  # fmt: skip

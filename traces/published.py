@@ -15,6 +15,7 @@ from math import exp, log
 from pathlib import Path
 
 from ..simulator import metrics
+from ..simulator.device import Device
 from ..simulator.errors import UsageError, did_you_mean
 from ..simulator.reading import read_csv
 from ..simulator.run import Run
@@ -223,6 +224,28 @@ def match(workload: Workload, schedule: str, device: str) -> tuple[Bar, ...]:
     """The published bars of this very workload and device, of the schedule or of the papers' own program of it."""
     here = (b for b in bars() if (b.workload, b.device) == (workload, device))
     return tuple(b for b in here if b.schedule in (schedule, f"{schedule}-published"))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published bar beside the same schedule predicted under the bar's own conditions, its clock above all."""
+
+    bar: Bar
+    predicted_tflops: float
+    another: str | None  # the schedule that is the measured program, where it is another one than was predicted
+
+
+def beside(run: Run, device: Device, predict: Predict | None = None) -> tuple[Beside, ...]:
+    """The bars of a predicted run's workload, each with that schedule and tile predicted at the bar's clock or regime."""
+    ask = predict or default_predict()
+    found = []
+    for bar in match(run.workload, run.schedule, run.device):
+        if not bar.out_of_memory:
+            there = ask(
+                run.workload, schedule=run.schedule, device=device, tile=run.tile, clock_hz=bar.clock_hz, regime=bar.regime
+            )
+            found.append(Beside(bar, metrics.paper_tflops(there), bar.schedule if bar.schedule != run.schedule else None))
+    return tuple(found)
 
 
 def unmatched(workload: Workload, device: str) -> tuple[Bar, ...]:

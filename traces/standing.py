@@ -1,4 +1,4 @@
-"""Standing: where predicted runs lie under the roofline of their workload."""
+"""Standing: where predicted runs lie under the roofline of their workload, each at its own clock."""
 
 from __future__ import annotations
 
@@ -8,64 +8,84 @@ from dataclasses import dataclass
 from ..simulator import metrics
 from ..simulator.device import Device
 from ..simulator.roofline import Roofline, roofline
-from ..simulator.run import Run
+from ..simulator.run import Bottleneck, Run
+
+RESOURCES = {"tensor": "tensor cores", "mufu": "MUFU", "hbm": "HBM", "l2": "L2"}
+"""Resource of a roofline -> its name."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One run as a point: FLOP/s over FLOPs per byte that crosses HBM, and the same per algorithmic byte."""
+    """One run as a point, FLOP/s over FLOPs per byte that crosses HBM, under the roofline at its own clock.
+
+    That roofline counts what the schedule cannot avoid: standard attention's S and P too.
+    """
 
     schedule: str
+    roofline: Roofline
+    time_s: float
     flops_per_s: float
     flops_per_hbm_byte: float
     flops_per_algorithmic_byte: float
-    share_of_bound: float  # of the FLOP/s that the binding bound allows
+    l2_flops_per_s: float  # that L2 allows, at the bytes which this schedule asks of it
+    bottleneck: Bottleneck
 
+    @property
+    def share_of_bound(self) -> float:
+        """Of the FLOP/s that the binding resource allows."""
+        return self.flops_per_s / self.roofline.bound_flops_per_s
 
-@dataclass(frozen=True)
-class Resource:
-    """One resource alone: the least time it needs, and how much of the bound that is."""
+    def alone_s(self, resource: str) -> float:
+        """Seconds that a resource alone would take."""
+        return getattr(self.roofline, f"{resource}_cycles") / self.roofline.clock_hz
 
-    name: str
-    cycles: float
-    share_of_bound: float
-    binding: bool
+    def to_dict(self) -> dict:
+        """The mark as plain JSON values."""
+        return {
+            "schedule": self.schedule,
+            "sm_clock_hz": self.roofline.clock_hz,
+            "time_s": self.time_s,
+            "flops_per_s": self.flops_per_s,
+            "flops_per_hbm_byte": self.flops_per_hbm_byte,
+            "flops_per_algorithmic_byte": self.flops_per_algorithmic_byte,
+            "l2_flops_per_s": self.l2_flops_per_s,
+            "alone_s": {resource: self.alone_s(resource) for resource in RESOURCES},
+            "binding": self.roofline.binding,
+            "bound_flops_per_s": self.roofline.bound_flops_per_s,
+            "share_of_bound": self.share_of_bound,
+            "bottleneck": dict(vars(self.bottleneck)),
+        }
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A roofline, what each resource alone would need, and the runs under it."""
+    """The workload's roofline at one clock, whichever schedules are shown, and the runs, each under its own."""
 
     roofline: Roofline
-    resources: tuple[Resource, ...]
     marks: tuple[Mark, ...]
 
     def to_dict(self) -> dict:
         """The roofline's fields and the marks as plain JSON values."""
-        return {**self.roofline.to_dict(), "runs": [vars(mark) for mark in self.marks]}
+        return {**self.roofline.to_dict(), "runs": [mark.to_dict() for mark in self.marks]}
 
 
-def standing(runs: Sequence[Run], device: Device) -> Standing:
-    """Place runs of one workload and device under the roofline at the fastest of their clocks."""
-    workload = runs[0].workload
-    roof = roofline(workload, device, max(run.sm_clock_hz for run in runs))
-    names = {"tensor": "tensor cores", "mufu": "MUFU (exp2)", "hbm": "HBM", "l2": "L2"}
-    resources = tuple(
-        Resource(name, cycles, cycles / roof.bound_cycles, key == roof.binding)
-        for key, name in names.items()
-        for cycles in [getattr(roof, f"{key}_cycles")]
-    )
-    return Standing(roof, resources, tuple(_mark(run, roof) for run in runs))
+def standing(runs: Sequence[Run], device: Device, clock_hz: float | None = None) -> Standing:
+    """Place runs of one workload and device under the roofline at `clock_hz` (default: the boost clock)."""
+    whole = roofline(runs[0].workload, device, clock_hz or device.max_clock_hz)
+    return Standing(whole, tuple(_mark(run, device) for run in runs))
 
 
-def _mark(run: Run, roof: Roofline) -> Mark:
-    hbm = run.traffic.total("hbm_read") + run.traffic.total("hbm_write")
-    algorithmic = run.traffic.total("algorithmic_read") + run.traffic.total("algorithmic_write")
-    flops_per_s = run.workload.flops / metrics.time_s(run)
+def _mark(run: Run, device: Device) -> Mark:
+    traffic, flops, time_s = run.traffic, run.workload.flops, metrics.time_s(run)
+    own = roofline(run.workload, device, run.sm_clock_hz, standard="S" in traffic.by_tensor)
+    l2 = traffic.total("l2_read") + traffic.total("l2_write")
     return Mark(
         schedule=run.schedule,
-        flops_per_s=flops_per_s,
-        flops_per_hbm_byte=run.workload.flops / hbm,
-        flops_per_algorithmic_byte=run.workload.flops / algorithmic,
-        share_of_bound=flops_per_s / roof.bound_flops_per_s,
+        roofline=own,
+        time_s=time_s,
+        flops_per_s=flops / time_s,
+        flops_per_hbm_byte=flops / (traffic.total("hbm_read") + traffic.total("hbm_write")),
+        flops_per_algorithmic_byte=flops / (traffic.total("algorithmic_read") + traffic.total("algorithmic_write")),
+        l2_flops_per_s=flops / l2 * device.l2_bytes_per_cycle * run.sm_clock_hz,
+        bottleneck=run.bottleneck,
     )

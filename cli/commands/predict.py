@@ -25,7 +25,7 @@ def predict(
 
     Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, where the tensor cores' time goes, the cause
     that costs most and what would help, and the bytes of every tensor at three levels (algorithmic, L2, HBM). Where the
-    papers measured this very workload, their figure stands beside the prediction.
+    papers measured this very workload, their figure stands beside a prediction at their clock.
 
     Example: fasim predict warp-specialized pingpong fa3 --causal
 
@@ -46,7 +46,9 @@ def predict(
     if json:
         output.emit_json([run.to_dict() for run in runs])
         return
+    from ...traces.published import beside
     from .. import tables
 
+    published = [beside(run, machine.load()) for run in runs]
     console = output.stdout()
-    console.print(tables.result(runs[0]) if len(runs) == 1 else tables.comparison(runs))
+    console.print(tables.result(runs[0], published[0]) if len(runs) == 1 else tables.comparison(runs, published))

@@ -18,8 +18,9 @@ def roofline(
 ) -> None:
     """Draw where the workload stands for HBM, L2, tensor cores and MUFU.
 
-    Each resource alone would take some least time; the longest of them bounds the kernel. The plot shows attainable
-    TFLOP/s over FLOPs per HBM byte, with a marker for each predicted schedule.
+    Each resource alone would take some least time; the longest of them bounds the kernel, at the clock that it runs at.
+    The plot shows attainable TFLOP/s over FLOPs per HBM byte at the boost clock (or --clock), a letter for each predicted
+    schedule, and over it the bound at its own clock.
 
     Example: fasim roofline standard fa3 --seqlen 512
 
@@ -29,10 +30,10 @@ def roofline(
     from ...traces.standing import standing
 
     problem = workload.build()
-    found = standing([machine.predict(problem, name) for name in schedule], machine.load())
+    found = standing([machine.predict(problem, name) for name in schedule], machine.load(), machine.clock_hz)
     if json:
         output.emit_json(found.to_dict())
         return
-    from .. import tables
+    from .. import standing as render
 
-    output.stdout().print(tables.standing(found))
+    output.stdout().print(render.standing(found))
