@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ..simulator.errors import UsageError
 from . import output
 from .options import Json
 
@@ -33,7 +34,7 @@ def compare(
     markdown: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     timeline: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     cta: str | None = None,
-    iterations: str = "1-3",
+    iterations: str | None = None,
     width: int | None = None,
     svg: Path | None = None,
     trace: Path | None = None,
@@ -67,7 +68,7 @@ def compare(
     cta
         The CTA to draw, as CTA0. [default: the first that was kept]
     iterations
-        K/V blocks of the first tile to draw, as 1-3 or 2.
+        K/V blocks of the first tile to draw, as 1-3 or 2. [default: 1-4, or what there is]
     width
         Columns to draw in (default: the terminal's); pixels for --svg are 10 times that.
     svg
@@ -75,6 +76,12 @@ def compare(
     trace
         Also write the timeline of one run as a Chrome trace, for Perfetto.
     """
+    drawing = {"--cta": cta, "--iterations": iterations, "--width": width, "--svg": svg, "--trace": trace}
+    tables = {"--schedule": schedule, "--markdown": markdown or None}
+    idle = [name for name, given in (tables if timeline else drawing).items() if given is not None]
+    if idle:
+        without = "beside" if timeline else "without"
+        raise UsageError(f"{', '.join(idle)}: nothing to do {without} --timeline, so not taken {without} it")
     if timeline:
         from .overlay import Drawing, timelines
 

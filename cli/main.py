@@ -22,12 +22,12 @@ from .commands.listings import devices, disasm, schedules
 from .commands.predict import predict
 from .commands.published import published
 from .commands.roofline import roofline
+from .commands.timeline import timeline
 from .commands.validate import validate
 from .compare import compare
 from .doctor import doctor
 from .measure import measure
 from .plain import fall_back
-from .timeline_command import timeline
 
 OK, CHECK_FAILED, USAGE, NO_TOOL, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
 

@@ -156,11 +156,12 @@ class MachineOptions(TileOptions):
             raise UsageError("--clock pins the clock and --regime says how it is found: give one of them")
         return None if self.clock is None else self.clock * 1e6
 
-    def predict(self, workload: Workload, schedule: str, why: bool = False) -> Run:
-        """Predict one schedule with these options; with `why`, what each resource twice as fast would save too."""
+    def predict(self, workload: Workload, schedule: str, why: bool = False, kernel: str | None = None) -> Run:
+        """Predict one schedule with these options; with `why`, what each resource twice as fast would save too. The run keeps
+        the spans of `kernel`, by default of the one with the softmax."""
         from ..simulator.predict import predict
 
         device = self.load()
         tile = self.choose_tile(workload, schedule, device)
-        asked = {"tile": tile, "clock_hz": self.clock_hz, "regime": self.regime or "sustained", "why": why}
+        asked = {"tile": tile, "clock_hz": self.clock_hz, "regime": self.regime or "sustained", "why": why, "kernel": kernel}
         return predict(workload, schedule=schedule, device=device, **asked)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..simulator.errors import UsageError
 from ..simulator.values import printable
-from ..traces.files import write_whole
+from ..traces.files import check_place, write_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +70,21 @@ def write_file(path: Path, text: str) -> None:
 
     Raises UsageError, one sentence, where the folder or the file cannot be written.
     """
-    write_whole(path, text.encode())
+    write_files({path: text})
+
+
+def write_files(files: Mapping[Path, str]) -> None:
+    """The same for several, all or none; one whose name ends in .gz or .svgz is compressed, alike every time.
+
+    Raises UsageError, one sentence, where one cannot be written.
+    """
+    packed = {path: path.name.endswith((".gz", ".svgz")) for path in files}
+    write_all({path: gzip.compress(text.encode(), mtime=0) if packed[path] else text.encode() for path, text in files.items()})
+
+
+def check_file(path: Path) -> None:
+    """Raises UsageError, one sentence, where it is plain before the work that no file can be written to `path`."""
+    check_place(path)
 
 
 def make_folder(path: Path) -> None:

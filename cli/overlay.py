@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..simulator.errors import UsageError
-from . import output
+from . import output, pictures
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +22,7 @@ class Drawing:
 
     device: str | None
     cta: str | None
-    iterations: str
+    iterations: str | None
     width: int | None
     svg: Path | None
     trace: Path | None
@@ -32,15 +32,15 @@ class Drawing:
 def timelines(paths: Sequence[Path], wanted: Drawing) -> int:
     """Draw every recorded timeline of files and folders beside its prediction; 1 where one does not conform."""
     from ..traces.overlay import pair
-    from ..traces.perfetto import chrome_trace
     from ..traces.store import TIMELINES, load_paths
     from ..traces.window import by_iterations
+    from .commands.timeline import whole_range
     from .timeline import Timeline
-    from .timeline_command import whole_range
 
-    if wanted.width is not None and not 40 <= wanted.width <= 1000:
-        raise UsageError(f"--width {wanted.width} is not possible: give 40 to 1000 columns")
-    first, last = whole_range("--iterations", wanted.iterations)
+    if wanted.json and not wanted.svg and (wanted.width is not None or wanted.iterations is not None):
+        raise UsageError("--width and --iterations have nothing to do beside --json: give them with --svg, or leave them out")
+    pictures.check(wanted.svg, wanted.trace, wanted.width)
+    steps = whole_range("--iterations", wanted.iterations) if wanted.iterations is not None else (None, None)
     runs = load_paths(paths or (TIMELINES,))
     if len(runs) > 1 and (wanted.svg or wanted.trace):
         raise UsageError(f"--svg and --trace draw one timeline, and {len(runs)} were given: {', '.join(runs)}")
@@ -49,23 +49,15 @@ def timelines(paths: Sequence[Path], wanted: Drawing) -> int:
         for done, (name, run) in enumerate(runs.items()):
             advance(done, len(runs), name)
             pairs.append(pair(name, run, wanted.cta, wanted.device))
-    for each in pairs if wanted.svg or wanted.trace else ():
-        if wanted.svg:
-            from .svg import svg
-
-            output.write_file(wanted.svg, svg(by_iterations(each.both, first, last), (wanted.width or 128) * 10))
-            output.note(f"wrote {wanted.svg}")
-        if wanted.trace:
-            import json
-
-            output.write_file(wanted.trace, json.dumps(chrome_trace(each.both)) + "\n")
-            output.note(f"wrote {wanted.trace}")
+    if wanted.svg or wanted.trace:
+        both = pairs[0].both
+        pictures.write(wanted.svg, wanted.trace, by_iterations(both, *steps), both, wanted.width)
     if wanted.json:
         output.emit_json([each.to_dict() for each in pairs])
     else:
         console = output.stdout(wanted.width)
         for each in pairs:
-            window = by_iterations(each.both, first, last)
+            window = by_iterations(each.both, *steps)
             console.print(window.title, style="bold", markup=False)
             console.print(Timeline(window))
             console.print(_phases(each))

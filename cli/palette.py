@@ -1,41 +1,50 @@
-"""Colours of the timeline: a hue per loop iteration, as in the papers' figures; a shade per warpgroup."""
+"""Colours and letters of the timeline: a hue per loop iteration, as in the papers' figures; a shade per warpgroup."""
 
 from __future__ import annotations
 
 HUES = (
-    ("#f4a259", "#b8641a"),  # orange
-    ("#6fb7e9", "#2c74a8"),  # blue
-    ("#8fcf6f", "#4c8a2f"),  # green
-    ("#e58fb8", "#a84a78"),  # pink
-    ("#c3a6ee", "#7d59b5"),  # violet
-    ("#f2d95c", "#a68d10"),  # yellow
+    ("#f9b978", "#a9560f"),  # orange
+    ("#8cc8f0", "#1f6395"),  # blue
+    ("#a5dc88", "#3d7522"),  # green
+    ("#efa6c8", "#953a67"),  # pink
+    ("#d0b9f3", "#6a47a3"),  # violet
+    ("#f5e07a", "#8a750a"),  # yellow
 )
-"""Light for WG0 (and what belongs to no warpgroup), dark for WG1; a third warpgroup takes the middle."""
+"""From light, the first warpgroup's (and of what belongs to none), to dark, the last one's."""
 
-OUTSIDE = ("#c9ccd1", "#8b9099")
+OUTSIDE = ("#d4d7db", "#7d838c")
 """Prologue and epilogue: outside the loop."""
 
-WAIT = "#6b7078"
+WAIT, TURN = "#6b7078", "#c2410c"
+"""A wait for a copy or a GEMM; a wait for a turn."""
+
+ALPHABETS = ("0123456789", "abcdefghij", "ABCDEFGHIJ", "klmnopqrst", "KLMNOPQRST", "αβγδεζηθικ", "ΑΒΓΔΕΖΗΘΙΚ")
+"""Without colour: the last digit of a loop step, by warpgroup."""
+MARKS = "#%@&$!?"
+"""Without colour: outside the loop, by warpgroup."""
 
 
-def colour(step: int, group: int) -> str:
-    """Hex colour of a span by loop step and warpgroup."""
+def colour(step: int, group: int, groups: int) -> str:
+    """Hex colour of a span by loop step and warpgroup, one of `groups`."""
     light, dark = HUES[step % len(HUES)] if step >= 0 else OUTSIDE
-    return (light, dark, _mix(light, dark))[max(0, group) % 3]
+    share = max(0, group) / (groups - 1) if groups > 1 else 0.0
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(_rgb(light), _rgb(dark), strict=True))
 
 
-def ink(step: int, group: int) -> str:
-    """Hex colour of text on a span."""
-    return "#ffffff" if max(0, group) % 3 == 1 else "#1b1d21"
+def ink(background: str) -> str:
+    """Hex colour of text on a colour."""
+    red, green, blue = _rgb(background)
+    return "#ffffff" if 0.3 * red + 0.59 * green + 0.11 * blue < 140 else "#1b1d21"
 
 
-def shades(warpgroups: tuple[str, ...]) -> str:
-    """Which shade is whose, for a legend."""
-    return ", ".join(f"{shade} {name}" for shade, name in zip(("light", "dark", "middle"), warpgroups, strict=False))
+def letter(step: int, group: int) -> str:
+    """One character for a loop step of a warpgroup."""
+    known = min(max(0, group), len(ALPHABETS) - 1)
+    return ALPHABETS[known][step % 10] if step >= 0 else MARKS[known]
 
 
-def _mix(a: str, b: str) -> str:
-    return "#" + "".join(f"{(int(a[i : i + 2], 16) + int(b[i : i + 2], 16)) // 2:02x}" for i in (1, 3, 5))
+def _rgb(text: str) -> tuple[int, ...]:
+    return tuple(int(text[i : i + 2], 16) for i in (1, 3, 5))
 
 
 def ticks(start: int, end: int, most: int) -> list[int]:

@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from xml.sax.saxutils import escape
 
-from ..traces.window import Row, Span, Window
-from .palette import HUES, WAIT, colour, ink, shades, ticks
+from ..traces.figure import Figure, figure
+from ..traces.window import GEMM, ON_COPY, ON_GEMM, ON_TURN, WORK, Row, Span, Window
+from .legend import entries
+from .palette import HUES, TURN, WAIT, colour, ink, ticks
 
-_LANE, _GAP, _LEFT, _RIGHT, _TOP = 26, 6, 128, 24, 56
-_FONT = "font-family='ui-sans-serif, Helvetica, Arial, sans-serif'"
+_LANE, _GAP, _RIGHT, _LINE = 26, 6, 40, 20
+_FONT = "font-family='Helvetica, Arial, sans-serif'"
 _GRID, _TEXT, _MUTED, _PAPER, _BAND = "#e2e4e8", "#1b1d21", "#6b7078", "#ffffff", "#f6f7f9"
+_DASHES = {ON_COPY: "2 3", ON_GEMM: "", ON_TURN: "7 4"}
+
+
+class _Sheet:
+    """Where things are on a sheet of so many pixels: the measured widths of labels, title and legend decide."""
+
+    def __init__(self, drawn: Figure, width: int):
+        self.drawn, self.window, self.width = drawn, drawn.window, width
+        self.left = 20 + max([text_width(row.name, 12) for row in drawn.rows] + [text_width("SM cycles", 12)])
+        self.title = wrapped(self.window.title.split(" "), width - 2 * 10, 14, " ")
+        self.top = 32 + _LINE * len(self.title)
+        self.lanes: list[float] = []
+        y, before = float(self.top), None
+        for row in drawn.rows:
+            y += 14 if before and before.kind != row.kind else 0  # units stand apart from warps
+            self.lanes.append(y)
+            y += _LANE + (1 if row.name.endswith(" GEMM") else _GAP)
+            before = row
+        self.bottom = y - _GAP
+
+    def x(self, cycle: float) -> float:
+        """Where a cycle stands."""
+        return self.left + (cycle - self.window.start) * (self.width - self.left - _RIGHT) / (self.window.end - self.window.start)
 
 
 def svg(window: Window, width: int = 1280) -> str:
     """The window as a standalone SVG document, `width` pixels wide."""
-    lanes = [_place(window, index) for index in range(len(window.rows))]
-    bottom = lanes[-1] + _LANE if lanes else _TOP
-    height = bottom + 86
+    sheet = _Sheet(figure(window), width)
+    legend, height = _legend(sheet)
     body = [
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
         f"viewBox='0 0 {width} {height}' {_FONT}>",
         f"<title>{escape(window.title)}</title>",
         f"<rect width='{width}' height='{height}' fill='{_PAPER}'/>",
-        _text(_LEFT, 24, window.title, size=14, weight=600),
-        *_axis(window, width, bottom),
+        *(_text(10, 24 + _LINE * n, line, size=14, weight=600) for n, line in enumerate(sheet.title)),
+        *_axis(sheet),
     ]
-    for row, y in zip(window.rows, lanes, strict=True):
-        body += _lane(row, y, window, width)
-    body += _legend(window, bottom + 58)
-    return "\n".join([*body, "</svg>", ""])
+    for row, y in zip(sheet.drawn.rows, sheet.lanes, strict=True):
+        body += _lane(row, y, sheet)
+    return "\n".join([*body, *legend, "</svg>", ""])
 
 
-def _place(window: Window, index: int) -> int:
-    """Top of a lane; units stand apart from warps."""
-    apart = any(row.kind != window.rows[0].kind for row in window.rows[: index + 1])
-    return _TOP + index * (_LANE + _GAP) + (14 if apart else 0)
+def text_width(text: str, size: float) -> float:
+    """Pixels that a text takes in the widest of usual fonts, DejaVu Sans Bold (widths of its characters, in ems)."""
+    return size * sum(0.42 if char in _NARROW else 1.06 if char in _WIDE else 0.78 if char.isupper() else 0.7 for char in text)
 
 
-def _x(cycle: float, window: Window, width: int) -> float:
-    return _LEFT + (cycle - window.start) * (width - _LEFT - _RIGHT) / (window.end - window.start)
+_NARROW, _WIDE = set("ijl.,:;'()[]|! tf/-"), set("mwMW%@+=<>~")
+
+
+def wrapped(words: Iterable[str], width: float, size: float, between: str) -> list[str]:
+    """Words in lines of at most so many pixels; a word that is longer stands alone."""
+    lines: list[str] = []
+    for word in words:
+        longer = f"{lines[-1]}{between}{word}" if lines else word
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _text(
@@ -50,55 +84,74 @@ def _text(
     )
 
 
-def _lane(row: Row, y: int, window: Window, width: int) -> list[str]:
+def _lane(row: Row, y: float, sheet: _Sheet) -> list[str]:
     parts = [
-        _text(_LEFT - 10, y + _LANE / 2 + 4, row.name, anchor="end", weight=600 if row.kind == "warp" else 400),
-        f"<rect x='{_LEFT}' y='{y}' width='{width - _LEFT - _RIGHT}' height='{_LANE}' fill='{_BAND}'/>",
+        _text(sheet.left - 10, y + _LANE / 2 + 4, row.name, anchor="end", weight=600 if row.kind == "warp" else 400),
+        f"<rect x='{sheet.left:.1f}' y='{y:.1f}' width='{sheet.width - sheet.left - _RIGHT:.1f}' height='{_LANE}' fill='{_BAND}'/>",
     ]
-    return parts + [_span(span, y, window, width) for span in row.spans]
+    return parts + [_span(span, y, row, sheet) for span in row.spans]
 
 
-def _span(span: Span, y: int, window: Window, width: int) -> str:
-    left, right = _x(span.start, window, width), _x(span.end, window, width)
+def _span(span: Span, y: float, row: Row, sheet: _Sheet) -> str:
+    left, right = sheet.x(span.start), sheet.x(span.end)
     hint = f"<title>{escape(span.label)}{f' [{span.step}]' if span.step >= 0 else ''}: {span.start}-{span.end}</title>"
     if span.wait:
-        middle = y + _LANE / 2
-        return (
-            f"<line x1='{left:.2f}' y1='{middle}' x2='{right:.2f}' y2='{middle}' stroke='{WAIT}' stroke-width='1.2' "
-            f"stroke-dasharray='2 3'>{hint}</line>"
-        )
+        return _wait(span.kind, left, right, y + _LANE / 2, hint)
+    fill = colour(span.step, span.group, len(sheet.window.warpgroups))
+    gemm = row.kind == "warp" and span.kind == GEMM
+    edge = f" stroke='{_TEXT}' stroke-width='1.4'" if gemm else ""
+    inset = 0.7 if gemm else 0
     box = (
-        f"<rect x='{left:.2f}' y='{y}' width='{max(right - left, 0.3):.2f}' height='{_LANE}' "
-        f"fill='{colour(span.step, span.group)}'>{hint}</rect>"
+        f"<rect x='{left + inset:.2f}' y='{y + inset:.1f}' width='{max(right - left - 2 * inset, 0.3):.2f}' "
+        f"height='{_LANE - 2 * inset:.1f}' fill='{fill}'{edge}>{hint}</rect>"
     )
-    if right - left < 7 * len(span.short) + 3:
+    if right - left < text_width(span.short, 11) + 2:
         return box
-    return box + _text((left + right) / 2, y + _LANE / 2 + 4, span.short, 11, ink(span.step, span.group), "middle")
+    return box + _text((left + right) / 2, y + _LANE / 2 + 4, span.short, 11, ink(fill), "middle", 700 if gemm else 400)
 
 
-def _axis(window: Window, width: int, bottom: int) -> list[str]:
+def _wait(kind: str, left: float, right: float, y: float, hint: str = "") -> str:
+    dashes = f" stroke-dasharray='{_DASHES[kind]}'" if _DASHES[kind] else ""
+    return (
+        f"<line x1='{left:.2f}' y1='{y:.1f}' x2='{right:.2f}' y2='{y:.1f}' stroke='{TURN if kind == ON_TURN else WAIT}' "
+        f"stroke-width='{2 if kind == ON_TURN else 1.2}'{dashes}>{hint}</line>"
+    )
+
+
+def _axis(sheet: _Sheet) -> list[str]:
     parts = []
-    for tick in ticks(window.start, window.end, 12):
-        x = _x(tick, window, width)
-        parts.append(f"<line x1='{x:.1f}' y1='{_TOP - 10}' x2='{x:.1f}' y2='{bottom + 6}' stroke='{_GRID}'/>")
-        parts.append(_text(x, bottom + 20, f"{tick:,}", 11, _MUTED, "middle"))
-    parts.append(_text(_LEFT - 10, bottom + 20, "SM cycles", 11, _MUTED, "end"))
+    for tick in ticks(sheet.window.start, sheet.window.end, max(2, int(sheet.width - sheet.left) // 90)):
+        x = sheet.x(tick)
+        parts.append(f"<line x1='{x:.1f}' y1='{sheet.top - 10}' x2='{x:.1f}' y2='{sheet.bottom + 6:.1f}' stroke='{_GRID}'/>")
+        parts.append(_text(x, sheet.bottom + 20, f"{tick:,}", 11, _MUTED, "middle"))
+    parts.append(_text(sheet.left - 10, sheet.bottom + 20, "SM cycles", 11, _MUTED, "end"))
     return parts
 
 
-def _legend(window: Window, y: int) -> list[str]:
-    x, parts = float(_LEFT), []
-    entries = [("K/V block " if i == 0 else "") + str(step) for i, step in enumerate(window.steps[: len(HUES)])]
-    pairs = [*zip(window.steps, entries, strict=False), (-1, "outside the loop, turns")]
-    for step, name in pairs:
-        for group in window.groups or (-1,):
-            parts.append(f"<rect x='{x:.1f}' y='{y - 10}' width='13' height='13' fill='{colour(step, group)}'/>")
-            x += 13
-        parts.append(_text(x + 5, y, name, 11, _MUTED))
-        x += 16 + 6.4 * len(name)
-    if len(window.groups) > 1:
-        parts.append(_text(x, y, shades(window.warpgroups), 11, _MUTED))
-        x += 20 + 6.4 * len(shades(window.warpgroups))
-    parts.append(f"<line x1='{x}' y1='{y - 4}' x2='{x + 26}' y2='{y - 4}' stroke='{WAIT}' stroke-dasharray='2 3'/>")
-    parts.append(_text(x + 32, y, "waits", 11, _MUTED))
-    return parts
+def _legend(sheet: _Sheet) -> tuple[list[str], int]:
+    """The legend's parts, in as many lines as it takes, and where the sheet ends."""
+    drawn, groups = sheet.drawn, len(sheet.window.warpgroups)
+    items: list[tuple[list[str], str]] = []  # fills, or a wait's kind; what it says
+    for n, step in enumerate(drawn.steps[: len(HUES)]):
+        fills = [colour(step, group, groups) for group in drawn.groups or (0,)]
+        items.append((fills, str(step) if n else f"{drawn.window.step} {step}"))
+    if groups > 1 and drawn.steps:
+        items += [([colour(drawn.steps[0], group, groups)], drawn.window.warpgroups[group]) for group in drawn.groups]
+    if any(span.step < 0 and not span.wait for row in drawn.rows for span in row.spans):
+        items.append(([colour(-1, group, groups) for group in drawn.groups or (0,)], "outside the loop, turns"))
+    kinds = {kind: name for kind, name in entries(drawn).items() if kind != WORK}
+    items += [([kind], f"S, O framed: {name}" if kind == GEMM else name) for kind, name in kinds.items()]
+    parts, x, y = [], 20.0, sheet.bottom + 52
+    for fills, name in items:
+        swatch = 26 if fills[0] in _DASHES else 13 * sum(fill.startswith("#") for fill in fills)
+        length = swatch + 5 + text_width(name, 11) + 14
+        if x > 20 and x + length > sheet.width - 10:
+            x, y = 20.0, y + _LINE
+        for n, fill in enumerate(fills):
+            if fill in _DASHES:
+                parts.append(_wait(fill, x, x + 26, y - 4))
+            elif fill.startswith("#"):
+                parts.append(f"<rect x='{x + 13 * n:.1f}' y='{y - 10:.1f}' width='13' height='13' fill='{fill}'/>")
+        parts.append(_text(x + swatch + (5 if swatch else 0), y, name, 11, _MUTED))
+        x += length
+    return parts, int(y + 20)

@@ -1,42 +1,54 @@
-"""Window -> rich renderable: one line per warp and unit, colours by iteration, idle gaps blank, waits dim."""
+"""Window -> rich renderable: a line per warp and unit, colours by iteration, idle gaps blank, waits by what is waited for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 
-from ..traces.window import Row, Span, Window
-from .palette import WAIT, colour, ink, shades, ticks
+from ..traces.figure import figure
+from ..traces.window import GEMM, ON_COPY, ON_GEMM, ON_TURN, SOFTMAX, WORK, Row, Span, Window
+from .legend import legend
+from .palette import TURN, WAIT, colour, ink, letter, ticks
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_WAIT = "┄"
+FILL = {GEMM: "=", SOFTMAX: "~", WORK: "-", ON_COPY: ".", ON_GEMM: ":", ON_TURN: "_"}
+"""Without colour: what a warp does. In colour the waits are drawn so, too."""
+SEVERAL = "+"
+_SHARE = 5  # columns at the right for the share of the time that a unit is busy
+
+Part = tuple[float, float, Span]
+"""From, to within a cell's 0..1, and of which span."""
 
 
 class Timeline:
-    """Draws a Window across the console's width; without colour, digits and letters name the iteration."""
+    """Draws a Window across the console's width; without colour, letters name GEMMs, softmax and waits."""
 
     def __init__(self, window: Window) -> None:
-        self.window = window
+        self.figure = figure(window)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        window = self.window
+        drawn, window = self.figure, self.figure.window
         plain = console.no_color or console.color_system is None
-        gutter = max([len(row.name) for row in window.rows] + [6]) + 1
-        width = max(16, options.max_width - gutter)
-        kind = None
-        for row in window.rows:
+        gutter = max([len(row.name) for row in drawn.rows] + [6]) + 1
+        width = max(8, options.max_width - gutter - _SHARE)
+        kind, several = None, False
+        for row in drawn.rows:
             if kind not in (None, row.kind):
                 yield Segment.line()
             kind = row.kind
             yield Segment(f"{row.name:<{gutter}}", Style(bold=row.kind == "warp"))
-            cells = _plain_cells(row, window, width) if plain else _colour_cells(row, window, width)
+            cells = list((_plain if plain else _coloured)(row, window, width))
+            several = several or any(cell.text == (SEVERAL if plain else "▒") for cell in cells)
             yield from cells
+            if row.kind == "unit" and row.name != "barriers":
+                yield Segment(f"{window.busy(row):{_SHARE}.0%}", Style(dim=True))
             yield Segment.line()
         yield from _axis(window, gutter, width)
-        yield from _legend(window, gutter, plain)
+        yield from legend(drawn, gutter, options.max_width, plain, several)
 
 
 def _cells_of(span: Span, window: Window, width: int) -> tuple[float, float]:
@@ -45,9 +57,9 @@ def _cells_of(span: Span, window: Window, width: int) -> tuple[float, float]:
     return (span.start - window.start) * scale, (span.end - window.start) * scale
 
 
-def _shares(row: Row, window: Window, width: int) -> list[list[tuple[float, float, Span]]]:
-    """For each cell the parts of spans in it, as (from, to, span) within 0..1."""
-    cells: list[list[tuple[float, float, Span]]] = [[] for _ in range(width)]
+def _parts(row: Row, window: Window, width: int) -> list[list[Part]]:
+    """For each cell the parts of spans in it, in order of time."""
+    cells: list[list[Part]] = [[] for _ in range(width)]
     for span in row.spans:
         left, right = _cells_of(span, window, width)
         for cell in range(int(left), min(width, int(right) + 1)):
@@ -57,28 +69,88 @@ def _shares(row: Row, window: Window, width: int) -> list[list[tuple[float, floa
     return cells
 
 
-def _colour_cells(row: Row, window: Window, width: int) -> Iterator[Segment]:
+def _what(row: Row, span: Span) -> tuple:
+    """What a cell can show of a span: in a warp's row its kind and step, in a unit's for whom it is and the step."""
+    return (span.kind, span.step) if row.kind == "warp" else (span.group, span.step)
+
+
+def _largest(row: Row, parts: Iterable[Part]) -> tuple[Span | None, bool]:
+    """The span of what takes most of a cell, None where it is rather idle (in a unit's row any work is worth showing); and
+    whether the cell holds more than one letter can show: three or more things one after another, none of them most of it."""
+    shown = [part for part in parts if row.kind == "warp" or not part[2].wait]
+    shares: dict[tuple, float] = {}
+    spans: dict[tuple, Span] = {}
+    for begin, end, span in shown:
+        key = _what(row, span)
+        shares[key] = shares.get(key, 0.0) + end - begin
+        spans.setdefault(key, span)
+    if not shares or (row.kind == "warp" and sum(shares.values()) < 0.25):
+        return None, False
+    most = max(shares, key=lambda key: shares[key])
+    turns = len(list(groupby(_what(row, span) for begin, end, span in shown if end - begin > 0.02)))
+    return spans[most], turns > 2 and shares[most] < 0.6 * sum(shares.values())
+
+
+def _labels(row: Row, window: Window, width: int) -> dict[int, tuple[str, Span]]:
+    """Text in the middle of the spans that are wide enough, by cell."""
+    texts: dict[int, tuple[str, Span]] = {}
+    for span in row.spans:
+        left, right = _cells_of(span, window, width)
+        first, last = int(left + 0.999), int(right)
+        if not span.wait and last - first >= len(span.short) + 1:
+            at = first + (last - first - len(span.short)) // 2
+            texts.update({at + i: (char, span) for i, char in enumerate(span.short)})
+    return texts
+
+
+def _plain(row: Row, window: Window, width: int) -> Iterator[Segment]:
+    """Without colour: a warp's work as S1===, P1~~~ and its waits; a unit's by whom it works for and which block."""
+    line, seen = [], []
+    for parts in _parts(row, window, width):
+        span, several = _largest(row, parts)
+        seen.append(None if several else span and _what(row, span))
+        if span is None:
+            line.append(" ")
+        elif several:
+            line.append(SEVERAL)
+        else:
+            line.append(FILL[span.kind] if row.kind == "warp" else letter(span.step, span.group))
+    for span in row.spans if row.kind == "warp" else ():
+        at = int(_cells_of(span, window, width)[0] + 0.5)
+        place = slice(at, at + len(span.short))
+        if not span.wait and seen[place] == [_what(row, span)] * len(span.short):
+            line[place] = span.short
+    return (Segment(char) for char in line)
+
+
+def _coloured(row: Row, window: Window, width: int) -> Iterator[Segment]:
     """Eighth-cell blocks: a cell shows at most two parts, left in the foreground and right in the background."""
-    texts = _labels(row, window, width)
-    for cell, parts in enumerate(_shares(row, window, width)):
-        if cell in texts:
-            letter, span = texts[cell]
-            yield Segment(letter, Style(color=ink(span.step, span.group), bgcolor=colour(span.step, span.group)))
-            continue
-        yield _cell(parts)
+    texts, groups = _labels(row, window, width), len(window.warpgroups)
+    for cell, parts in enumerate(_parts(row, window, width)):
+        span, several = _largest(row, parts)
+        if span is None:
+            yield Segment(" ")
+        elif cell in texts:
+            char, of = texts[cell]
+            own = colour(of.step, of.group, groups)
+            yield Segment(char, Style(color=ink(own), bgcolor=own, bold=of.kind == GEMM))
+        elif span.wait:
+            yield Segment(FILL[span.kind], Style(color=TURN if span.kind == ON_TURN else WAIT))
+        elif several:
+            yield Segment("▒", Style(color=colour(span.step, span.group, groups)))
+        else:
+            yield _cell([part for part in parts if not part[2].wait], row.kind == "warp", groups)
 
 
-def _cell(parts: list[tuple[float, float, Span]]) -> Segment:
-    work = [part for part in parts if not part[2].wait]
-    if not work:
-        waits = sum(end - begin for begin, end, _ in parts)
-        return Segment(_WAIT, Style(color=WAIT)) if waits >= 0.5 else Segment(" ")
-    best = sorted(sorted(work, key=lambda p: p[0] - p[1])[:2])
+def _cell(work: list[Part], warp: bool, groups: int) -> Segment:
+    best = sorted(sorted(work, key=lambda p: p[0] - p[1])[:2], key=lambda p: p[:2])
     begin, end, span = best[0]
-    own = colour(span.step, span.group)
+    own = colour(span.step, span.group, groups)
     if len(best) == 2:
         other = best[1][2]
-        return _split(round((end + best[1][0]) * 4), own, colour(other.step, other.group))
+        return _split(round((end + best[1][0]) * 4), own, colour(other.step, other.group, groups))
+    if warp and span.kind == GEMM and end - begin > 0.9:
+        return Segment(FILL[GEMM], Style(color=ink(own), bgcolor=own))
     if begin < 0.0625 or end < 0.9375:  # from the left edge, or an island drawn from it
         return _split(round((end - (begin if begin >= 0.0625 else 0)) * 8), own, None)
     return _split(round(begin * 8), None, own)
@@ -94,38 +166,6 @@ def _split(eighths: int, left: str | None, right: str | None) -> Segment:
     return Segment(_EIGHTHS[eighths], Style(color=left, bgcolor=right))
 
 
-def _labels(row: Row, window: Window, width: int) -> dict[int, tuple[str, Span]]:
-    """Text inside the spans that are wide enough, by cell."""
-    texts: dict[int, tuple[str, Span]] = {}
-    for span in row.spans:
-        if span.wait:
-            continue
-        left, right = _cells_of(span, window, width)
-        first, last = int(left + 0.999), int(right)
-        if last - first >= len(span.short) + 1:
-            at = first + (last - first - len(span.short)) // 2
-            texts.update({at + i: (letter, span) for i, letter in enumerate(span.short)})
-    return texts
-
-
-def _plain_cells(row: Row, window: Window, width: int) -> Iterator[Segment]:
-    """Without colour: the iteration's last digit, a letter for WG1 and above, = or ~ outside the loop, . for waits."""
-    for parts in _shares(row, window, width):
-        work = [part for part in parts if not part[2].wait]
-        if work:
-            span = min(work, key=lambda p: (p[0] - p[1], p[0]))[2]
-            yield Segment(_letter(span))
-        else:
-            yield Segment("." if sum(end - begin for begin, end, _ in parts) >= 0.5 else " ")
-
-
-def _letter(span: Span) -> str:
-    if span.step < 0:
-        return "=~"[max(0, span.group) % 2]
-    digit = span.step % 10
-    return str(digit) if span.group <= 0 else chr(ord("aA"[span.group - 1 & 1]) + digit)
-
-
 def _axis(window: Window, gutter: int, width: int) -> Iterator[Segment]:
     """Tick marks and, under them, cycles from the start of the recording."""
     marks, numbers = [" "] * width, [" "] * (width + 12)
@@ -139,27 +179,9 @@ def _axis(window: Window, gutter: int, width: int) -> Iterator[Segment]:
                 numbers[at : at + len(text)] = text
                 free = at + len(text) + 1
     yield Segment(" " * gutter + "".join("─" if mark == " " else mark for mark in marks), Style(dim=True))
+    yield Segment(f"{'busy':>{_SHARE}}", Style(dim=True))
     yield Segment.line()
     yield Segment(f"{'cycles':<{gutter}}" + "".join(numbers)[:width].rstrip(), Style(dim=True))
     yield Segment.line()
 
 
-def _legend(window: Window, gutter: int, plain: bool) -> Iterator[Segment]:
-    """Which colour (or character) is which iteration and which warpgroup."""
-    yield Segment(" " * gutter)
-    if plain:
-        if len(window.groups) > 1:
-            first, second = window.warpgroups[:2]
-            yield Segment(f"0 1 2: K/V block of {first}, a b c: of {second}")
-            yield Segment.line()
-            yield Segment(" " * gutter)
-        yield Segment("= and ~ outside the loop, and whose turn   . waits   blank is idle")
-    else:
-        for step in window.steps[:6]:
-            for group in window.groups or (-1,):
-                yield Segment(" ", Style(bgcolor=colour(step, group)))
-            yield Segment(f" K/V block {step}  " if step == window.steps[0] else f" {step}  ")
-        if len(window.groups) > 1:
-            yield Segment(shades(window.warpgroups) + "  ", Style(dim=True))
-        yield Segment(f"{_WAIT}{_WAIT} waits, blank is idle", Style(dim=True))
-    yield Segment.line()

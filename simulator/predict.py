@@ -263,20 +263,24 @@ def _facts(grids: list[Grid], number: int) -> bottleneck.Facts:
 
 
 def _sample(problem: Problem, number: int, device: Device, found: Settled) -> tuple[Replay, Sample]:
-    """The spans of one SM's first two tiles (loops cut short) of one kernel, and what they are of."""
+    """The spans of one SM's first two tiles, or the one it has (loops cut short), of one kernel, and what they are of."""
     workload, tile, grid = problem.workload, problem.tile, problem.grids[number]
     whole = max(1, int(grid.items["blocks"].max()))
     longest = min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, whole)
     masked = int(grid.masked[min(longest, len(grid.masked) - 1)])
-    program = trace(grid.kernel, workload, tile, [(longest, masked)] * 2)
+    shown, steps = workload, (longest, whole)
+    if grid.kernel.grid == "heads":  # its loop is that over Q
+        shown = replace(workload, seqlen_q=min(workload.seqlen_q, TIMELINE_BLOCKS * tile.block_m))
+        steps = tuple(len(TileView(tile, each, longest).q_blocks(0)) for each in (shown, workload))
+    ctas = min(grid.occupancy.ctas_per_sm, -(-len(grid.items) // device.sms))
+    tiles = 2 if len(grid.items) > device.sms * ctas else 1
+    program = trace(grid.kernel, shown, tile, [(longest, masked)] * tiles)
     memory = memory_of(problem, number, device, found.clock_hz, found.loads[number])
     replayed = replay(
-        [program] * grid.occupancy.ctas_per_sm, device, memory, max_spans=MAX_SPANS,
+        [program] * ctas, device, memory, max_spans=MAX_SPANS,
         eight_bit=workload.element_bytes == 1,
     )  # fmt: skip
-    over_q = len(TileView(tile, workload, longest).q_blocks(0)) if grid.kernel.grid == "heads" else 0
     names = tuple(each.kernel.name for each in problem.grids)
-    steps = (over_q, over_q) if over_q else (longest, whole)
     return replayed, Sample(names, number + 1, grid.kernel.step, *steps, copies(program, memory))
 
 

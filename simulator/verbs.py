@@ -188,7 +188,7 @@ class Warp:
         if self.rank <= 0 and ring.part == 0:  # however many copy their part of a tile, the access is the CTA's
             self.cta.access(ring.tensor, block, slot.step, write=0, multicast=int(shared > 1))
         if not cp_async:
-            self._compute(softmax.ADDRESS, f"load {ring.tensor}", -1)
+            self._compute(softmax.ADDRESS, f"load {ring.tensor}", slot.step)
         self._emit(
             Op.LOAD, f"load {ring.tensor}", slot, barrier=ring.full[slot.stage],
             a=ring.nbytes // (self.cta.tile.consumers if cp_async else 1), b=self.cta.tensor(ring.tensor), c=shared, d=cp_async,

@@ -100,12 +100,16 @@ def _assert_chrome_rules(trace: dict) -> None:
     assert trace["displayTimeUnit"] in ("ms", "ns")
     named = {"process_name": set(), "thread_name": set()}
     for event in trace["traceEvents"]:
-        assert event["ph"] in ("X", "M")
+        assert event["ph"] in ("X", "M", "C", "s", "t", "f")
         assert {"name", "pid", "tid", "ts", "args"} <= event.keys()
         assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
         if event["ph"] == "X":
             assert isinstance(event["cat"], str) and event["name"]
             assert event["ts"] >= 0 and event["dur"] > 0
+        elif event["ph"] == "C":
+            assert all(isinstance(value, (int, float)) for value in event["args"].values())
+        elif event["ph"] in "stf":
+            assert event["id"] and event["cat"] == "flow" and (event["ph"] != "f" or event["bp"] == "e")
         elif event["name"] in named:
             assert event["args"]["name"]
             named[event["name"]].add((event["pid"], event["tid"]))

@@ -139,7 +139,7 @@ def test_timeline_draws_and_writes_a_picture_and_a_trace(fasim, tmp_path, assert
         "timeline", *SMALL, "--schedule", schedule, "--iterations", "0-2", "--svg", str(svg), "--trace", str(trace)
     )
     assert status == 0, err
-    assert "tensor cores" in out and "cycles" in out
+    assert "cycles" in out and ("tensor cores" in out) == (schedule != "standard") == ("--kernel" not in err)
     assert svg.read_text(encoding="utf-8").startswith("<svg")
     assert_chrome_rules(json.loads(trace.read_text(encoding="utf-8")))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "run.svg"]
@@ -230,6 +230,14 @@ BAD = {
     "iterations not a range": ("timeline", "--iterations", "a-b"),
     "iterations backwards": ("timeline", "--iterations", "4-1"),
     "iterations beyond the recording": ("timeline", "--iterations", "4000-4001"),
+    "cycles and iterations": ("timeline", "--cycles", "10-20", "--iterations", "1-2"),
+    "a width without a drawing": ("timeline", "--json", "--width", "90"),
+    "iterations of 5,000 digits": ("timeline", "--iterations", "9" * 5000),
+    "no such kernel": ("timeline", "--schedule", "standard", "--kernel", "4"),
+    "a timeline's options without one": ("compare", "--svg", "x", "--cta", "CTA9", "--iterations", "zz"),
+    "a table's options beside a timeline": ("compare", "--timeline", "--markdown"),
+    "one file for both of a recorded timeline": ("compare", "--timeline", "--svg", "a", "--trace", "a"),
+    "iterations beside JSON": ("compare", "--timeline", "--json", "--iterations", "1-2"),
     "empty cycle window": ("timeline", "--cycles", "0-0"),
     "width zero": ("timeline", "--width", "0"),
     "svg into no folder": ("timeline", "--svg", "./no/such/folder/x.svg"),

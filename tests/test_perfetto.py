@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-
 import pytest
 
-from fasim.cli.svg import svg
-from fasim.cli.timeline import Timeline
 from fasim.simulator.errors import UsageError
+from fasim.simulator.predict import predict
+from fasim.simulator.workload import Workload
 from fasim.traces.perfetto import chrome_trace
 from fasim.traces.window import by_cycles, by_iterations, whole
 
@@ -44,31 +42,41 @@ def test_an_empty_window_is_refused_in_a_sentence(pingpong_run, ask):
         ask(pingpong_run)
 
 
-def test_the_svg_is_wellformed_and_draws_every_work_span(pingpong_run):
-    window = by_iterations(pingpong_run, 1, 4)
-    root = ElementTree.fromstring(svg(window))
-    boxes = [
-        e
-        for e in root.iter("{http://www.w3.org/2000/svg}rect")
-        if e.find("{http://www.w3.org/2000/svg}title") is not None
-    ]
-    assert len(boxes) == sum(not s.wait for row in window.rows for s in row.spans)
-    texts = {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"WG0", "tensor cores", "S3", "P3", "O3"} <= texts
+def test_arrows_lead_from_a_load_to_its_gemm_to_its_softmax_to_the_next_gemm(pingpong_run):
+    events = chrome_trace(pingpong_run)["traceEvents"]
+    spans = {(e["pid"], e["tid"], e["ts"]): e["name"] for e in events if e["ph"] == "X"}
+    arrows: dict[int, list[dict]] = {}
+    for event in events:
+        if event["ph"] in "stf":
+            arrows.setdefault(event["id"], []).append(event)
+    for chain in arrows.values():
+        assert "".join(e["ph"] for e in chain) == "s" + "t" * (len(chain) - 2) + "f"
+        assert [e["ts"] for e in chain] == sorted(e["ts"] for e in chain)
+    said = [tuple(spans[e["pid"], e["tid"], e["ts"]] for e in chain) for chain in arrows.values()]
+    for j in range(6):
+        for chain in [(f"load K [{j}]", f"S=QK^T [{j}]", f"softmax [{j}]", f"O+=PV [{j}]"), (f"load V [{j}]", f"O+=PV [{j}]")]:
+            assert said.count(chain) == 2, "one of each warpgroup"
+    assert len(said) == 24
 
 
-@pytest.mark.parametrize("colour", [None, "truecolor"])
-def test_the_terminal_timeline_shows_alternation_and_fits_its_width(pingpong_run, colour):
-    from rich.console import Console
-
-    console = Console(width=120, color_system=colour, force_terminal=colour is not None, legacy_windows=False)
-    lines = console.render_lines(Timeline(by_iterations(pingpong_run, 1, 4)), pad=False)
-    text = ["".join(segment.text for segment in line) for line in lines]
-    assert all(len(line) <= 120 for line in text)
-    tensor = next(line for line in text if line.startswith("tensor cores"))
-    if colour is None:
-        runs = [c for i, c in enumerate(tensor[13:]) if i == 0 or tensor[12 + i] != c]
-        shades = ["WG0" if c.isdigit() else "WG1" for c in runs if c.strip()]
-        assert "WG1" in shades and shades.count("WG0") >= 4  # the turn passes between the two
-    else:
-        assert "S3" in tensor and "O3" in tensor
+@pytest.mark.parametrize("schedule", ["pingpong", "fa2", "standard"])
+def test_the_counters_end_at_the_bytes_of_what_was_recorded(schedule, assert_chrome_rules):
+    work = Workload(8, 16, 1024)
+    run = predict(work, schedule, "h200")
+    trace = chrome_trace(run)
+    assert_chrome_rules(trace)
+    counts = [e for e in trace["traceEvents"] if e["ph"] == "C"]
+    for name in {e["name"] for e in counts}:
+        for way in ("read", "written"):
+            values = [e["args"][way] for e in counts if e["name"] == name]
+            assert values == sorted(values) and values[0] == 0 < values[-1]
+    ctas = len({lane.name.partition(" ")[0] for lane in run.lanes if lane.name.startswith("CTA")}) or 1
+    tiles = int(run.spans["tile"].max()) + 1
+    rows = run.tile.block_m * work.head_dim * work.element_bytes
+    keys = run.sample.steps * run.tile.block_n * work.head_dim * work.element_bytes
+    scores = run.tile.block_m * work.seqlen_k * work.element_bytes
+    read, written = (3 * scores, scores) if schedule == "standard" else (rows + 2 * keys, rows + 4 * run.tile.block_m)
+    last = [e for e in counts if e["name"] == "bytes between SM and L2"][-1]["args"]
+    assert (last["read"], last["written"]) == (read * ctas * tiles, written * ctas * tiles)
+    hbm = [e for e in counts if e["name"] == "bytes between L2 and HBM"][-1]["args"]
+    assert hbm["read"] <= last["read"] and hbm["written"] <= last["written"]

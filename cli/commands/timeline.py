@@ -1,0 +1,88 @@
+"""`fasim timeline`: which warp and which unit is busy when, on the terminal, as SVG and as a Chrome trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...simulator.errors import UsageError
+from .. import output, pictures
+from ..options import Json, MachineOptions, Schedule, WorkloadOptions
+
+_DEFAULT = WorkloadOptions()
+_MACHINE = MachineOptions()
+
+
+def timeline(
+    schedule: Schedule = "pingpong",
+    workload: WorkloadOptions = _DEFAULT,
+    machine: MachineOptions = _MACHINE,
+    *,
+    kernel: str | None = None,
+    iterations: str | None = None,
+    cycles: str | None = None,
+    width: int | None = None,
+    svg: Path | None = None,
+    trace: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Draw which warp and which hardware unit is busy when.
+
+    One line per warp and per unit of one SM that is in use: copies (TMA or cp.async), tensor cores, MUFU, FMA, barriers. A
+    GEMM stands in the line of its warpgroup while the tensor cores execute it. A colour is one K/V block, from light for
+    the first warpgroup to dark for the last; blank is idle. Time runs in SM cycles from the start of the kernel.
+
+    Example: fasim timeline fa3 --iterations 2-5 --svg fa3.svg --trace fa3.json.gz
+
+    Theory: under pingpong the two shades alternate on the tensor cores, and each warpgroup's softmax lies under the
+    other's GEMMs; the gaps that stay are what overlap within a warpgroup (fa3) can still fill.
+
+    Parameters
+    ----------
+    kernel
+        Of a schedule with several kernels the one to draw, by name or number. [default: the one with the softmax]
+    iterations
+        Loop steps of the first tile to show, as 1-4 or 3. [default: 1-4, or what there is]
+    cycles
+        Show these SM cycles instead, as 2000-6000.
+    width
+        Columns to draw in (default: the terminal's); pixels for --svg are 10 times that.
+    svg
+        Also write the picture as an SVG file.
+    trace
+        Also write a Chrome trace of all that was recorded, for Perfetto.
+    """
+    if cycles is not None and iterations is not None:
+        raise UsageError("--cycles and --iterations both say what to show: give one of them")
+    if json and width is not None and not svg:
+        raise UsageError("--width has nothing to do beside --json alone: give it with --svg, or leave it out")
+    pictures.check(svg, trace, width)
+    span = whole_range("--cycles", cycles) if cycles is not None else None
+    steps = whole_range("--iterations", iterations) if iterations is not None else (None, None)
+    run = machine.predict(workload.build(), schedule, kernel=kernel)
+
+    from ...traces.perfetto import chrome_trace
+    from ...traces.window import by_cycles, by_iterations, remarks
+
+    window = by_cycles(run, *span) if span else by_iterations(run, *steps)
+    pictures.write(svg, trace, window, run, width)
+    for remark in remarks(run, last=steps[1]):
+        output.note(remark)
+    if json:
+        output.emit_json(chrome_trace(run, window))
+        return
+    from ..timeline import Timeline
+
+    console = output.stdout(width)
+    console.print(window.title, style="bold", markup=False)
+    console.print(Timeline(window))
+
+
+def whole_range(option: str, text: str) -> tuple[int, int]:
+    """Two whole numbers from "1-4", or one from "3"."""
+    parts = [part.strip() for part in text.split("-")]
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) <= 15 for part in parts):
+        raise UsageError(f"{option} {text[:40]!r} is not a range: give two whole numbers, such as 1-4")
+    first, last = int(parts[0]), int(parts[-1])
+    if last < first:
+        raise UsageError(f"{option} {text!r} runs backwards: give the smaller number first")
+    return first, last
