@@ -82,11 +82,11 @@ def _rmse(rows: Sequence[Mapping]) -> RenderableType:
 
 
 def kill_table(found: KillTable) -> RenderableType:
-    """Planted fault by group: how many checks of the group reject it; then what each group alone rejects."""
+    """Planted fault by group: which groups reject it; then what each group alone rejects."""
     table = house_table("planted fault", *(f">{group}" for group in found.groups), "what is wrong with it", gap=1)
     for name in found.reports:
         kills = found.kills(name)
-        cells = [Text(str(len(kills[group])) if kills[group] else "·", "red" if kills[group] else "dim") for group in found.groups]
+        cells = [Text("×" if kills[group] else "·", "red" if kills[group] else "dim") for group in found.groups]
         alive = not any(kills.values())
         table.add_row(Text(name, "bold red" if alive else "bold"), *cells, Text(found.mutants[name].fault))
     needed = [

@@ -99,7 +99,7 @@ def test_without_any_one_group_a_mutant_lives(table, group):
 
 def test_the_kill_table_as_data(table):
     found = table.to_dict()
-    assert found["schema"] == "fasim.validation.self-test/1" and found["verdict"] == "pass"
+    assert found["schema"] == "fasim.validation.self-test/2" and found["verdict"] == "pass"
     assert all(row["killed"] and row["message"] for row in found["mutants"])
     json.dumps(found, allow_nan=False)
 

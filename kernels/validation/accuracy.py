@@ -26,7 +26,7 @@ def trials(bench: Bench) -> Iterator[Trial]:
             name = f"{rows} x {keys}, {'causal' if causal else 'full'}, d{head_dim}"
             case = Case(name=name, seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, causal=causal)
             yield Trial(name, lambda case=case: bench.hold(case))
-    rows, keys = (256, 16384 if not bench.quick else 8192) if bench.on_gpu else (bench.tile, min(256 * bench.tile, 8192))
+    rows, keys = (256, 16384 if not bench.quick else 8192) if bench.at_scale else (bench.tile, min(256 * bench.tile, 8192))
     name, kind = f"V around 1, {rows} x {keys}", "V around 1"
     drift = Case(name=name, seqlen_q=rows, seqlen_k=keys, head_dim=bench.head_dims[0], inputs=kind)
     yield Trial(drift.name, lambda: bench.hold(drift, "O is accumulated in fp32"))
@@ -35,8 +35,8 @@ def trials(bench: Bench) -> Iterator[Trial]:
 
 
 def _lengths(bench: Bench) -> list[tuple[int, int, bool]]:
-    if not bench.on_gpu:
-        near, far = 4 * bench.tile, min(128 * bench.tile, 4096)
+    if not bench.at_scale:
+        near, far = 4 * bench.tile, min((64 if bench.subject.slow else 128) * bench.tile, 4096)
         return [(near, near, False), (near, near, True), (near, far, False)]
     lengths = [1024, 4096] if bench.quick else [512, 1024, 2048, 4096, 8192, 16384]
     return [(length, length, causal) for length in lengths for causal in (False, True)]
@@ -44,7 +44,7 @@ def _lengths(bench: Bench) -> list[tuple[int, int, bool]]:
 
 def table_case(bench: Bench) -> Case:
     """The problem of the RMSE table: N(0, 1) + N(0, 100) * Bernoulli(0.001)."""
-    length = 4096 if bench.on_gpu and not bench.quick else 1024 if bench.on_gpu else 256
+    length = 4096 if bench.at_scale and not bench.quick else 1024 if bench.at_scale else 256
     head_dim = min(bench.subject.head_dims, key=lambda d: abs(d - 128))
     name = f"outliers, {length} x {length}, d{head_dim}"
     return Case(name=name, seqlen_q=length, seqlen_k=length, head_dim=head_dim, heads=4, inputs="outliers")

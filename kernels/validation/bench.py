@@ -45,6 +45,11 @@ class Bench:
         """Whether streams, a busy device and much memory are at hand."""
         return self.device.type == "cuda"
 
+    @property
+    def at_scale(self) -> bool:
+        """Whether problems as long as people run are affordable."""
+        return self.on_gpu and not self.subject.slow
+
     def generator(self, name: str) -> torch.Generator:
         """Random numbers that depend on the seed, the group and `name` only."""
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.group}/{name}".encode()))

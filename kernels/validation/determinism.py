@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def trials(bench: Bench) -> Iterator[Trial]:
     """Forward, full and causal; dK, dV and dQ."""
-    length = 8 * bench.tile + 1
+    length = (4 if bench.subject.slow else 8) * bench.tile + 1
     for causal in (False, True):
         mask = "causal" if causal else "full"
         case = Case(name=f"forward, {mask}", batch=2, seqlen_q=length, seqlen_k=length, head_dim=bench.head_dims[0], causal=causal)
@@ -28,7 +28,7 @@ def trials(bench: Bench) -> Iterator[Trial]:
 
 
 def _repeats(bench: Bench) -> int:
-    return (10 if bench.quick else 50) if bench.on_gpu else 4
+    return (10 if bench.quick else 50) if bench.at_scale else 4
 
 
 def _forward(bench: Bench, case: Case) -> dict:

@@ -33,7 +33,8 @@ class Subject:
     be a refusal where it is not (`calls`). `tile` is the length whose neighbours the shapes probe. `differentiable` is None
     where gradients are checked only if O carries one. `dq_is_deterministic` False documents atomics in dQ. `refuses(case)`
     gives the reason why a case lies outside the promise, or None; raising NotImplementedError in the call says the same.
-    `sources` are the files that hold the kernel.
+    A `slow` kernel, such as plain torch tile by tile, is asked for a few tiles at most, on a GPU too. `sources` are the
+    files that hold the kernel.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Subject:
     tile: int = 128
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32", "fp64")
     needs_cuda: bool = False
+    slow: bool = False
     strict: bool = True
     returns_lse: bool | None = None
     differentiable: bool | None = None

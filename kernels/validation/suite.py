@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -49,12 +49,15 @@ def validate(
     with_sanitizer: bool = False,
     advance: Advance = lambda done, total, what: None,
     known: dict | None = None,
+    until_failure: Collection[str] = (),
 ) -> Report:
     """Hold `subject`, or what it names, to the groups in `only` (all where empty) and return what was found.
 
     `head_dims`, such as 96 or "192x128" (of Q and K, and of V), stand in for the subject's own; `forward_only` asks for no
-    gradients. Raises UsageError for a name, a device, dtype or group that does not exist or that the subject does not
-    take, and MissingTool where a GPU, or the sanitizer, is asked for and missing.
+    gradients. Groups in `until_failure` end at their first failed check, and with any the RMSE table is left out.
+
+    Raises UsageError for a name, a device, dtype, head dim or group that does not exist or that the subject does not take, and
+    MissingTool where a GPU, or the sanitizer, is asked for and missing.
     """
     subject = resolve(subject, device) if isinstance(subject, str) else subject
     wanted = tuple(dict.fromkeys(map(head_dim, head_dims)))
@@ -89,7 +92,10 @@ def validate(
         return report
     plan = [("sanitize", trial) for trial in sanitize.trials(bench)] if with_sanitizer else []
     plan += [(group, trial) for group in chosen for trial in _trials(bench, group)]
+    ended: set[str] = set()
     for done, (group, trial) in enumerate(plan):
+        if group in ended:
+            continue
         advance(done, len(plan), f"{subject.name}, {group}: {trial.name}")
         bench.group = group
         report.checks.append(_ask(bench, trial))
@@ -97,7 +103,9 @@ def validate(
             lost = "the GPU no longer answers after this call (an illegal address, or an assertion on the device)"
             report.checks[-1] = Check(group, trial.name, FAIL, seed, f"{lost}; {report.checks[-1].message}".rstrip("; "))
             break
-        if trial.name == accuracy.table_case(bench).name and group == "accuracy":
+        if report.checks[-1].verdict == FAIL and group in until_failure:
+            ended.add(group)
+        if trial.name == accuracy.table_case(bench).name and group == "accuracy" and not until_failure:
             report.rmse = _rmse(bench)
     report.seconds = time.perf_counter() - started
     return report
@@ -200,9 +208,10 @@ class KillTable:
     correct: Report
     reports: dict[str, Report] = field(default_factory=dict)
     mutants: dict[str, Mutant] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def kills(self, mutant: str) -> dict[str, list[Check]]:
-        """Group -> the checks of it that failed."""
+        """Group -> the checks of it that failed: all in the group that must reject it, the first in any other."""
         return {group: [c for c in self.reports[mutant].of(group) if c.verdict == FAIL] for group in self.groups}
 
     @property
@@ -226,26 +235,30 @@ class KillTable:
             return f"self-test failed: the correct kernel is rejected: {self.correct.conclusion}"
         if self.alive:
             return f"self-test failed: {len(self.alive)} of {len(self.reports)} planted faults live: {', '.join(self.alive)}"
-        return f"self-test passed: all {len(self.reports)} planted faults rejected, the correct kernel accepted"
+        return (
+            f"self-test passed: all {len(self.reports)} planted faults rejected, the correct kernel accepted: "
+            f"{self.correct.dtype} on {self.correct.device}, {self.seconds:.0f} s"
+        )
 
     def to_dict(self) -> dict:
-        """Plain data; `message` is the first rejection."""
+        """Plain data; `message` is the first rejection, by the group that must reject it where it does."""
         rows = []
         for name in self.reports:
-            kills = {group: len(checks) for group, checks in self.kills(name).items()}
-            first = next((c for checks in self.kills(name).values() for c in checks), None)
-            mutant = self.mutants[name]
+            mutant, kills = self.mutants[name], self.kills(name)
+            first = next((c for c in kills.get(mutant.group, [])), next((c for each in kills.values() for c in each), None))
             rows.append(
-                {"mutant": name, "fault": mutant.fault, "killed": first is not None, "failed_checks": kills}
+                {"mutant": name, "fault": mutant.fault, "killed": first is not None}
+                | {"rejected_by": [group for group, checks in kills.items() if checks]}
                 | {"message": first.message if first else ""}
             )
         return {
-            "schema": "fasim.validation.self-test/1",
+            "schema": "fasim.validation.self-test/2",
             "verdict": PASS if self.passed else FAIL,
             "conclusion": self.conclusion,
             "device": self.correct.device,
             "dtype": self.correct.dtype,
             "seed": self.correct.seed,
+            "seconds": round(self.seconds, 1),
             "groups": self.groups,
             "needed_for": {group: self.only_by(group) for group in self.groups},
             "mutants": rows,
@@ -261,15 +274,22 @@ def self_test(
     mutants: Sequence[Mutant] = MUTANTS,
     advance: Advance = lambda done, total, what: None,
 ) -> KillTable:
-    """Hold every planted fault, and the correct kernel they are made from, to the suite."""
-    known: dict = {}
-    options = {"device": device, "dtype": dtype, "seed": seed, "quick": True, "only": only, "known": known}
+    """Hold every planted fault, and the correct kernel they are made from, to the suite.
+
+    A mutant meets every check of the group that must reject it, and of each other group up to the first that does: enough to
+    say what would live without any one group.
+    """
+    started, chosen = time.perf_counter(), _chosen(only)
+    options = {"device": device, "dtype": dtype, "seed": seed, "quick": True, "only": only, "known": {}}
     with _one_thread():
-        table = KillTable(_chosen(only), validate(tiled_subject("tiled attention", TiledAttention()), **options))
+        advance(0, len(mutants), "the correct kernel")
+        table = KillTable(chosen, validate(tiled_subject("tiled attention", TiledAttention()), **options))
         for done, mutant in enumerate(mutants):
             advance(done, len(mutants), mutant.name)
-            table.reports[mutant.name] = validate(mutant.subject(), **options)
+            others = [group for group in GROUPS if group != mutant.group]
+            table.reports[mutant.name] = validate(mutant.subject(), **options, until_failure=others)
             table.mutants[mutant.name] = mutant
+    table.seconds = time.perf_counter() - started
     return table
 
 

@@ -37,7 +37,7 @@ class Mutant:
 
 def subject(name: str, kernel: TiledAttention) -> Subject:
     """A tiled kernel as the suite sees it."""
-    return Subject(name=name, forward=kernel, head_dims=(32,), tile=TILE, returns_lse=True, differentiable=True)
+    return Subject(name=name, forward=kernel, head_dims=(32,), tile=TILE, slow=True, returns_lse=True, differentiable=True)
 
 
 MUTANTS = (
