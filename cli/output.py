@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,23 @@ def stdout(width: int | None = None) -> Console:
 def note(text: str) -> None:
     """Print one remark on stderr, so that stdout holds results only."""
     sys.stderr.write(_lines(text) + "\n")
+
+
+@contextmanager
+def stdout_is_ours() -> Iterator[None]:
+    """What others print meanwhile, the user's kernel in Python or C, goes to stderr: stdout holds results only."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with suppress(OSError):  # where stderr is closed
+            os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).fflush(None)  # what C still holds
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

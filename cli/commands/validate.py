@@ -21,6 +21,7 @@ def validate(
     dtype: str = "fp16",
     head_dim: Annotated[tuple[str, ...], Parameter(name="--head-dim", negative=(), show_default=False)] = (),
     forward_only: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    arguments: Annotated[tuple[str, ...], Parameter(name="--with", negative=(), show_default=False)] = (),
     sanitize: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     self_test: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     junit: Path | None = None,
@@ -56,6 +57,8 @@ def validate(
         own; 64 and 128 for package.module:function]
     forward_only
         Ask for no gradients; found out by itself where there is no backward.
+    arguments
+        NAME=VALUE, another argument for package.module:function, such as deterministic=True; repeat it.
     sanitize
         Also run compute-sanitizer's memcheck and racecheck.
     self_test
@@ -63,9 +66,13 @@ def validate(
     junit
         Also write the checks as JUnit XML.
     """
+    from ...kernels.validation import subjects
+    from ...kernels.validation.check import MissingTool
+
+    if kernel:
+        subjects.look_up(kernel)  # a wrong name is said first, torch or not
     try:
-        from ...kernels.validation import subjects, suite
-        from ...kernels.validation.check import MissingTool
+        from ...kernels.validation import suite
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "torch":
             raise
@@ -74,13 +81,13 @@ def validate(
     from .. import validate as render
 
     try:
-        with output.progress("validating") as advance:
+        with output.progress("validating") as advance, output.stdout_is_ours():
             if self_test:
                 table = suite.self_test(device=device or "cpu", dtype=dtype, seed=seed, only=only, advance=advance)
                 reports = []
             else:
                 where = device or "cuda"
-                chosen = [subjects.resolve(each, where) for each in ([kernel] if kernel else subjects.OURS)]
+                chosen = [subjects.resolve(each, where, arguments) for each in ([kernel] if kernel else subjects.OURS)]
                 options = {"device": where, "dtype": dtype, "seed": seed, "quick": quick, "only": only}
                 options |= {"head_dims": head_dim, "forward_only": forward_only}
                 reports = [

@@ -24,9 +24,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--head-dim", action="append", default=[], help="a head dim, such as 96 or 192x128; repeat it")
+    parser.add_argument("--forward-only", action="store_true")
+    parser.add_argument("--with", action="append", default=[], dest="arguments", help="NAME=VALUE for package.module:function")
     parser.add_argument("--sanitize", action="store_true")
     parser.add_argument("--self-test", action="store_true", help="hold the suite to its planted faults")
     parser.add_argument("--out", type=Path, help="folder for the JSON reports")
+    parser.add_argument("--name", help="file name of the report in --out, where there is one")
     parser.add_argument("--exercise", metavar="NAME", help="call this subject a few times, without checks")
     options = parser.parse_args()
     try:
@@ -49,12 +53,14 @@ def _validate(options: argparse.Namespace) -> int:
     for name in options.kernel or OURS:
         for dtype in options.dtype or ["fp16"]:
             report = validate(
-                resolve(name, options.device),
+                resolve(name, options.device, options.arguments),
                 device=options.device,
                 dtype=dtype,
                 seed=options.seed,
                 quick=options.quick,
                 only=options.only,
+                head_dims=options.head_dim,
+                forward_only=options.forward_only,
                 with_sanitizer=options.sanitize,
             )
             sys.stdout.write(f"{report.conclusion} ({report.seconds:.1f} s)\n")
@@ -63,7 +69,8 @@ def _validate(options: argparse.Namespace) -> int:
             sys.stdout.flush()
             status = status if report.passed else 1
             if options.out:
-                _write(options.out / f"{_file_name(name)}-{dtype}.json", report.to_dict())
+                file = options.name or f"{_file_name(name)}-{dtype}"
+                _write(options.out / f"{file}.json", report.to_dict())
     return status
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -9,8 +11,9 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from ...simulator.errors import UsageError, did_you_mean
@@ -33,8 +36,9 @@ class Subject:
     be a refusal where it is not (`calls`). `tile` is the length whose neighbours the shapes probe. `differentiable` is None
     where gradients are checked only if O carries one. `dq_is_deterministic` False documents atomics in dQ. `refuses(case)`
     gives the reason why a case lies outside the promise, or None; raising NotImplementedError in the call says the same.
-    A `slow` kernel, such as plain torch tile by tile, is asked for a few tiles at most, on a GPU too. `sources` are the
-    files that hold the kernel.
+    `arguments` are those it is called with besides, `package` the installed one it is from, with its version. A `slow`
+    kernel, such as plain torch tile by tile, is asked for a few tiles at most, on a GPU too. `sources` are the files that
+    hold the kernel.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Subject:
     differentiable: bool | None = None
     dq_is_deterministic: bool = True
     refuses: Callable[[Case], str | None] = lambda case: None
+    arguments: tuple[str, ...] = ()
+    package: str | None = None
     sources: tuple[Path, ...] = ()
 
     @property
@@ -64,23 +70,37 @@ def names() -> tuple[str, ...]:
     return (*OURS, *_TORCH)
 
 
-def resolve(name: str, device: str = "cuda") -> Subject:
-    """The subject called `name`, or the user's `package.module:function`.
+def look_up(name: str) -> None:
+    """Raise UsageError where `name` is no subject's and no `package.module:function` either; needs no torch."""
+    if name not in names() and ":" not in name:
+        raise UsageError(
+            f"no kernel is called {name!r}: give one of {', '.join(names())}, or your own as package.module:function"
+            f"{did_you_mean(name, names())}"
+        )
+
+
+def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> Subject:
+    """The subject called `name`, or the user's `package.module:function`, called with `arguments` such as "deterministic=True".
 
     Our kernels for "cpu" are those of Triton's interpreter, with the small tiles they have there. Raises UsageError for
     a name that is none, MissingTool where a library is missing, one sentence each.
     """
+    look_up(name)
+    if arguments and ":" not in name:
+        raise UsageError(f"--with is for your own package.module:function; {name} takes no other arguments")
     if name in OURS:
         return _ours(name, device)
     if name in _TORCH:
         return _TORCH[name]()
-    if ":" in name:
-        found = _load(name)
-        file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
-        return Subject(name=name, forward=found, sources=(Path(file),) if file else (), strict=False)
-    raise UsageError(
-        f"no kernel is called {name!r}: give one of {', '.join(names())}, or your own as package.module:function"
-        f"{did_you_mean(name, names())}"
+    keywords = dict(map(_argument, arguments))
+    found = _load(name, keywords)
+    return Subject(
+        name=name,
+        forward=functools.partial(found, **keywords) if keywords else found,
+        strict=False,
+        arguments=tuple(arguments),
+        package=_package(name),
+        sources=_source(name),
     )
 
 
@@ -94,7 +114,34 @@ def head_dim(text: str | int) -> HeadDim:
     return HeadDim(*map(int, parts))
 
 
-def _load(name: str) -> Callable:
+def _source(name: str) -> tuple[Path, ...]:
+    """The file of the module in `package.module:function`, where it has one."""
+    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+    return (Path(file),) if isinstance(file, str) and Path(file).is_file() else ()
+
+
+def _package(name: str) -> str | None:
+    """ "flash-attn-4 4.0.0" for "flash_attn.cute:flash_attn_func"; None for a module of no installed package."""
+    top = name.partition(":")[0].partition(".")[0]
+    try:
+        found = metadata.packages_distributions().get(top, [])
+        return ", ".join(f"{name} {metadata.version(name)}" for name in dict.fromkeys(found)) or None
+    except Exception:  # broken metadata of some other package is no reason not to validate this one
+        return None
+
+
+def _argument(text: str) -> tuple[str, object]:
+    """A name and a value from "deterministic=True"; raises UsageError where it is not a Python literal."""
+    name, _, value = text.partition("=")
+    try:
+        if name.isidentifier():
+            return name, ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    raise UsageError(f"--with {text!r} is no argument: give NAME=VALUE with a Python literal, such as deterministic=True")
+
+
+def _load(name: str, keywords: dict[str, object]) -> Callable:
     """Import `package.module:function`, the working directory included, and see that it takes the arguments."""
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -114,7 +161,7 @@ def _load(name: str) -> Callable:
     if not callable(found):
         raise UsageError(f"{module_name!r} has no callable {attribute!r}: write package.module:function")
     try:
-        inspect.signature(found).bind(None, None, None, causal=False, softmax_scale=None)
+        inspect.signature(found).bind(None, None, None, causal=False, softmax_scale=None, **keywords)
     except TypeError as error:
         raise UsageError(f"{name} does not take the arguments ({error}): it must be {CALLABLE}") from error
     except Exception:  # built-ins may have no signature, and a class of the user's may compute its own

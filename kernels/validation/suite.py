@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -49,12 +49,12 @@ def validate(
     with_sanitizer: bool = False,
     advance: Advance = lambda done, total, what: None,
     known: dict | None = None,
-    until_failure: Collection[str] = (),
+    enough: Callable[[Check], bool] | None = None,
 ) -> Report:
     """Hold `subject`, or what it names, to the groups in `only` (all where empty) and return what was found.
 
     `head_dims`, such as 96 or "192x128" (of Q and K, and of V), stand in for the subject's own; `forward_only` asks for no
-    gradients. Groups in `until_failure` end at their first failed check, and with any the RMSE table is left out.
+    gradients. A group ends with the check that is `enough`, and with that the RMSE table is left out.
 
     Raises UsageError for a name, a device, dtype, head dim or group that does not exist or that the subject does not take, and
     MissingTool where a GPU, or the sanitizer, is asked for and missing.
@@ -73,13 +73,15 @@ def validate(
         dtype=dtype,
         seed=seed,
         quick=quick,
-        environment=_environment(bench.device) | {"kernel_sha256": subject.source_sha256, "date": date.today().isoformat()},
+        environment=_environment(bench.device)
+        | {"kernel_sha256": subject.source_sha256, "package": subject.package, "date": date.today().isoformat()},
         options=(
             f"--device {device}",
             f"--dtype {dtype}",
             *(["--quick"] if quick else []),
             *(f"--head-dim {each}" for each in wanted),
             *(["--forward-only"] if forward_only else []),
+            *(f"--with {each}" for each in subject.arguments),
         ),
     )
     if known is not None:
@@ -103,9 +105,9 @@ def validate(
             lost = "the GPU no longer answers after this call (an illegal address, or an assertion on the device)"
             report.checks[-1] = Check(group, trial.name, FAIL, seed, f"{lost}; {report.checks[-1].message}".rstrip("; "))
             break
-        if report.checks[-1].verdict == FAIL and group in until_failure:
+        if enough and enough(report.checks[-1]):
             ended.add(group)
-        if trial.name == accuracy.table_case(bench).name and group == "accuracy" and not until_failure:
+        if trial.name == accuracy.table_case(bench).name and group == "accuracy" and not enough:
             report.rmse = _rmse(bench)
     report.seconds = time.perf_counter() - started
     return report
@@ -211,7 +213,7 @@ class KillTable:
     seconds: float = 0.0
 
     def kills(self, mutant: str) -> dict[str, list[Check]]:
-        """Group -> the checks of it that failed: all in the group that must reject it, the first in any other."""
+        """Group -> the checks of it that failed, up to the one that said enough."""
         return {group: [c for c in self.reports[mutant].of(group) if c.verdict == FAIL] for group in self.groups}
 
     @property
@@ -276,8 +278,8 @@ def self_test(
 ) -> KillTable:
     """Hold every planted fault, and the correct kernel they are made from, to the suite.
 
-    A mutant meets every check of the group that must reject it, and of each other group up to the first that does: enough to
-    say what would live without any one group.
+    The group that must reject a mutant goes on until a check says what is wrong, every other group until any check fails:
+    enough to say what would live without any one group.
     """
     started, chosen = time.perf_counter(), _chosen(only)
     options = {"device": device, "dtype": dtype, "seed": seed, "quick": True, "only": only, "known": {}}
@@ -286,8 +288,7 @@ def self_test(
         table = KillTable(chosen, validate(tiled_subject("tiled attention", TiledAttention()), **options))
         for done, mutant in enumerate(mutants):
             advance(done, len(mutants), mutant.name)
-            others = [group for group in GROUPS if group != mutant.group]
-            table.reports[mutant.name] = validate(mutant.subject(), **options, until_failure=others)
+            table.reports[mutant.name] = validate(mutant.subject(), **options, enough=mutant.caught)
             table.mutants[mutant.name] = mutant
     table.seconds = time.perf_counter() - started
     return table

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..check import FAIL, Check
 from ..subjects import Subject
 from . import backward, forward, memory
 from .tiled import TILE, TiledAttention
@@ -29,6 +30,10 @@ class Mutant:
     def fault(self) -> str:
         """What is wrong with it."""
         return " ".join(self.kernel.__doc__.split())
+
+    def caught(self, check: Check) -> bool:
+        """Whether `check` rejects it, and in words that say what is wrong where it is of the group that must."""
+        return check.verdict == FAIL and (check.group != self.group or self.expects in f"{check.case}: {check.message}")
 
     def subject(self) -> Subject:
         """A fresh kernel with this fault, to be held to the suite."""
