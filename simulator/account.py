@@ -55,14 +55,14 @@ def pairs(items: np.ndarray, workload: Workload, tile: Tile, grid: str) -> tuple
     if grid == "tiles":
         keys = np.clip(workload.seqlen_k - items["n"].astype(np.int64) * tile.block_n, 0, tile.block_n)
         return len(items) * tile.block_m * tile.block_n, int((rows * keys).sum())
-    if grid == "heads":
-        view = TileView(tile, workload, int(blocks[0]))
+    if grid == "heads":  # however many CTAs share one
+        view, heads = TileView(tile, workload, int(blocks[0])), int((items["m"] == 0).sum())
         executed = inside = 0
         for j in view.kv_blocks:
             under = view.q_blocks(j)
             executed += len(under) * tile.block_m * tile.block_n
             keys = min(tile.block_n, workload.seqlen_k - j * tile.block_n)
             inside += max(0, workload.seqlen_q - under.start * tile.block_m) * keys
-        return executed * len(items), inside * len(items)
+        return executed * heads, inside * heads
     keys = np.minimum(blocks * tile.block_n, workload.seqlen_k)
     return int((blocks * tile.block_m * tile.block_n).sum()), int((rows * keys).sum())

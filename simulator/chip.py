@@ -135,7 +135,7 @@ def measure_durations(
                 alone = pieces.within(0, ends[-1]) - (tiles - 1) * idle[row] if drains else pieces.within(0, ends[0])
                 idle_first[row] = alone - idle[row]
                 idle[row] /= company
-    view = TileView(tile, workload, 1)
+    view = TileView(tile, workload, 1, splits=kernel.splits)
     steps = np.cumsum([len(view.q_blocks(j)) if whole_head else 1 for j in range(int(lengths.max()) + 1)])
     at, every = (np.append(0, steps)[n].astype(float) for n in (np.array(known), lengths))
 

@@ -236,7 +236,7 @@ def _compute(state, warp, row, now):
     state.busy[s, U_ISSUE] += instructions
     for pipe in range(PIPES):
         end = max(end, _hold_pipe(state, warp, row, pipe, start, horizon, rate))
-        if pipe == CONVERT and row["h"] == 0:
+        if pipe == CONVERT and row["h"] == 0 and row["a"] + row["b"] + row["c"] + row["d"] > 0:
             sm["dense_until"] = max(sm["dense_until"], end)
 
     warp["part"] += 1

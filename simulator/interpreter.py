@@ -255,7 +255,7 @@ class Warp:
                 sm.busy["issue"] += instructions
                 end = sm.issue.free
             for name, pipe in sm.pipes.items():
-                if name == "STSM" and not ins.h:
+                if name == "STSM" and not ins.h and ins.a + ins.b + ins.c + ins.d:  # addresses alone are not dense
                     sm.dense_until = max(sm.dense_until, end)
                 work = counts[name] * held[name]
                 if not work:

@@ -25,14 +25,29 @@ SECTION_BYTES = 16 * 1024 * 1024
 with its neighbours' is more than the 30 MiB that an SM's half of an H200's L2 holds."""
 
 
-def work_items(workload: Workload, block_m: int, block_n: int, order: str) -> np.ndarray:
+MOST_SPLITS, NEARLY_BEST = 30, 0.95
+"""FlashAttention-1 as shipped (1.0.9, fmha_fwd_launch_template.h): at most so many, and the fewest that fill so much."""
+
+
+def splits_that_fill(items: int, slots: int, most: int) -> int:
+    """Into how many shares FlashAttention-1 as shipped deals a head's Q blocks: `items` heads, room for `slots` CTAs.
+
+    The fewest whose last wave leaves the slots within 5 % of as full as any number up to `most` (and MOST_SPLITS) would.
+    """
+    waves = np.arange(1, max(1, min(most, MOST_SPLITS)) + 1) * items / slots
+    full = waves / np.ceil(waves)
+    return int(np.argmax(full > NEARLY_BEST * full.max())) + 1
+
+
+def work_items(workload: Workload, block_m: int, block_n: int, order: str, splits: int = 1) -> np.ndarray:
     """Every work item of one kernel, in dispatch order, as an ITEM array.
 
     grid            query tile fastest, then batch, then head (FlashAttention-2's grid: x = tile, y = batch, z = head)
     persistent      query tile fastest, then head, then batch (FlashAttention-3's static persistent scheduler)
     longest-first   sections of heads whose K and V fit 16 MiB together; in a section the last query tile of every head
                     first, heads fastest (FlashAttention-3's dynamic scheduler for causal attention)
-    heads           one item per batch and head, every K/V block (FlashAttention-1)
+    heads           one item per batch and head, every K/V block (FlashAttention-1), or `splits` of them, which deal its query
+                    tiles among themselves: item m has every splits-th from the m-th on
     tiles           one item per head, query tile and key tile, key tile fastest (a GEMM that writes all of S)
     """
     batch, heads = workload.batch, workload.heads
@@ -47,8 +62,7 @@ def work_items(workload: Workload, block_m: int, block_n: int, order: str) -> np
     elif order == "longest-first":
         q_head, m = _sections(workload, m_tiles)
     elif order == "heads":
-        (q_head,) = _grid(batch * heads)
-        m = np.zeros_like(q_head)
+        m, q_head = _grid(splits, batch * heads)
     elif order == "tiles":
         q_head, m, n = _grid(batch * heads, m_tiles, n_tiles)
     else:

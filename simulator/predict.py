@@ -15,9 +15,10 @@ from .device import Device, load_device
 from .doubling import RESOURCES, saving
 from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
 from .errors import UsageError
+from .extrapolation import beyond_recorded
 from .fit import occupancy
 from .limits import affordable, recordable
-from .order import work_items
+from .order import splits_that_fill, work_items
 from .program import ACCESS_FIELDS, Program, trace
 from .run import Activity, Run, Sample, Traffic
 from .sample import chosen_kernel, copies
@@ -121,7 +122,9 @@ def programs(
         raise UsageError(f"kv_blocks={kv_blocks} must be positive")
     for kernel in chosen.kernels:
         recordable(kernel, workload, tile, kv_blocks)
-    return [trace(kernel, workload, tile, [(kv_blocks, 0)]) for kernel in chosen.kernels]
+    gpu = load_device(device) if isinstance(device, str) else device
+    kernels = [_dealt(kernel, chosen, workload, tile, gpu) for kernel in chosen.kernels]
+    return [trace(kernel, workload, tile, [(kv_blocks, 0)]) for kernel in kernels]
 
 
 # -- what is possible ---------------------------------------------------------------------------------------------------
@@ -170,6 +173,16 @@ def _laid_out(schedule: Schedule, workload: Workload, tile: Tile, device: Device
     )
 
 
+def _dealt(kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, device: Device) -> Kernel:
+    """The kernel with the number of CTAs that share a head, if it is one that fills the SMs so."""
+    if not kernel.fills:
+        return kernel
+    room = occupancy(schedule, workload, tile, device, trace(kernel, workload, tile, [(1, 0)]))
+    q_blocks = -(-workload.seqlen_q // tile.block_m)
+    splits = splits_that_fill(workload.batch * workload.heads, device.sms * room.ctas_per_sm, q_blocks)
+    return replace(kernel, splits=splits)
+
+
 def _lay_out(
     kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, device: Device, tensors: Sequence[str]
 ) -> Grid:
@@ -178,7 +191,8 @@ def _lay_out(
     if kernel.persistent:
         order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
-    items = work_items(seen, tile.block_m, tile.block_n, order)
+    kernel = _dealt(kernel, schedule, workload, tile, device)
+    items = work_items(seen, tile.block_m, tile.block_n, order, kernel.splits)
     longest = int(items["blocks"].max())
     masked = np.zeros(longest + 1, np.int64)
     if workload.causal and not kernel.skips_masked:
@@ -211,8 +225,9 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     recorded = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
     if kernel.by_row:  # tiles are too coarse to see single rows: a tile's readings come one after another, its writing last
         recorded = recorded[np.argsort(recorded["step"], kind="stable")]
+    least = 0
     if whole_head:
-        recorded = _every_block(recorded, TileView(tile, workload, longest), program.tensors)
+        recorded, least = _every_block(recorded, TileView(tile, workload, longest, splits=kernel.splits), program.tensors)
     names = np.array([tensors.index(name) for name in program.tensors])
     mode = np.array([_MODE.get(name, ROW) for name in tensors])
     elements = np.array([1 if name in STATISTICS else workload.head_dim for name in tensors])
@@ -227,7 +242,7 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     out["mode"] = mode[out["tensor"]]
     rows = out["mode"] == ROW
     out["m_offset"] = np.where(rows, recorded["block"], 0)
-    out["block"] = np.where(rows, 0, recorded["block"])
+    out["block"] = np.where(rows, least, recorded["block"])
     out["step"] = -1 if whole_head else recorded["step"]
     out["elements"] = elements[out["tensor"]]
     out["element_bytes"] = size[out["tensor"]]
@@ -236,16 +251,21 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     return out
 
 
-def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) -> np.ndarray:
-    """The accesses under the first K/V block (every Q block), repeated for each K/V block with the Q blocks it meets."""
+def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The accesses under the first K/V block (every Q block), repeated for each K/V block with the Q blocks it meets.
+
+    Where CTAs share a head, with those of any of them; beside each access the first Q block that sees the K/V block.
+    """
     keys = np.isin(first["tensor"], [tensors.index(name) for name in ("K", "V")])
-    parts = []
+    parts, least = [], []
     for j in view.kv_blocks:
+        sees = view.first_q_block(j)
         block = first[keys | (first["block"] >= view.q_blocks(j).start)].copy()
         of_keys = np.isin(block["tensor"], first["tensor"][keys])
         block["block"][of_keys] = j
         parts.append(block)
-    return np.concatenate(parts)
+        least.append(np.full(len(block), sees))
+    return np.concatenate(parts), np.concatenate(least)
 
 
 # -- what is shown ------------------------------------------------------------------------------------------------------
@@ -271,7 +291,7 @@ def _sample(problem: Problem, number: int, device: Device, found: Settled) -> tu
     shown, steps = workload, (longest, whole)
     if grid.kernel.grid == "heads":  # its loop is that over Q
         shown = replace(workload, seqlen_q=min(workload.seqlen_q, TIMELINE_BLOCKS * tile.block_m))
-        steps = tuple(len(TileView(tile, each, longest).q_blocks(0)) for each in (shown, workload))
+        steps = tuple(len(TileView(tile, each, longest, splits=grid.kernel.splits).q_blocks(0)) for each in (shown, workload))
     ctas = min(grid.occupancy.ctas_per_sm, -(-len(grid.items) // device.sms))
     tiles = 2 if len(grid.items) > device.sms * ctas else 1
     program = trace(grid.kernel, shown, tile, [(longest, masked)] * tiles)
@@ -302,6 +322,7 @@ def _warnings(workload: Workload, device: Device, state: Clock, grids: list[Grid
     items = len(grids[-1].items)
     if items < device.sms:
         notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")
+    notes += beyond_recorded([grid.launch for grid in grids])
     if workload.dtype == "e4m3":
         notes.append("e4m3: the transposition of V inside the kernel (FlashAttention-3 section 3.3) is not modelled")
     return notes

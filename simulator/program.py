@@ -106,7 +106,10 @@ def trace(kernel, workload: Workload, tile: Tile, loops: Sequence[tuple[int, int
     kernel runs on from tile to tile; any other ends its CTA and starts the next. A loop of 0 (a fully masked row of
     tiles) stores zeros only.
     """
-    views = [TileView(tile, workload, loop, masked, looped=kernel.walk, softmax=kernel.softmax) for loop, masked in loops]
+    views = [
+        TileView(tile, workload, loop, masked, looped=kernel.walk, softmax=kernel.softmax, splits=kernel.splits)
+        for loop, masked in loops
+    ]
     cta = Cta(views[0])
     for view in views:
         cta.begin_tile(view, kernel.persistent)

@@ -80,6 +80,7 @@ class TileView:
     loop: int  # K/V blocks this CTA walks
     masked: int = 0  # how many of them, from the first walked, cross the diagonal or the ragged end
     looped: frozenset[str] = field(default=frozenset({"K", "V"}))  # rings that advance once per loop step
+    splits: int = 1  # CTAs that the Q blocks of a head are dealt to (FlashAttention-1)
     softmax: Softmax = ONLINE
 
     @property
@@ -118,10 +119,18 @@ class TileView:
         return range(self.loop)
 
     def q_blocks(self, j: int) -> range:
-        """Q blocks under K/V block j (FlashAttention-1's inner loop); a causal mask leaves out those that see none of it."""
-        work, m = self.workload, self.tile.block_m
-        first = max(0, j * self.block_n - (work.seqlen_k - work.seqlen_q)) // m if work.causal else 0
-        return range(min(first, -(-work.seqlen_q // m)), -(-work.seqlen_q // m))
+        """Q blocks under K/V block j (FlashAttention-1's inner loop): those that see some of it.
+
+        Where `splits` CTAs deal them among themselves, as many as any of them has, by the numbers of the first.
+        """
+        end = -(-self.workload.seqlen_q // self.tile.block_m)
+        first = self.first_q_block(j)
+        return range(first // self.splits * self.splits if first < end else end, end, self.splits)
+
+    def first_q_block(self, j: int) -> int:
+        """The first Q block that sees any key of K/V block j."""
+        work = self.workload
+        return max(0, j * self.block_n - (work.seqlen_k - work.seqlen_q)) // self.tile.block_m if work.causal else 0
 
     @property
     def q_bytes(self) -> int:
@@ -229,9 +238,9 @@ DEFAULTS: dict[tuple, tuple[Tile, str]] = {
     ("mma", 64, 2, False): (_T(128, 128, 1, 1), "FlashAttention-2's tile for d64: four warps, two CTAs per SM by registers"),
     ("mma", 128, 2, False): (_T(128, 64, 1, 1), "FlashAttention-2's tile for d128: O leaves room for N = 64; two CTAs per SM"),
     ("mma", 256, 2, False): (_T(64, 64, 1, 1), "FlashAttention-2's tile for d256 where 228 KiB hold two CTAs"),
-    ("fa1", 64, 2, False): (_T(64, 256, 1, 2), "FlashAttention-1: K/V block as wide as shared memory allows, 128 registers of S"),
-    ("fa1", 128, 2, False): (_T(64, 128, 1, 2), "as d64, at twice the bytes per key"),
-    ("fa1", 256, 2, False): (_T(64, 64, 1, 2), "as d128, at twice the bytes per key"),
+    ("fa1", 64, 2, False): (_T(64, 256, 1, 2), "FlashAttention-1, Algorithm 1 line 1: N = M / 4d fp16 values of shared memory (318 on an A100), rows min(N, d)"),
+    ("fa1", 128, 2, False): (_T(128, 160, 1, 2), "as d64: N = 159 on an A100, rows min(N, d)"),
+    ("fa1", 256, 2, False): (_T(64, 64, 1, 2), "as d64: N = 79 on an A100; 80 rows and O of 256 are too many registers"),
     ("standard", 64, 2, False): (_T(128, 128, 1, 1), "three CTAs share an SM: one's loads and stores lie under another's GEMM; 128x256, alone, moves a fifth less"),
     ("standard", 128, 2, False): (_T(128, 128, 1, 1), "as d64"),
     ("standard", 256, 2, False): (_T(64, 128, 2, 1), "O takes 128 registers at 64 rows; two stages, since fewer CTAs fit"),

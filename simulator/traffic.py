@@ -41,7 +41,7 @@ ACCESS = np.dtype(
         ("tensor", "i4"),  # index into the call's list of tensors
         ("mode", "i4"),  # ROW, KV or PAIR
         ("m_offset", "i4"),  # query tile, added to the item's m
-        ("block", "i4"),  # key tile, in the order it is walked, added to the item's n
+        ("block", "i4"),  # key tile, in the order it is walked, added to the item's n; of ROW, query tiles below it are left out
         ("step", "i4"),  # loop step, -1 outside the loop
         ("elements", "i4"),  # per row (PAIR: not used, a row is as long as the key tile)
         ("element_bytes", "i4"),
@@ -325,6 +325,8 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
     rows = max(0, min(sizes[2], sizes[0] - m * sizes[2]))
     keys = max(0, min(sizes[3], sizes[1] - n * sizes[3]))
     if how == ROW:
+        if m < accesses[p, 3]:
+            return
         number = first[tensor] + head * m_tiles[tensor] + m
         size = rows * accesses[p, 5] * accesses[p, 6]
     elif how == KV:

@@ -221,6 +221,27 @@ def test_results_go_to_shared_memory_slowly_beside_wgmma():
     assert 2 * alone < staged(H200) <= alone / (1 - H200.smem_interference) + 16
 
 
+@pytest.mark.parametrize(("phase", "slower"), [(Phase(other=64, chunks=64), False), (Phase(fma=32, chunks=64), True)])
+def test_gemms_are_slow_beside_arithmetic_and_not_beside_addresses(phase, slower):
+    def body(cta, tile):
+        K = cta.ring("K", tile.k_bytes, 1)
+        cta.producer().tma(K[0])
+        for wg in cta.consumers():
+            wg.wait(K[0])
+            if wg.rank == 0:
+                wg.wait([wg.gemm("S=QK^T", K[0]) for _ in range(6)][-1])
+            else:
+                wg.compute("beside", phase)
+            wg.free(K[0])
+
+    program = trace(Kernel(body, "rows"), Workload(1, 1, 256, 128), Tile(128, 128, 1, 2), [(1, 0)])
+    replayed = replay([program], H200, MEMORY, None, 999)
+    steps = lane(replayed, "tensor cores")
+    executed = int((steps["end"] - steps["start"]).sum())
+    alone = 6 * 8 * 64  # m64n128k16: N / 2 cycles a k step
+    assert executed > 1.02 * alone if slower else executed == alone
+
+
 def test_arbitration_decides_how_two_warpgroups_take_turns(two_gemm_streams):
     turns = {
         steps: len(

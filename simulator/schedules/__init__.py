@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import UsageError, did_you_mean
 from ..softmax import ONLINE, RUNNING, Softmax
 from .fa1 import fa1
+from .fa1_published import fa1_published
 from .fa2 import fa2
 from .fa3 import fa3
 from .overlap_2stage import overlap_2stage
@@ -26,13 +27,15 @@ class Kernel:
     """One launch: the schedule function of its CTA and how the grid is laid over the problem."""
 
     body: Callable
-    grid: str  # "rows": a CTA per Q tile; "heads": per (batch, head); "tiles": per tile of S
+    grid: str  # "rows": a CTA per Q tile; "heads": per (batch, head), or `splits` of them; "tiles": per tile of S
     walk: frozenset[str] = frozenset({"K", "V"})  # rings that advance once per loop step
     persistent: bool = False
     descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
     skips_masked: bool = True  # whether blocks above the diagonal are left out
     by_row: bool = False  # a row goes through all passes before the next: what a pass reads again, L2 has just delivered
     softmax: Softmax = ONLINE
+    fills: bool = False  # of grid "heads": Q blocks are dealt to as many CTAs as fill the SMs (`order.splits_that_fill`)
+    splits: int = 1  # so many, once workload and device are known
 
     @property
     def name(self) -> str:
@@ -113,6 +116,13 @@ _ALL = (
         "FlashAttention (arXiv:2205.14135) Algorithm 1",
         "fa1",
         (Kernel(fa1, "heads", frozenset({"Q", "O", "l", "m"})),),
+    ),
+    Schedule(
+        "fa1-published",
+        "fa1 as shipped: a head's Q blocks are dealt to as many CTAs as fill the SMs, the next Q is loaded under the softmax",
+        "FlashAttention (arXiv:2205.14135) Algorithm 1, and the source of its later kernels (1.0.9)",
+        "fa1",
+        (Kernel(fa1_published, "heads", frozenset({"Q", "O", "l", "m"}), fills=True),),
     ),
     Schedule(
         "fa2",
