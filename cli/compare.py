@@ -87,11 +87,12 @@ def compare(
 
         return timelines(paths, Drawing(device, cta, iterations, width, svg, trace, json))
     from ..traces import compare as book
+    from ..traces.predictions import processes
     from ..traces.store import RECORDED, load_paths
 
     runs = load_paths(paths or (RECORDED,))
     with output.progress("predicting") as advance:
-        report = book.compare_all(runs, schedule=schedule, device=device, advance=advance)
+        report = book.compare_all(runs, schedule=schedule, device=device, advance=advance, processes=processes())
     if json:
         output.emit_json(report.to_dict())
     elif markdown:

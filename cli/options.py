@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from ..simulator.errors import UsageError
+from . import output
 
 if TYPE_CHECKING:
     from ..simulator.device import Device
     from ..simulator.run import Run
     from ..simulator.tile import Tile
     from ..simulator.workload import Workload
+    from ..traces.predictions import Question
 
 _WORKLOAD = Group("Workload", sort_key=1)
 _MACHINE = Group("Machine and tile", sort_key=2)
@@ -156,12 +158,22 @@ class MachineOptions(TileOptions):
             raise UsageError("--clock pins the clock and --regime says how it is found: give one of them")
         return None if self.clock is None else self.clock * 1e6
 
-    def predict(self, workload: Workload, schedule: str, why: bool = False, kernel: str | None = None) -> Run:
-        """Predict one schedule with these options; with `why`, what each resource twice as fast would save too. The run keeps
-        the spans of `kernel`, by default of the one with the softmax."""
-        from ..simulator.predict import predict
+    def question(self, workload: Workload, schedule: str, why: bool = False) -> Question:
+        """What is asked about one schedule; with `why`, what each resource twice as fast would save too."""
+        from ..simulator.schedules import find_schedule
+        from ..traces.predictions import Question
 
         device = self.load()
-        tile = self.choose_tile(workload, schedule, device)
-        asked = {"tile": tile, "clock_hz": self.clock_hz, "regime": self.regime or "sustained", "why": why, "kernel": kernel}
-        return predict(workload, schedule=schedule, device=device, **asked)
+        tile = self.choose_tile(workload, find_schedule(schedule).name, device)
+        return Question(workload, schedule, device, tile, self.clock_hz, self.regime or "sustained", why)
+
+    def predict(self, workload: Workload, schedule: str, kernel: str | None = None) -> Run:
+        """Predict one schedule with these options and keep the spans of `kernel`, by default of the one with the softmax."""
+        question = self.question(workload, schedule)
+        with output.progress("predicting") as advance:
+            advance(0, 1, schedule)
+            from ..simulator.compiling import COMPILES, heard
+            from ..simulator.predict import predict
+
+            with heard(lambda: advance(0, 1, COMPILES)):
+                return predict(**question.asked(), kernel=kernel)

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..simulator.errors import UsageError
+from ..traces.files import cache_folder
 
 ARCH = "sm_90a"
 ENTRY = "attention_forward"
@@ -191,13 +192,10 @@ def _report(entry: dict) -> Report:
 
 def cache_dir() -> Path:
     """Where cubins are kept: FASIM_CACHE_DIR, or fasim/ in XDG_CACHE_HOME or ~/.cache. OSError for one without a home."""
-    chosen = os.environ.get("FASIM_CACHE_DIR")
-    try:
-        if chosen:
-            return Path(chosen).expanduser() / "cubin"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fasim" / "cubin"
-    except RuntimeError as error:  # pathlib's, where nothing says which folder is home
-        raise OSError(errno.ENOENT, "there is no home directory") from error
+    folder = cache_folder("cubin")
+    if folder is None:
+        raise OSError(errno.ENOENT, "there is no home directory")
+    return folder
 
 
 _version: list[str | None] = []

@@ -121,3 +121,14 @@ def _assert_chrome_rules(trace: dict) -> None:
         ordered = sorted(events, key=lambda e: e["ts"])
         for before, after in itertools.pairwise(ordered):
             assert before["ts"] + before["dur"] <= after["ts"] + 1e-9, (before, after)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _predictions_of_this_session_alone(tmp_path_factory):
+    """No test finds a prediction that another session made."""
+    from fasim.traces import predictions
+
+    kept = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "cache_folder", lambda kind: kept / kind)
+        yield

@@ -110,7 +110,7 @@ def test_two_runs_that_do_not_belong_together_are_refused(predicted):
 
 
 def fake_predict(asked: list):
-    def answer(workload, schedule, device, tile):
+    def answer(workload, schedule, device, tile, **_):
         asked.append((schedule, device, tile))
         return predict(workload, schedule=schedule, device=device, tile=tile)
 

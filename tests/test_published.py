@@ -14,6 +14,7 @@ from fasim.simulator.predict import predict
 from fasim.simulator.workload import Workload
 from fasim.traces import hbm
 from fasim.traces import published as book
+from fasim.traces.predictions import Question
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def twice_as_fast(pingpong_run):
     """A predict that answers every published bar with exactly twice its TFLOP/s, and counts the questions."""
     asked = Counter()
 
-    def answer(workload, schedule, device, clock_hz=None, tile=None, regime="sustained"):
-        question = workload, schedule, device, clock_hz, regime
+    def answer(workload, schedule, device, clock_hz=None, tile=None, regime="sustained", why=False):
+        question = Question(workload, schedule, device, tile, clock_hz, regime, why)
         asked[question] += 1
         bar = next(b for b in book.bars() if book._question(b) == question and b.tflops)
         run = replace(pingpong_run, workload=workload, schedule=schedule, device=device, sm_clock_hz=1e9)

@@ -20,7 +20,7 @@ from ..simulator.errors import UsageError
 from ..simulator.run import Run
 from ..simulator.schedules import SCHEDULES
 from ..simulator.tile import Tile
-from .published import Predict, default_predict
+from .predictions import Advance, Predict, Question, predict_all
 
 STANDS_FOR = {"torch-cudnn": "fa3-published", "torch-fa2": "fa2"}
 """Kernels that are not ours -> the schedule they are set beside."""
@@ -28,7 +28,6 @@ DISTINCT = 0.02
 """Two schedules whose measured times differ by more than this must rank as on the hardware."""
 TIMER_S = 0.5e-6
 """Resolution of the CUDA events that times are read from (CUDA driver API, cuEventElapsedTime): a difference below it is none."""
-Advance = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -248,23 +247,21 @@ def compare_all(
     device: str | None = None,
     predict: Predict | None = None,
     advance: Advance | None = None,
+    processes: int = 1,
 ) -> Report:
     """Predict what every measured run ran, and compare.
 
     `schedule` is what a kernel that is not ours is set beside, `device` the model of a GPU that has none by its name.
     Raises UsageError, one sentence, where a run is not measured or nothing of ours can predict it.
     """
-    predict = predict or default_predict()
-    found = []
-    for done, (name, run) in enumerate(runs.items()):
-        if advance:
-            advance(done, len(runs), name)
+    questions, notes = {}, {}
+    for name, run in runs.items():
         if run.origin != "measured":
             raise UsageError(f"run {name} is predicted; compare takes measured runs and predicts them itself")
-        chosen, note = _counterpart(name, run, schedule)
-        predicted = predict(run.workload, schedule=chosen, device=model_of(name, run, device), tile=_tile(run))
-        found.append(compare(predicted, run, name, note))
-    return Report(tuple(found))
+        chosen, notes[name] = _counterpart(name, run, schedule)
+        questions[name] = Question(run.workload, chosen, model_of(name, run, device), _tile(run))
+    predicted = predict_all(questions.values(), predict, advance, processes)
+    return Report(tuple(compare(predicted[questions[name]], run, name, notes[name]) for name, run in runs.items()))
 
 
 def model_of(name: str, run: Run, device: str | None = None) -> str:

@@ -61,3 +61,17 @@ def check_place(path: Path) -> None:
 def is_folder(path: Path) -> bool:
     """Whether `path` is a folder that can be seen; a path that no system has is none."""
     return os.path.isdir(path)
+
+
+def cache_folder(kind: str) -> Path | None:
+    """Where things of a kind are kept between calls: under FASIM_CACHE_DIR, or fasim/ in XDG_CACHE_HOME or ~/.cache.
+
+    None where there is no home either. Whatever is in it can be deleted at any time.
+    """
+    chosen = os.environ.get("FASIM_CACHE_DIR")
+    try:
+        if chosen:
+            return Path(chosen).expanduser() / kind
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fasim" / kind
+    except RuntimeError:  # pathlib's, where no home is known
+        return None

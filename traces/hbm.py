@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from ..simulator.run import Run
 from ..simulator.tile import Tile
 from ..simulator.workload import Workload
-from .published import DEVICE_OF, SCHEDULE_OF, Advance, Predict, default_predict, read_table, workload_of
+from .predictions import Advance, Predict, Question, predict_all
+from .published import DEVICE_OF, SCHEDULE_OF, read_table, workload_of
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,25 @@ def fa1_tile(workload: Workload, device: str, block_n: int) -> Tile:
 
 def hbm_report(predict: Predict | None = None, advance: Advance | None = None) -> HbmReport:
     """FlashAttention Figure 2: our forward share of the GPT-2 medium bytes, and fa1 at the four block sizes."""
-    predict = predict or default_predict()
     table = read_table("hbm_traffic.csv")
     left = [row for row in table if row["direction"] != "forward"]
     middle = [row for row in table if row["direction"] == "forward"]
     published = {SCHEDULE_OF.get(r["implementation"], r["implementation"]): r for r in left}
     jobs = [("standard", None), ("fa1", None), ("fa2", None)] + [("fa1", r) for r in middle]
+    sources = [row or published.get(schedule) or left[-1] for schedule, row in jobs]
+    questions = [_question(schedule, row, source) for (schedule, row), source in zip(jobs, sources, strict=True)]
+    runs = predict_all(questions, predict, advance)
     rows = []
-    for done, (schedule, row) in enumerate(jobs):
-        if advance:
-            advance(done, len(jobs), schedule)
-        source = row or published.get(schedule) or left[-1]
-        workload, device = workload_of(source), DEVICE_OF[source["gpu"]]
-        tile = fa1_tile(workload, device, int(row["block_kv"])) if row else None
-        run = predict(workload, schedule=schedule, device=device, tile=tile)
+    for (schedule, row), source, question in zip(jobs, sources, questions, strict=True):
+        run = runs[question]
         printed = float(source["hbm_gb"]) * 1e9 if row or schedule in published else None
         rows.append(_hbm_row(source, schedule, run, printed, int(row["block_kv"]) if row else None))
     return HbmReport(tuple(rows[:3]), tuple(rows[3:]), _explain(rows[:3]))
+
+
+def _question(schedule: str, row: dict[str, str] | None, source: dict[str, str]) -> Question:
+    workload, device = workload_of(source), DEVICE_OF[source["gpu"]]
+    return Question(workload, schedule, device, fa1_tile(workload, device, int(row["block_kv"])) if row else None)
 
 
 def _hbm_row(source: dict[str, str], schedule: str, run: Run, printed: float | None, block_n: int | None) -> HbmRow:

@@ -13,7 +13,7 @@ from ..simulator.run import SPAN, Lane, Run
 from .compare import model_of
 from .conformance import Conformance, conforms
 from .kernel_trace import LABELS
-from .published import Predict, default_predict
+from .predictions import Predict
 
 MEASURED = "measured"
 _AT_THE_END = {"stage LSE": "store O"}
@@ -88,7 +88,9 @@ def pair(name: str, run: Run, cta: str | None = None, device: str | None = None,
     Raises UsageError where the run holds no in-kernel trace, no such CTA, or nothing can predict it.
     """
     conformance = conforms(run)
-    model, predict = model_of(name, run, device), predict or default_predict()
+    model = model_of(name, run, device)
+    if predict is None:
+        from ..simulator.predict import predict
     predicted = predict(run.workload, schedule=run.schedule, device=model, tile=run.tile)
     return Pair(name, predicted, one_cta(run, cta or ctas(run)[0]), conformance)
 

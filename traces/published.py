@@ -8,7 +8,7 @@ left out and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import exp, log
@@ -20,6 +20,7 @@ from ..simulator.errors import UsageError, did_you_mean
 from ..simulator.reading import read_csv
 from ..simulator.run import Run
 from ..simulator.workload import Workload
+from .predictions import Advance, Predict, Question, predict_all
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -52,9 +53,6 @@ REGIME = {"H200": "burst"}
 
 FP8_LENGTH = {4096: 4224, 8192: 8448, 16384: 16896}
 """FlashAttention-3's FP8 bars of 4k and above were run at lengths divisible by 132 and labelled 4k, 8k, 16k."""
-
-Predict = Callable[..., Run]
-Advance = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -237,15 +235,13 @@ class Beside:
 
 def beside(run: Run, device: Device, predict: Predict | None = None) -> tuple[Beside, ...]:
     """The bars of a predicted run's workload, each with that schedule and tile predicted at the bar's clock or regime."""
-    ask = predict or default_predict()
-    found = []
-    for bar in match(run.workload, run.schedule, run.device):
-        if not bar.out_of_memory:
-            there = ask(
-                run.workload, schedule=run.schedule, device=device, tile=run.tile, clock_hz=bar.clock_hz, regime=bar.regime
-            )
-            found.append(Beside(bar, metrics.paper_tflops(there), bar.schedule if bar.schedule != run.schedule else None))
-    return tuple(found)
+    measured = [bar for bar in match(run.workload, run.schedule, run.device) if not bar.out_of_memory]
+    asked = [Question(run.workload, run.schedule, device, run.tile, bar.clock_hz, bar.regime) for bar in measured]
+    found = predict_all(asked, predict)
+    return tuple(
+        Beside(bar, metrics.paper_tflops(found[each]), bar.schedule if bar.schedule != run.schedule else None)
+        for bar, each in zip(measured, asked, strict=True)
+    )
 
 
 def unmatched(workload: Workload, device: str) -> tuple[Bar, ...]:
@@ -290,38 +286,21 @@ def _belongs(bar: Bar, paper: str, panel: str) -> bool:
 # -- predicting -------------------------------------------------------------------------------------------------------
 
 
-def report(figure: str | None = None, predict: Predict | None = None, advance: Advance | None = None) -> Report:
-    """Predict every bar of a figure (None: all) that has a schedule. Equal predictions are made once.
-
-    `advance` hears how many predictions are done, of how many, and what comes next.
+def report(
+    figure: str | None = None, predict: Predict | None = None, advance: Advance | None = None, processes: int = 1
+) -> Report:
+    """Predict every bar of a figure (None: all) that has a schedule, as `predictions.predict_all` does.
     """
     chosen = select(figure)
     kept = [bar for bar in chosen if bar.schedule is not None]
-    wanted = list(dict.fromkeys(_question(bar) for bar in kept if not bar.out_of_memory))
-    answers = dict(_answers(wanted, predict or default_predict(), advance))
-    rows = [Row(bar, None if bar.out_of_memory else answers[_question(bar)]) for bar in kept]
+    runs = predict_all((_question(bar) for bar in kept if not bar.out_of_memory), predict, advance, processes)
+    rows = [Row(bar, None if bar.out_of_memory else metrics.paper_tflops(runs[_question(bar)])) for bar in kept]
     groups = _groups(rows)
     return Report(groups, _families(groups), dict(_left_out(figure, chosen)))
 
 
-def _question(bar: Bar) -> tuple:
-    return bar.workload, bar.schedule, bar.device, bar.clock_hz, bar.regime
-
-
-def _answers(wanted: list[tuple], predict: Predict, advance: Advance | None) -> Iterator[tuple[tuple, float]]:
-    for done, question in enumerate(wanted):
-        workload, schedule, device, clock_hz, regime = question
-        if advance:
-            advance(done, len(wanted), f"{schedule}, {workload}")
-        run = predict(workload, schedule=schedule, device=device, clock_hz=clock_hz, regime=regime)
-        yield question, metrics.paper_tflops(run)
-
-
-def default_predict() -> Predict:
-    """The simulator's own predict, imported when it is first needed."""
-    from ..simulator.predict import predict
-
-    return predict
+def _question(bar: Bar) -> Question:
+    return Question(bar.workload, bar.schedule, bar.device, clock_hz=bar.clock_hz, regime=bar.regime)
 
 
 def _groups(rows: list[Row]) -> tuple[Group, ...]:

@@ -37,12 +37,13 @@ def predict(
     why
         Also predict with each resource twice as fast: how much time falls.
     """
+    from ...traces.predictions import predict_all
+
     problem = workload.build()
-    runs = []
+    questions = [machine.question(problem, name, why) for name in schedule]
     with output.progress("predicting") as advance:
-        for done, name in enumerate(schedule):
-            advance(done, len(schedule), name)
-            runs.append(machine.predict(problem, name, why))
+        found = predict_all(questions, advance=advance)
+    runs = [found[question] for question in questions]
     if json:
         output.emit_json([run.to_dict() for run in runs])
         return

@@ -33,11 +33,12 @@ def published(
     """
     from ...traces import hbm as figure_2
     from ...traces import published as book
+    from ...traces.predictions import processes
     from .. import published_tables as render
 
     wants_hbm = figure is None or figure.lower() == "hbm"
     with output.progress("predicting") as advance:
-        report = None if figure and wants_hbm else book.report(figure, advance=advance)
+        report = None if figure and wants_hbm else book.report(figure, advance=advance, processes=processes())
         hbm = figure_2.hbm_report(advance=advance) if wants_hbm else None
     if json:
         output.emit_json(render.plain(report, hbm))

@@ -27,10 +27,14 @@ def roofline(
     Theory: attention's intensity grows with the sequence when S and P stay on chip, and stays flat when they do not:
     that is why standard attention hangs under the sloping HBM roof and FlashAttention reaches the flat one.
     """
+    from ...traces.predictions import predict_all
     from ...traces.standing import standing
 
     problem = workload.build()
-    found = standing([machine.predict(problem, name) for name in schedule], machine.load(), machine.clock_hz)
+    questions = [machine.question(problem, name) for name in schedule]
+    with output.progress("predicting") as advance:
+        runs = predict_all(questions, advance=advance)
+    found = standing([runs[question] for question in questions], machine.load(), machine.clock_hz)
     if json:
         output.emit_json(found.to_dict())
         return
