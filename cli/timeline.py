@@ -91,49 +91,47 @@ def _largest(row: Row, parts: Iterable[Part]) -> tuple[Span | None, bool]:
     return spans[most], turns > 2 and shares[most] < 0.6 * sum(shares.values())
 
 
-def _labels(row: Row, window: Window, width: int) -> dict[int, tuple[str, Span]]:
-    """Text in the middle of the spans that are wide enough, by cell."""
-    texts: dict[int, tuple[str, Span]] = {}
+def _shown(row: Row, window: Window, width: int) -> list[tuple[list[Part], Span | None, bool, str]]:
+    """For each cell its parts, the span that it shows, whether it holds several things, and the letter of a label or "".
+
+    A label stands in the cells that show its span, if they are enough.
+    """
+    cells = [(parts, *_largest(row, parts)) for parts in _parts(row, window, width)]
+    letters = [""] * width
     for span in row.spans:
         left, right = _cells_of(span, window, width)
-        first, last = int(left + 0.999), int(right)
-        if not span.wait and last - first >= len(span.short) + 1:
-            at = first + (last - first - len(span.short)) // 2
-            texts.update({at + i: (char, span) for i, char in enumerate(span.short)})
-    return texts
+        mine = [
+            cell for cell in range(int(left), min(width, int(right) + 1))
+            if (shown := cells[cell][1]) and not cells[cell][2] and _what(row, shown) == _what(row, span) and not shown.wait
+        ]  # fmt: skip
+        if not span.wait and len(mine) >= len(span.short) and mine[-1] - mine[0] < len(mine):
+            at = mine[0] + (len(mine) - len(span.short)) // 2
+            letters[at : at + len(span.short)] = span.short
+    return [(*cell, letter) for cell, letter in zip(cells, letters, strict=True)]
 
 
 def _plain(row: Row, window: Window, width: int) -> Iterator[Segment]:
-    """Without colour: a warp's work as S1===, P1~~~ and its waits; a unit's by whom it works for and which block."""
-    line, seen = [], []
-    for parts in _parts(row, window, width):
-        span, several = _largest(row, parts)
-        seen.append(None if several else span and _what(row, span))
+    """Without colour: a warp's work as =S1=, ~P1~ and its waits; a unit's by whom it works for and which block."""
+    for _, span, several, label in _shown(row, window, width):
         if span is None:
-            line.append(" ")
+            yield Segment(" ")
         elif several:
-            line.append(SEVERAL)
+            yield Segment(SEVERAL)
+        elif row.kind == "unit":
+            yield Segment(letter(span.step, span.group))
         else:
-            line.append(FILL[span.kind] if row.kind == "warp" else letter(span.step, span.group))
-    for span in row.spans if row.kind == "warp" else ():
-        at = int(_cells_of(span, window, width)[0] + 0.5)
-        place = slice(at, at + len(span.short))
-        if not span.wait and seen[place] == [_what(row, span)] * len(span.short):
-            line[place] = span.short
-    return (Segment(char) for char in line)
+            yield Segment(label or FILL[span.kind])
 
 
 def _coloured(row: Row, window: Window, width: int) -> Iterator[Segment]:
     """Eighth-cell blocks: a cell shows at most two parts, left in the foreground and right in the background."""
-    texts, groups = _labels(row, window, width), len(window.warpgroups)
-    for cell, parts in enumerate(_parts(row, window, width)):
-        span, several = _largest(row, parts)
+    groups = len(window.warpgroups)
+    for parts, span, several, label in _shown(row, window, width):
         if span is None:
             yield Segment(" ")
-        elif cell in texts:
-            char, of = texts[cell]
-            own = colour(of.step, of.group, groups)
-            yield Segment(char, Style(color=ink(own), bgcolor=own, bold=of.kind == GEMM))
+        elif label:
+            own = colour(span.step, span.group, groups)
+            yield Segment(label, Style(color=ink(own), bgcolor=own, bold=span.kind == GEMM))
         elif span.wait:
             yield Segment(FILL[span.kind], Style(color=TURN if span.kind == ON_TURN else WAIT))
         elif several:

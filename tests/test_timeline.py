@@ -190,7 +190,7 @@ def test_no_text_of_the_svg_is_cut(schedule, width):
 
 
 def test_a_picture_says_which_kernel_it_is_of_and_how_much_of_the_loop():
-    run = run_of("standard", seqlen=4096)
+    run = predict(Workload(1, 2, 4096), "standard", "h200")
     assert "kernel 2 of 3 (softmax_three_pass)" in by_iterations(run).title
     several, cut = remarks(run)
     assert "1 scores, 2 softmax_three_pass (drawn), 3 values" in several and "--kernel" in several

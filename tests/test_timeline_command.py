@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+import fasim as package
 from fasim.simulator.errors import UsageError
 
+HOME = Path(package.__file__).parent
 SMALL = ("--batch", "1", "--heads", "4", "--seqlen", "1024")
 
 
@@ -65,9 +68,32 @@ def test_iterations_beyond_the_recording_say_what_is_there(fasim):
     assert status == 0 and "tensor cores" in out and "it holds 0 to 7" in err
 
 
+def test_cycles_beyond_the_recording_say_where_it_ends(fasim):
+    status, out, err = fasim("timeline", *SMALL, "--cycles", "2000-999999999", "--json")
+    assert status == 0 and "were not recorded" in err
+    assert max(event["ts"] for event in json.loads(out)["traceEvents"]) < 10**5
+    assert "the recording holds 0 to" in fasim("timeline", *SMALL, "--cycles", "900000000-999999999")[2]
+
+
 @pytest.mark.parametrize("kernel", ["1", "scores", "values"])
 def test_every_kernel_of_a_schedule_can_be_drawn(fasim, kernel):
     status, out, err = fasim("timeline", *SMALL, "--schedule", "standard", "--kernel", kernel)
     assert status == 0 and "tensor cores" in out and "3 kernels: 1 scores" in err
     status, out, _ = fasim("timeline", *SMALL, "--schedule", "standard", "--kernel", kernel, "--json")
     assert json.loads(out)["otherData"]["kernel"] == {"1": "scores"}.get(kernel, kernel)
+
+
+def test_the_readmes_picture_is_what_the_command_prints(fasim):
+    text = (HOME / "README.md").read_text(encoding="utf-8")
+    command = "fasim timeline pingpong --iterations 1-3"
+    picture = text.split(f"$ {command}\n")[1].split("\n```")[0]
+    _, out, _ = fasim(*command.split()[1:], "--width", "80")
+    assert picture == "\n".join(line.rstrip() for line in out.splitlines()), f"regenerate it: COLUMNS=80 NO_COLOR=1 {command}"
+
+
+@pytest.mark.parametrize("schedule", ["fa3", "pingpong"])
+def test_the_readmes_figures_are_what_the_command_draws(fasim, tmp_path, schedule):
+    folder, drawn = HOME / "traces" / "recorded" / "timelines", tmp_path / "drawn.svg"
+    recorded = folder / f"{schedule}-cuda-b4h16s4096d128-fp16-burst.run.json.gz"
+    assert fasim("compare", "--timeline", str(recorded), "--iterations", "2-4", "--svg", str(drawn))[0] == 0
+    assert drawn.read_bytes() == (folder / f"{schedule}.svg").read_bytes(), "regenerate it by the README's command"

@@ -83,7 +83,9 @@ class Window:
 
 def short_label(label: str, step: int) -> str:
     """A letter and the step: "S=QK^T" at step 3 is S3, softmax makes P and is P3, a load is named after its tensor."""
-    letter = _SOFTMAX.get(label) or {"normalize O": "N", "give turn": "turn"}.get(label)
+    if label.startswith("stage "):
+        return "store"
+    letter = _SOFTMAX.get(label) or {"normalize O": "N", "give turn": "turn", "setup": "setup", "next tile": "next"}.get(label)
     letter = letter or label.removeprefix("load ").removeprefix("wait ")[:1]
     return f"{letter}{step}" if step >= 0 else letter
 
@@ -94,13 +96,15 @@ def held(run: Run) -> range:
     return range(int(spans["step"].max()) + 1) if len(spans) else range(0)
 
 
-def remarks(run: Run, last: int | None = None) -> list[str]:
-    """What a predicted timeline leaves out, in sentences: kernels that are not drawn, the rest of a long loop, steps asked for
-    up to `last` that are not there."""
+def remarks(run: Run, last: int | None = None, end: int | None = None) -> list[str]:
+    """What a predicted timeline leaves out, in sentences: kernels that are not drawn, the rest of a long loop; steps up to
+    `last` and cycles up to `end` that were asked for and are not there."""
     found, out = run.sample, []
     there = held(run)
     if last is not None and last not in there:
         out.append(f"iterations beyond {there[-1]} are not in the recorded window (it holds {there[0]} to {there[-1]})")
+    if end is not None and end > run.spans["end"].max():
+        out.append(f"cycles beyond {run.spans['end'].max():,} were not recorded")
     if found is None:
         return out
     if len(found.kernels) > 1:
@@ -146,13 +150,17 @@ def _work(run: Run) -> np.ndarray:
 
 
 def by_cycles(run: Run, start: int, end: int) -> Window:
-    """The window between two cycles, spans clipped at its edges, without units idle in it. Raises UsageError where it is empty."""
+    """The window between two cycles, at most as long as the recording: spans clipped at its edges, no unit that is idle in it.
+
+    Raises UsageError where it is empty.
+    """
     if end <= start:
         raise UsageError(f"a window from cycle {start} to cycle {end} is empty")
     spans = run.spans[(run.spans["end"] > start) & (run.spans["start"] < end)]
     if not len(spans):
         reach = f"{run.spans['start'].min():,} to {run.spans['end'].max():,}" if len(run.spans) else "none"
         raise UsageError(f"nothing was recorded between cycles {start} and {end} (the recording holds {reach})")
+    start, end = max(start, int(run.spans["start"].min())), min(end, int(run.spans["end"].max()))
     rows = [row for number in range(len(run.lanes)) for row in _rows(run, number, spans, start, end)]
     found, which = run.sample, ""
     if found and len(found.kernels) > 1:

@@ -65,7 +65,7 @@ def timeline(
 
     window = by_cycles(run, *span) if span else by_iterations(run, *steps)
     pictures.write(svg, trace, window, run, width)
-    for remark in remarks(run, last=steps[1]):
+    for remark in remarks(run, last=steps[1], end=span and span[1]):
         output.note(remark)
     if json:
         output.emit_json(chrome_trace(run, window))
