@@ -18,7 +18,8 @@ class Bench:
     """One subject, one device, one dtype, one seed.
 
     `known` keeps what the yardstick said of a case, for several subjects under the same seed. `forward_only` holds the
-    head dims without a backward, each with the reason (`survey`).
+    head dims without a backward, each with the reason (`survey`); `changed` what the last call changed of the process
+    (`state`).
     """
 
     subject: Subject
@@ -29,6 +30,7 @@ class Bench:
     group: str = ""
     known: dict = field(default_factory=dict)
     forward_only: dict = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
 
     @property
     def tile(self) -> int:
@@ -89,15 +91,14 @@ class Bench:
             answer = self.subject.forward(q, k, v, causal=case.causal, softmax_scale=case.softmax_scale)
             if self.on_gpu and wait:
                 torch.cuda.current_stream().synchronize()
-            return answer
+            out, lse = (*answer, None)[:2] if isinstance(answer, (tuple, list)) and answer else (answer, None)
+            return calls.plain(out), calls.plain(lse)
 
         def again() -> None:
             calls.refill(q, k, v)
             ask()
 
-        answer = self.run(ask, again)
-        out, lse = (*answer, None)[:2] if isinstance(answer, (tuple, list)) and answer else (answer, None)
-        out, lse = self.run(lambda: (calls.plain(out), calls.plain(lse)))
+        out, lse = self.run(ask, again)
         criteria.hold_form("O", out, case.o_shape, self.dtype, self.device)
         if lse is not None:
             wide = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -109,7 +110,7 @@ class Bench:
     def run(self, work: Callable, again: Callable | None = None, doing: str = "") -> object:
         """What `work` returns, a call of the subject: contained, and what it raises as Skipped or Fault (`calls.settle`)."""
         try:
-            with calls.contained():
+            with calls.contained() as self.changed:
                 return work()
         except (KeyboardInterrupt, Skipped, Fault):
             raise

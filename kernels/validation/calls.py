@@ -31,13 +31,13 @@ _REPEATS = 2
 
 
 @contextmanager
-def contained() -> Iterator[None]:
-    """Within, a subject runs; afterwards what it changed of the process is as it was (`state.put_back`)."""
-    before = state.read()
+def contained() -> Iterator[list[str]]:
+    """Within, a subject runs; afterwards what it changed of the process is as it was, and named in the list (`state`)."""
+    before, changed = state.read(), []
     try:
-        yield
+        yield changed
     finally:
-        state.put_back(before)
+        changed += state.put_back(before)
 
 
 def settle(error: BaseException, again: Callable[[], object], strict: bool, doing: str = "") -> NoReturn:

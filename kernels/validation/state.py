@@ -83,15 +83,24 @@ def read() -> dict[str, object]:
     return found
 
 
-def put_back(before: dict[str, object]) -> None:
-    """Write what differs from `before`."""
+def put_back(before: dict[str, object]) -> list[str]:
+    """Write what differs from `before`; the names of what did, random generators included."""
+    changed = []
     for name, shared in _all().items():
-        if shared.write is not None and name in before:
+        if name in before:
             with suppress(Exception):
-                if not same(before[name], shared.read()):
-                    shared.write(before[name])
+                if not _same(before[name], shared.read()):
+                    changed.append(name)
+                    if shared.write is not None:
+                        shared.write(before[name])
+    return changed
 
 
-def same(before: object, after: object) -> bool:
+def decisive(changed: list[str]) -> list[str]:
+    """Those of `changed` that decide what other code computes, or where."""
+    return [name for name in changed if (SHARED | ON_GPU)[name].decides]
+
+
+def _same(before: object, after: object) -> bool:
     """Whether two readings of one thing are equal."""
     return torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..check import FAIL, Check
 from ..subjects import Subject
-from . import backward, forward, memory
+from . import backward, forward, memory, process
 from .tiled import TILE, TiledAttention
 
 
@@ -83,6 +83,10 @@ MUTANTS = (
     Mutant(forward.PaddedHeadDimScale, "shapes", "as of head dim 64"),
     Mutant(memory.SampledCache, "memory", "changed places between two calls"),
     Mutant(memory.OutputIsValue, "memory", "O shares memory with v"),
+    Mutant(process.SwitchesDeterminismOn, "process", "changes deterministic algorithms"),
+    Mutant(process.DrawsRandomNumbers, "process", "changes PyTorch's random numbers"),
+    Mutant(process.ResetsPrecision, "process", "backward changes the precision of fp32 matrix products"),
+    Mutant(process.LseInDefaultDtype, "process", "LSE has dtype torch.float64, expected torch.float32"),
 )
 
 
