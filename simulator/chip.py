@@ -193,11 +193,9 @@ def deal(order, first, later, resident, left, clock, progress, budget):
                     handed += 1
         for s in range(sms):
             clock[s, 1] = _next_end(resident, left, later, s, 0.0)
-    for _ in range(max(1, budget // (sms + room * room))):  # who is next is looked for among all
-        s = 0
-        for t in range(1, sms):
-            if clock[t, 1] < clock[s, 1]:
-                s = t
+    queue = np.argsort(clock[:, 1], kind="mergesort")  # a heap: no SM ends before the one at half its place
+    for _ in range(max(1, budget // (8 + room * room))):
+        s = queue[0]
         now = clock[s, 1]
         if now == np.inf:
             return False
@@ -215,8 +213,29 @@ def deal(order, first, later, resident, left, clock, progress, budget):
             left[s, done] = 1.0
             handed += 1
         clock[s, 1] = _next_end(resident, left, later, s, now)
+        _sink(queue, clock)
         progress[0] = handed
     return True
+
+
+@numba.njit
+def _sink(queue, clock):
+    """The first of the queue goes down to its place: behind all that end sooner, or at the same time and are first in number."""
+    moved, place = queue[0], 0
+    while 2 * place + 1 < len(queue):
+        child = 2 * place + 1
+        if child + 1 < len(queue) and _sooner(clock, queue[child + 1], queue[child]):
+            child += 1
+        if _sooner(clock, moved, queue[child]):
+            break
+        queue[place] = queue[child]
+        place = child
+    queue[place] = moved
+
+
+@numba.njit
+def _sooner(clock, s, t):
+    return clock[s, 1] < clock[t, 1] or (clock[s, 1] == clock[t, 1] and s < t)
 
 
 @numba.njit

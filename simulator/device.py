@@ -92,6 +92,7 @@ class Device:
     tensor_interference: float = _quantity("ratio", 0, 0.99)  # rate other pipes lose beside WGMMA
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use
+    issue_per_cycle: int = _quantity("1/cycle", 1, 64)  # warp instructions a sub-partition issues
     fma_cycles: int = _quantity("cycles", 1, 10_000)
     alu_cycles: int = _quantity("cycles", 1, 10_000)
     mufu_cycles: int = _quantity("cycles", 1, 10_000)

@@ -38,6 +38,11 @@ def _tensor(device: Device) -> dict:
     return _twice(device, "tensor_flops_per_cycle", "tensor_w", "smem_bytes_per_cycle", "smem_w")
 
 
+def _issue(device: Device) -> dict:
+    """Warp instructions a cycle; each pipe still takes them at its own rate."""
+    return _twice(device, "issue_per_cycle")
+
+
 def _smem(device: Device) -> dict:
     """Reads, writes, and what a copy out takes from it."""
     return _twice(device, "smem_bytes_per_cycle", "tma_store_bytes_per_cycle", "smem_w")
@@ -75,6 +80,7 @@ def _half(cycles: int) -> int:
 RESOURCES: Mapping[str, Callable[[Device], dict]] = {
     "MUFU": _mufu,
     "tensor cores": _tensor,
+    "issue": _issue,
     "shared memory": _smem,
     "L2": _l2,
     "HBM": _hbm,

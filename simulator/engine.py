@@ -5,8 +5,8 @@ earliest (ties: the first warp, tensor cores last), so units are reserved in tim
 the four of an SM: each warpgroup has one warp on each, and they do the same.
 
 The units, one function each, in the order of the code below:
-- arithmetic: one warp instruction issued per cycle; FMA, ALU, MUFU, convert and STSM pipes hold an instruction for their own
-  cycles. While WGMMA executes, the pipes lose `interference` of their rate: both need the register file.
+- arithmetic: `issue_rate` warp instructions issued per cycle; FMA, ALU, MUFU, convert and STSM pipes hold an instruction
+  for their own cycles. While WGMMA executes, the pipes lose `interference` of their rate: both need the register file.
 - tensor cores: the SM has one queue of k steps; an arbiter serves them in order of issue (`arbitration` 0) or round
   robin, `arbitration` k steps at a time; a warp blocks at issue while the queue is full, and a k step's issue takes a
   share of its execution, at least some cycles. A group is complete `latency` after its last k step.
@@ -230,7 +230,7 @@ def _compute(state, warp, row, now):
     else:
         horizon, rate = horizon + sm["pending"], rate - machine["interference_sparse_q10"]
 
-    end = start + _slowed(instructions, start, horizon, rate)
+    end = start + _slowed(-(-instructions // machine["issue_rate"]), start, horizon, rate)
     if instructions > 0:
         sm["issue_free"] = end
     state.busy[s, U_ISSUE] += instructions
@@ -581,7 +581,7 @@ def _load(state, warp, row, now):
     latency = machine["l2_latency"]
     if row["d"] == 1:
         instructions = max(1, nbytes // (512 * 4))  # four warps, 32 lanes each
-        warp["time"] = max(now, sm["issue_free"]) + instructions
+        warp["time"] = max(now, sm["issue_free"]) - (-instructions // machine["issue_rate"])
         sm["issue_free"] = warp["time"]
     else:
         instructions = 1

@@ -96,7 +96,10 @@ def _kinds(program: Program) -> dict[tuple[int, int], int]:
     loaded = set(code["barrier"][code["op"] == Op.LOAD].tolist())
     memory = (BarrierKind.MBARRIER, BarrierKind.CLUSTER)
     found: dict[tuple[int, int], int] = {}
-    for op, label, barrier in np.unique(code[["op", "label", "barrier"]]).tolist():
+    shape = (len(Op), len(program.labels), len(program.barriers) + 1)  # one number a row: records are slow to sort
+    distinct = np.unique(np.ravel_multi_index((code["op"], code["label"], code["barrier"] + 1), shape))
+    for op, label, behind in np.stack(np.unravel_index(distinct, shape), axis=1).tolist():
+        barrier = behind - 1
         if op == Op.COMPUTE:
             found[label, 0] = SOFTMAX
         elif op == Op.SETUP:

@@ -251,7 +251,7 @@ class Warp:
         for chunk in range(ins.f):
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
             if instructions:
-                sm.issue.take(begin, sm.pace(now, lost_here, ins.h)(instructions, begin))
+                sm.issue.take(begin, sm.pace(now, lost_here, ins.h)(_ceil(instructions, cycles.issue_rate), begin))
                 sm.busy["issue"] += instructions
                 end = sm.issue.free
             for name, pipe in sm.pipes.items():
@@ -382,7 +382,7 @@ class Warp:
         shared, latency = max(1, ins.c), cycles.l2_latency
         if ins.d:  # cp.async: each of four warps issues 16 bytes per lane, instruction after instruction
             instructions = max(1, nbytes // (4 * 32 * 16))
-            sm.issue.take(now, instructions)
+            sm.issue.take(now, _ceil(instructions, cycles.issue_rate))
             issued = sm.issue.free
         else:
             instructions, issued = 1, now + ins.e * cycles.tma_issue

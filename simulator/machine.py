@@ -68,7 +68,7 @@ def _record(text: str) -> np.dtype:
 
 
 MACHINE = _record(
-    "fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency "
+    "issue_rate fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency "
     "vote divide branch branch_beside chain_q10 "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration "
@@ -116,6 +116,7 @@ def _q20(bytes_per_cycle: float) -> int:
 def machine_of(device: Device, memory: Memory) -> np.ndarray:
     """The device's cycle parameters as one MACHINE record."""
     values = {
+        "issue_rate": device.issue_per_cycle,
         "fma": device.fma_cycles,
         "alu": device.alu_cycles,
         "mufu": device.mufu_cycles,

@@ -268,6 +268,7 @@ def devices(draw) -> Device:
         l2_hit_latency_cycles=draw(st.integers(1, 500)),
         mufu_spacing_cycles=draw(st.integers(4, 12)),
         setup_cycles=draw(cycles),
+        issue_per_cycle=draw(st.integers(1, 2)),
     )
 
 
