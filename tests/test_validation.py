@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 
 from fasim.kernels.cuda import config as cuda  # noqa: E402
 from fasim.kernels.validation import bench as bench_room  # noqa: E402
-from fasim.kernels.validation import criteria, inputs, memory, mutants, sanitize, subjects, suite  # noqa: E402
+from fasim.kernels.validation import criteria, inputs, mutants, sanitize, subjects, suite  # noqa: E402
+from fasim.kernels.validation import guards as guards_room  # noqa: E402
 from fasim.kernels.validation.check import Case, Check, Fault, MissingTool, Noted, Trial  # noqa: E402
 from fasim.kernels.validation.report import Report, junit  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
@@ -210,7 +211,7 @@ def test_the_kinds_of_inputs_are_what_they_say():
 
 def test_guards_find_one_element_on_either_side():
     for offset, side in ((-1, "before"), (6, "past")):
-        guards = memory.Guards()
+        guards = guards_room.Guards()
         x = guards.around("q", torch.zeros(2, 3))
         assert guards.hold() == 1
         x.as_strided((1,), (1,), x.storage_offset() + offset).fill_(7.0)
@@ -227,8 +228,8 @@ def test_poison_reaches_allocations_inside_a_custom_op():
         out[0] = x[0]
         return out
 
-    guards = memory.Guards()
-    with memory.poisoned(guards):
+    guards = guards_room.Guards()
+    with guards_room.poisoned(guards):
         out = op(torch.ones(3))
     assert out[0] == 1.0 and out[1:].isnan().all()
     assert guards.hold() == 1

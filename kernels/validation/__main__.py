@@ -96,7 +96,7 @@ def _exercise(name: str, dtype: str, seed: int) -> int:
     from .bench import Bench
     from .check import Case, Skipped
     from .criteria import DTYPES
-    from .gradients import backward
+    from .differentiate import backward
     from .subjects import resolve
 
     bench = Bench(resolve(name), torch.device("cuda"), DTYPES[dtype], seed, quick=True, group="sanitize")

@@ -145,5 +145,6 @@ def _extent(wrong: torch.Tensor, axes: str) -> str:
         hit = wrong.any(dim=others).nonzero().flatten() if others else wrong.nonzero().flatten()
         first, last = int(hit[0]), int(hit[-1])
         if (first, last) != (0, length - 1) and axis != "d":
-            spans.append(f"{_AXES[axis]}{'s' if last > first else ''} {first}{f'-{last}' if last > first else ''} of {length}")
+            plural = "es" if axis == "b" else "s"
+            spans.append(f"{_AXES[axis]}{plural if last > first else ''} {first}{f'-{last}' if last > first else ''} of {length}")
     return f"{int(wrong.sum())} of {wrong.numel()} elements" + (f" ({', '.join(spans)})" if spans else "")

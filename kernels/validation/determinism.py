@@ -43,7 +43,7 @@ def _forward(bench: Bench, case: Case) -> dict:
 
 
 def _backward(bench: Bench, case: Case) -> dict:
-    from .gradients import backward
+    from .differentiate import backward
 
     q, k, v = bench.tensors(case)
     do = bench.dout(case, f"dO of {case.name}")

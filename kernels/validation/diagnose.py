@@ -11,13 +11,13 @@ from .check import Case
 from .criteria import LSE_TOLERANCE, Bound
 from .yardstick import sees
 
-_SMALL = 1 << 24  # scores; beyond it a guess is not worth its memory
+SMALL = 1 << 24  # scores; beyond it a guess is not worth its memory
 _TILES = (16, 32, 64, 80, 96, 112, 128, 160, 176, 192, 256)
 
 
 def output(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, got: torch.Tensor, bound: Bound) -> str:
     """A sentence on the mistake whose answer `got` equals, or an empty string."""
-    if case.batch * case.heads * case.seqlen_q * case.seqlen_k > _SMALL:
+    if case.batch * case.heads * case.seqlen_q * case.seqlen_k > SMALL:
         return ""
     got = got.double()
     for sentence, tensors, attention in _mistakes(case, q, k, v):
@@ -29,9 +29,9 @@ def output(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, got: t
 
 def lse(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, got: torch.Tensor, exact: torch.Tensor) -> str:
     """A sentence on the mistake whose LSE `got` equals, or an empty string."""
-    if case.batch * case.heads * case.seqlen_q * case.seqlen_k > _SMALL:
+    if case.batch * case.heads * case.seqlen_q * case.seqlen_k > SMALL:
         return ""
-    got, scale = got.double(), _scale(case)
+    got, scale = got.double(), scale_of(case)
     k_wide = k.double().repeat_interleave(case.heads // max(1, case.heads_kv), 2)
     s = torch.einsum("bmhd,bnhd->bhmn", q.double(), k_wide) * scale
     seen = sees(case.seqlen_q, case.seqlen_k, case.causal, q.device)
@@ -65,7 +65,7 @@ def attend(
     return torch.einsum("bhmn,bnhd->bmhd", p, v), lse
 
 
-def _scale(case: Case) -> float:
+def scale_of(case: Case) -> float:
     return case.softmax_scale if case.softmax_scale is not None else 1.0 / sqrt(case.head_dim)
 
 
@@ -74,17 +74,17 @@ Mistake = tuple[str, tuple, Callable[..., torch.Tensor]]
 
 def _mistakes(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Iterator[Mistake]:
     """(what was done wrong, on which q, k, v, the function of them that gives O)."""
-    rows, keys, scale = case.seqlen_q, case.seqlen_k, _scale(case)
+    rows, keys, scale = case.seqlen_q, case.seqlen_k, scale_of(case)
     seen = sees(rows, keys, case.causal, q.device)
     qkv = q, k, v
 
     def masked(mask: torch.Tensor) -> Callable[..., torch.Tensor]:
         return lambda q, k, v: attend(q, k, v, scale, mask)[0]
 
-    for sentence, mask in _masks(case, seen):
+    for sentence, mask in masks(case, seen):
         if not torch.equal(mask, seen):
             yield sentence, qkv, masked(mask)
-    for sentence, wrong in _scales(case):
+    for sentence, wrong in scales(case):
         if wrong != scale:
             yield sentence, qkv, lambda q, k, v, wrong=wrong: attend(q, k, v, wrong, seen)[0]
     for tile in _TILES:
@@ -110,12 +110,12 @@ def _mistakes(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> 
         for sentence, heads in (("h mod Hkv, not h // (H / Hkv)", interleaved), ("0 for every query head", [0] * case.heads)):
             yield f"with key head {sentence}", qkv, lambda q, k, v, heads=heads: attend(q, k, v, scale, seen, heads)[0]
     if case.layout != "contiguous":
-        for sentence, tensors in _misread(q, k, v):
+        for sentence, tensors in misread(q, k, v):
             if all(x is not None for x in tensors):
                 yield sentence, tensors, masked(seen)
 
 
-def _masks(case: Case, seen: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def masks(case: Case, seen: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Causal masks as they go wrong."""
     if not case.causal:
         return
@@ -134,9 +134,9 @@ def _masks(case: Case, seen: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]
             yield f"with positions {words}", wrap(key) <= wrap(last)
 
 
-def _scales(case: Case) -> Iterator[tuple[str, float]]:
+def scales(case: Case) -> Iterator[tuple[str, float]]:
     """What is taken for softmax_scale."""
-    head_dim, scale = case.head_dim, _scale(case)
+    head_dim, scale = case.head_dim, scale_of(case)
     yield "without softmax_scale", 1.0
     yield "with softmax_scale 1/d", 1.0 / head_dim
     yield "with softmax_scale 1/sqrt(d), not the one given", 1.0 / sqrt(head_dim)
@@ -147,13 +147,13 @@ def _scales(case: Case) -> Iterator[tuple[str, float]]:
             yield f"with softmax_scale 1/sqrt({other}), as of head dim {other}", 1.0 / sqrt(other)
 
 
-def _misread(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Iterator[tuple[str, tuple]]:
+def misread(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Iterator[tuple[str, tuple]]:
     """Tensors as a kernel sees them that takes strides for something else."""
     for sentence, tensors in (
-        ("on memory read as if it were contiguous", [_strided(x, _contiguous(x)) for x in (q, k, v)]),
-        ("on K read with V's strides and V with K's", [q, _strided(k, v.stride()), _strided(v, k.stride())]),
-        ("on K and V read with K's strides", [q, k, _strided(v, k.stride())]),
-        ("on K and V read with V's strides", [q, _strided(k, v.stride()), v]),
+        ("on memory read as if it were contiguous", [strided(x, contiguous(x)) for x in (q, k, v)]),
+        ("on K read with V's strides and V with K's", [q, strided(k, v.stride()), strided(v, k.stride())]),
+        ("on K and V read with K's strides", [q, k, strided(v, k.stride())]),
+        ("on K and V read with V's strides", [q, strided(k, v.stride()), v]),
         ("on -x where the negation is lazy", [x.neg() if x.is_neg() else None for x in (q, k, v)]),
     ):
         yield sentence, tuple(tensors)
@@ -172,11 +172,11 @@ def _padded(rows: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
     return [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, rows)) for x in tensors]
 
 
-def _contiguous(x: torch.Tensor) -> tuple[int, ...]:
+def contiguous(x: torch.Tensor) -> tuple[int, ...]:
     return torch.empty(x.shape, device="meta").stride()
 
 
-def _strided(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor | None:
+def strided(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor | None:
     """What lies where a kernel looks that takes x's strides for these, or None where it would leave the storage."""
     end = x.storage_offset() + 1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True))
     return x.as_strided(x.shape, strides) if x.numel() and end <= x.untyped_storage().nbytes() // x.element_size() else None

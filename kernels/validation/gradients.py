@@ -1,4 +1,5 @@
-"""The group that holds dQ, dK and dV to autograd in fp64, and runs gradcheck where the subject takes fp64."""
+"""The group that holds dQ, dK and dV, of every batch entry and head, to the fp64 oracle; gradcheck where the subject takes
+fp64."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from . import calls, criteria, yardstick
+from . import calls, criteria, large, shapes, yardstick
 from .check import Case, Fault, Skipped, Trial
+from .differentiate import NAMES, Problem, backward, hold, wanted
+from .layouts import DOUT_LAYOUTS
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -20,27 +23,21 @@ _FP64 = 1e-10
 
 
 def trials(bench: Bench) -> Iterator[Trial]:
-    """Full and causal, every head dim; ragged lengths, GQA, rows without keys, a dO of stride 0; gradcheck."""
-    tile = bench.tile
-    for head_dim in bench.head_dims:
-        for rows, keys, causal in ((2 * tile, 2 * tile, False), (2 * tile, 2 * tile, True), (tile + 1, 2 * tile - 1, True)):
-            name = f"{rows} x {keys}, {'causal' if causal else 'full'}, d{head_dim}"
-            case = Case(name=name, seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, causal=causal)
-            yield Trial(name, lambda case=case: _hold(bench, case))
-    first = bench.head_dims[0]
-    common = {"seqlen_q": tile + 3, "seqlen_k": tile + 9, "head_dim": first}
-    summed = "dK and dV sum over the query heads of a group"
-    for name, proves, sizes in (
-        ("4 query heads on 2 key heads", summed, {"heads": 4, "kv_heads": 2}),
-        ("4 query heads on 1 key head, causal", summed, {"heads": 4, "kv_heads": 1, "causal": True}),
-        ("rows fully masked", "a row that sees no key has no gradient", {"seqlen_q": 2 * tile, "seqlen_k": tile, "causal": True}),
-        ("softmax_scale 0.3", "softmax_scale is the one given", {"softmax_scale": 0.3}),
-        ("large logits", "P is recomputed from LSE", {"inputs": "large logits"}),
-    ):
-        case = Case(name=name, **(common | sizes))
-        yield Trial(name, lambda case=case, proves=proves: _hold(bench, case, proves))
-    expanded = Case(name="dO of stride 0, as of O.sum()", **common)
-    yield Trial(expanded.name, lambda: _hold(bench, expanded, "dO may have any strides", ones=True))
+    """Lengths and masks at every head dim; batches, heads, scales, layouts of q, k, v and dO; the gradient of LSE; empty
+    problems; positions past 2^16; gradcheck."""
+    for case, proves in _cases(bench):
+        yield Trial(case.name, lambda case=case, proves=proves: _hold(bench, case, proves))
+    tile, first = bench.tile, bench.head_dims[0]
+    common = {"batch": 2, "seqlen_q": tile + 3, "seqlen_k": tile + 9, "head_dim": first}
+    for layout in DOUT_LAYOUTS:
+        case = Case(name=f"dO {layout}", **common)
+        yield Trial(case.name, lambda case=case, layout=layout: _hold(bench, case, "dO may have any strides", dout=layout))
+    for of in ("O and LSE", "LSE alone", "LSE.sum()"):
+        case = Case(name=f"gradients of {of}", causal=True, kv_heads=1, **common)
+        yield Trial(case.name, lambda case=case, of=of: _hold(bench, case, "LSE is returned and differentiable", of=of))
+    for head_dim in shapes.other_head_dims(bench):
+        case = Case(name=f"head dim {head_dim}", seqlen_q=tile + 1, seqlen_k=tile + 3, head_dim=head_dim, causal=True)
+        yield Trial(case.name, lambda case=case: _offered(bench, case))
     if not bench.quick and bench.on_gpu:
         long = Case(name="4096 x 4096, causal", seqlen_q=4096, seqlen_k=4096, head_dim=first, causal=True)
         yield Trial(long.name, lambda: _hold(bench, long))
@@ -49,59 +46,60 @@ def trials(bench: Bench) -> Iterator[Trial]:
     yield Trial("gradcheck", lambda: _gradcheck(bench))
 
 
-def backward(bench: Bench, case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, do: torch.Tensor) -> tuple:
-    """(dQ, dK, dV) of the subject by autograd; raises Skipped where it has no backward and promises none."""
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    reason = bench.no_backward(case)
-    if reason:
-        raise Skipped(reason)
-    out, _ = bench.call(*leaves, case)
-    if not out.requires_grad:
-        if bench.subject.differentiable:
-            raise Fault("O carries no gradient")
-        raise Skipped("forward only: O carries no gradient")
-
-    def ask(out: torch.Tensor) -> tuple:
-        found = torch.autograd.grad(out, leaves, do, allow_unused=True)
-        if bench.on_gpu:
-            torch.cuda.current_stream().synchronize()
-        return tuple(map(calls.plain, found))
-
-    def again() -> None:
-        calls.refill(*leaves)
-        ask(bench.call(*leaves, case)[0])
-
-    found = bench.run(lambda: ask(out), again, "backward ")
-    for name, leaf, gradient in zip(("dQ", "dK", "dV"), leaves, found, strict=True):
-        if gradient is None:
-            raise Fault(f"{name} is missing: O does not depend on its tensor")
-        criteria.hold_form(name, gradient, tuple(leaf.shape), bench.dtype, bench.device)
-    return found
+def _cases(bench: Bench) -> Iterator[tuple[Case, str]]:
+    """(case, what it proves) where dO is contiguous and all of N(0, 1)."""
+    tile, first = bench.tile, bench.head_dims[0]
+    for head_dim in bench.head_dims:
+        for rows, keys, causal in ((2 * tile, 2 * tile, False), (2 * tile, 2 * tile, True), (tile + 1, 2 * tile - 1, True)):
+            name = f"{rows} x {keys}, {'causal' if causal else 'full'}, d{head_dim}"
+            yield Case(name=name, seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, causal=causal), ""
+    common = {"seqlen_q": tile + 3, "seqlen_k": tile + 9, "head_dim": first}
+    summed = "dK and dV sum over the query heads of a group"
+    for name, proves, sizes in (
+        ("batch 3, 3 heads", "every batch entry has its own gradients", {"batch": 3, "heads": 3}),
+        ("4 query heads on 2 key heads", summed, {"batch": 2, "heads": 4, "kv_heads": 2}),
+        ("4 query heads on 1 key head, causal", summed, {"heads": 4, "kv_heads": 1, "causal": True}),
+        ("rows fully masked", "a row that sees no key has no gradient", {"seqlen_q": 2 * tile, "seqlen_k": tile, "causal": True}),
+        ("large logits", "P is recomputed from LSE", {"inputs": "large logits"}),
+    ):
+        yield Case(name=name, **(common | sizes)), proves
+    for case in shapes.many_heads(tile, first):
+        yield case, summed
+    for scale in shapes.SCALES:
+        case = Case(name=f"softmax_scale {scale:g}", softmax_scale=scale, causal=True, **common)
+        yield case, "softmax_scale is the one given"
+    yield from shapes.laid_out(tile, first)
+    for case, _ in shapes.empty(tile, first):
+        yield case, "gradients of an empty problem are empty or 0"
+    yield from large.positions(first, bench.quick)
 
 
-def _hold(bench: Bench, case: Case, proves: str = "", ones: bool = False) -> dict:
+def _hold(bench: Bench, case: Case, proves: str = "", dout: str = "", of: str = "O") -> dict:
     from .bench import explained
 
     q, k, v = bench.tensors(case)
-    one = torch.ones((), dtype=bench.dtype, device=bench.device)
-    do = one.expand(case.o_shape) if ones else bench.dout(case, f"dO of {case.name}")
-    key = ("gradients", bench.seed, case, bench.dtype, bench.device.type)
-    if key not in bench.known:
-        bench.known[key] = yardstick.gradients(q, k, v, do, case.causal, case.softmax_scale)
-    exact, bounds = bench.known[key]
+    do = dlse = None
+    if of.startswith("O"):
+        do = bench.dout(case, f"dO of {case.name}")
+        do = DOUT_LAYOUTS[dout](do) if dout else do
+    if "LSE" in of:
+        dlse = bench.like(q[..., 0].transpose(1, 2), f"dLSE of {case.name}").to(torch.promote_types(bench.dtype, torch.float32))
+        dlse = torch.ones_like(dlse[:1, :1, :1]).expand_as(dlse) if "sum" in of else dlse
+    problem = Problem(q, k, v, do, dlse)
+    right = wanted(bench, case, problem)
     with explained(case, proves):
-        figures = {}
-        for name, axes, got, wanted, bound in zip(
-            ("dQ", "dK", "dV"), ("bmhd", "bnhd", "bnhd"), backward(bench, case, q, k, v, do), exact, bounds, strict=True
-        ):
-            try:
-                held = criteria.hold(name, axes, got, wanted, bound)
-            except Fault as fault:
-                raise Fault(f"{fault}{_factor(got, wanted)}") from None
-            if held and held["max_error"] / held["max_error_allowed"] >= figures.get("ratio", 0.0):
-                figures = held | {"tensor": name, "ratio": held["max_error"] / held["max_error_allowed"]}
-        figures.pop("ratio", None)
-        return figures
+        return hold(case, problem, backward(bench, case, *problem), right)
+
+
+def _offered(bench: Bench, case: Case) -> dict:
+    """A problem outside the promise: refused by whatever exception, or right."""
+    try:
+        backward(bench, case, *bench.tensors(case), bench.dout(case))
+    except Fault as fault:
+        if "raised " not in str(fault):
+            raise
+        raise Skipped(f"head dim {case.head_dim} is not promised: {fault}") from None
+    return _hold(bench, case, "a head dim that is taken is computed right, its default softmax_scale included")
 
 
 def _hold_corners(bench: Bench, case: Case) -> dict:
@@ -117,19 +115,9 @@ def _hold_corners(bench: Bench, case: Case) -> dict:
             corner = [x[where:, :, where:][:1, :, :1] for x in (q, k, v, do, *found)]
             exact, bounds = yardstick.gradients(*corner[:4], case.causal, case.softmax_scale)
             end = "last" if where else "first"
-            for name, axes, got, wanted, bound in zip(
-                ("dQ", "dK", "dV"), ("bmhd", "bnhd", "bnhd"), corner[4:], exact, bounds, strict=True
-            ):
-                figures = criteria.hold(f"{name}[{end} head of the {end} batch]", axes, got, wanted, bound)
+            for name, axes, got, due, bound in zip(NAMES, ("bmhd", "bnhd", "bnhd"), corner[4:], exact, bounds, strict=True):
+                figures = criteria.hold(f"{name}[{end} head of the {end} batch]", axes, got, due, bound)
         return figures
-
-
-def _factor(got: torch.Tensor, wanted: torch.Tensor) -> str:
-    """ "; it is 1.41 times what it should be", where one factor explains the difference."""
-    got = got.double()
-    scale = (got * wanted).sum() / wanted.square().sum()
-    rest = (got - scale * wanted).norm() / got.norm()
-    return f"; it is {scale.item():.3g} times what it should be" if rest < 0.02 and abs(scale - 1) > 0.05 else ""
 
 
 def _gradcheck(bench: Bench) -> dict:

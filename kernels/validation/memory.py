@@ -2,110 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import differentiate
 from .check import Case, Fault, Skipped, Trial
+from .differentiate import Problem
+from .guards import Guards, poisoned
+from .ownership import hold_own_memory, hold_unchanged, same_bits
 
 if TYPE_CHECKING:
     from .bench import Bench
-
-GUARD_ELEMENTS = 4096
-_PATTERN = {1: 0x5A, 2: 0x7FDA, 4: 0x7FDADADA, 8: 0x7FFADADADADADADA}
-"""Bits of a guard by element size: NaN in fp16, bf16, fp32 and fp64, so that reading a guard shows in O too."""
-
-_ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-
-
-class Guards:
-    """Guard regions around tensors, and the search for writes into them."""
-
-    def __init__(self) -> None:
-        self._rooms: list[tuple[str, torch.Tensor, int, int]] = []
-
-    def around(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the same shape, strides and values with a guard before and after it."""
-        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        span = span if tensor.numel() else 0
-        room = torch.empty(span + 2 * GUARD_ELEMENTS, dtype=tensor.dtype, device=tensor.device)
-        _bits(room).fill_(_PATTERN[tensor.element_size()])
-        self._rooms.append((name, room, GUARD_ELEMENTS, GUARD_ELEMENTS + span))
-        return room.as_strided(tensor.shape, tensor.stride(), GUARD_ELEMENTS).copy_(tensor)
-
-    def fresh(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """As `around` for an output: what lies inside is NaN too, until the kernel writes it."""
-        guarded = self.around(name, tensor)
-        _, room, start, end = self._rooms[-1]
-        if tensor.is_floating_point():
-            _bits(room)[start:end] = _PATTERN[tensor.element_size()]
-        return guarded
-
-    def hold(self) -> int:
-        """Raise Fault where a guard was written to; the number of guarded tensors otherwise."""
-        for name, room, start, end in self._rooms:
-            for side, guard, first in (("before", room[:start], -start), ("past", room[end:], 0)):
-                hit = (_bits(guard) != _PATTERN[room.element_size()]).nonzero().flatten()
-                if hit.numel():
-                    at = int(hit[-1]) if side == "before" else int(hit[0])
-                    distance = abs(first + at) if side == "before" else at + 1
-                    got = guard[at].item()
-                    raise Fault(
-                        f"writes out of bounds: {hit.numel()} elements {side} the {'start' if side == 'before' else 'end'} "
-                        f"of {name}, the nearest {distance} elements away is now {got:.6g}"
-                    )
-        return len(self._rooms)
-
-
-def _bits(x: torch.Tensor) -> torch.Tensor:
-    return x.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
-
-class _GuardedAllocations(TorchDispatchMode):
-    """Every torch.empty of the callable, also inside a custom op, is poisoned with NaN and guarded."""
-
-    def __init__(self, guards: Guards) -> None:
-        super().__init__()
-        self.guards = guards
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func.namespace not in ("aten", "prim", "prims", "inductor", "profiler"):
-            keys = {t.device.type for t in args if isinstance(t, torch.Tensor)}
-            if len(keys) == 1 and hasattr(func, "redispatch"):
-                key = {"cuda": "CUDA", "cpu": "CPU"}[keys.pop()]
-                if torch._C._dispatch_has_computed_kernel_for_dispatch_key(func.name(), key):
-                    with self:
-                        return func.redispatch(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)), *args, **kwargs)
-        answer = func(*args, **kwargs)
-        name = func.name().removeprefix("aten::").split(".")[0]
-        if name in _ALLOCATIONS and answer.device.type in ("cuda", "cpu") and answer.numel() and not answer.is_complex():
-            return self.guards.fresh(f"a tensor {tuple(answer.shape)} that the kernel allocated", answer)
-        return answer
-
-
-@contextmanager
-def poisoned(guards: Guards) -> Iterator[None]:
-    """What the callable allocates and does not write is NaN, guarded where PyTorch lets us see the allocation."""
-    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            torch.use_deterministic_algorithms(True, warn_only=True)  # fills allocations made below Python
-            torch.utils.deterministic.fill_uninitialized_memory = True
-            with _GuardedAllocations(guards):
-                yield
-        finally:
-            torch.use_deterministic_algorithms(was[0], warn_only=was[1])
-            torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
-# -- the group --------------------------------------------------------------------------------------------------------
 
 
 def trials(bench: Bench) -> Iterator[Trial]:
@@ -130,7 +39,7 @@ def trials(bench: Bench) -> Iterator[Trial]:
         single = Case(name=name, **sizes)
         yield Trial(f"outputs have memory of their own, {name}", lambda case=single: _own_memory(bench, case))
     yield Trial("the current stream", lambda: _current_stream(bench, case))
-    yield Trial("backward, outputs poisoned and inputs unchanged", lambda: _backward(bench, Case(name="backward", **ragged)))
+    yield Trial("backward, outputs poisoned", lambda: _backward(bench, Case(name="backward", **ragged)))
 
 
 def _poisoned_outputs(bench: Bench, case: Case) -> dict:
@@ -172,20 +81,8 @@ def _inputs_unchanged(bench: Bench, case: Case) -> dict:
     q, k, v = bench.tensors(case)
     before = [x.clone() for x in (q, k, v)]
     bench.call(q, k, v, case)
-    _hold_unchanged(case, ("q", "k", "v"), before, (q, k, v))
+    hold_unchanged(case, ("q", "k", "v"), before, (q, k, v))
     return {}
-
-
-def _hold_unchanged(case: Case, names: tuple, before: list, after: tuple) -> None:
-    for name, old, new in zip(names, before, after, strict=True):
-        changed = _bits(old.contiguous()) != _bits(new.contiguous())
-        if changed.any():
-            where = int(changed.flatten().to(torch.uint8).argmax())
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(where), new.shape))
-            raise Fault(
-                f"modifies its input {name}: {name}{list(index)} was {old[index].item():.6g} and is {new[index].item():.6g} "
-                f"after the call, {int(changed.sum())} of {new.numel()} elements; inputs: {case}"
-            )
 
 
 def _same_addresses(bench: Bench, case: Case) -> dict:
@@ -233,35 +130,6 @@ def _own_memory(bench: Bench, case: Case) -> dict:
     return {}
 
 
-def hold_own_memory(case: Case, results: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
-    """Raise Fault where a result shares elements with another, with an input, or its elements with each other."""
-    names = list(results)
-    for i, name in enumerate(names):
-        others = {other: results[other] for other in names[i + 1 :]} | inputs
-        shared = next((other for other, x in others.items() if _overlap(results[name], x)), None)
-        if shared:
-            raise Fault(f"{name} shares memory with {shared}: who writes to one changes the other; inputs: {case}")
-        if any(stride == 0 and size > 1 for size, stride in zip(results[name].shape, results[name].stride(), strict=True)):
-            raise Fault(f"elements of {name} share memory with each other: strides {results[name].stride()}; inputs: {case}")
-
-
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors have a byte in common; slices of one buffer that lie side by side have none."""
-    if not a.numel() or not b.numel() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
-        return False
-    touched = []
-    for x in (a, b):
-        room = torch.zeros(x.untyped_storage().nbytes(), dtype=torch.bool)
-        size = x.element_size()
-        places = torch.zeros((), dtype=torch.long)
-        for length, stride in zip(x.shape, x.stride(), strict=True):
-            places = places[..., None] + torch.arange(length) * stride
-        start = (places.flatten() + x.storage_offset()) * size
-        room[(start[:, None] + torch.arange(size)).flatten()] = True
-        touched.append(room)
-    return bool((touched[0] & touched[1]).any())
-
-
 def _renamed(case: Case, name: str) -> Case:
     return Case(**(vars(case) | {"name": name}))
 
@@ -272,7 +140,7 @@ def _earlier_result(bench: Bench, case: Case) -> dict:
     kept = [x.clone() for x in (out, lse) if x is not None]
     bench.call(*second, case)
     for name, before, after in zip(("O", "LSE"), kept, (out, lse), strict=False):
-        if not torch.equal(_bits(before.contiguous()), _bits(after.contiguous())):
+        if not same_bits(before, after):
             raise Fault(f"{name} of an earlier call changes when the kernel is called again: they share a buffer; inputs: {case}")
     return {}
 
@@ -303,19 +171,12 @@ def _current_stream(bench: Bench, case: Case) -> dict:
 
 
 def _backward(bench: Bench, case: Case) -> dict:
-    from . import criteria, yardstick
     from .bench import explained
-    from .gradients import backward
 
-    q, k, v = bench.tensors(case)
-    do = bench.dout(case)
-    before = [x.clone() for x in (q, k, v, do)]
-    exact, bounds = yardstick.gradients(q, k, v, do, case.causal, case.softmax_scale)
+    problem = Problem(*bench.tensors(case), bench.dout(case))
+    right = differentiate.wanted(bench, case, problem)
     _poison_cache(bench, case)
-    with explained(case, "every element of dQ, dK and dV is written"):
+    with explained(case, "every element of dQ, dK and dV is written (NaN is what backward found there)"):
         with poisoned(Guards()):
-            found = backward(bench, case, q, k, v, do)
-        for name, axes, got, wanted, bound in zip(("dQ", "dK", "dV"), ("bmhd", "bnhd", "bnhd"), found, exact, bounds, strict=True):
-            criteria.hold(name, axes, got, wanted, bound)
-    _hold_unchanged(case, ("q", "k", "v", "dO"), before, (q, k, v, do))
-    return {}
+            found = differentiate.backward(bench, case, *problem)
+        return differentiate.hold(case, problem, found, right)

@@ -13,7 +13,7 @@ from importlib import metadata
 import torch
 
 from ...simulator.errors import UsageError, did_you_mean
-from . import accuracy, calls, determinism, gradients, inputs, memory, process, sanitize, shapes, survey
+from . import accuracy, autograd, calls, determinism, gradients, inputs, memory, process, sanitize, shapes, survey
 from .bench import Bench
 from .check import FAIL, NOTE, PASS, SKIP, Check, Fault, MissingTool, Noted, Skipped, Trial
 from .criteria import DTYPES
@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[str, Callable]] = {
     "memory": ("what is written, kept and on which stream", memory.trials),
     "determinism": ("the same bits every time", determinism.trials),
     "gradients": ("dQ, dK, dV against fp64", gradients.trials),
+    "autograd": ("backward as models use it: again, later, in any order, for some inputs, into .grad", autograd.trials),
     "process": ("what a call leaves behind, and CUDA graphs", process.trials),
     "shapes": ("lengths, masks, heads, batches, layouts", shapes.trials),
 }

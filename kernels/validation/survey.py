@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .check import FAIL, SKIP, Case, Check, Fault, Skipped
-from .gradients import backward
+from .differentiate import backward
 from .report import SURVEY as GROUP
 
 if TYPE_CHECKING:

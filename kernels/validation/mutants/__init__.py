@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..check import FAIL, Check
 from ..subjects import Subject
-from . import backward, forward, memory, process
+from . import autograd, backward, forward, memory, process
 from .tiled import TILE, TiledAttention
 
 
@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(forward.CoarseWeights, "accuracy", "O drifts"),
     Mutant(memory.WritesPastEnd, "memory", "writes out of bounds"),
     Mutant(memory.UnwrittenRows, "memory", "every element of O and LSE is written"),
-    Mutant(memory.ModifiesInput, "memory", "modifies its input q"),
+    Mutant(memory.ModifiesInput, "memory", "the call modifies q"),
     Mutant(forward.RandomOrder, "determinism", "not deterministic"),
     Mutant(forward.GqaInterleaved, "shapes", "key head h mod Hkv"),
     Mutant(forward.StridesIgnored, "shapes", "as if it were contiguous"),
@@ -83,6 +83,23 @@ MUTANTS = (
     Mutant(forward.PaddedHeadDimScale, "shapes", "as of head dim 64"),
     Mutant(memory.SampledCache, "memory", "changed places between two calls"),
     Mutant(memory.OutputIsValue, "memory", "O shares memory with v"),
+    Mutant(memory.UnwrittenGradients, "memory", "every element of dQ, dK and dV is written"),
+    Mutant(backward.LaterBatchesScaled, "gradients", "batches 1, 2 are 1.5 times what it should be, the others are right"),
+    Mutant(backward.BackwardStridesIgnored, "gradients", "backward pass on memory read as if it were contiguous"),
+    Mutant(backward.DoutStridesIgnored, "gradients", "dO read as if it were contiguous"),
+    Mutant(backward.LseGradientDropped, "gradients", "lacks the gradient of LSE"),
+    Mutant(backward.GroupsSummedToEight, "gradients", "16 query heads on 1 key head"),
+    Mutant(backward.BackwardPositionsIn16Bits, "gradients", "wrapped at 32768"),
+    Mutant(backward.EmptyGradients, "gradients", "gradients of an empty problem are empty or 0"),
+    Mutant(backward.BackwardDefaultScale, "gradients", "1/sqrt(d), not the one given"),
+    Mutant(backward.BackwardRandomOrder, "determinism", "dQ is not deterministic"),
+    Mutant(autograd.LseEaten, "autograd", "as it was for a second backward"),
+    Mutant(autograd.OutputEaten, "autograd", "backward modifies O"),
+    Mutant(autograd.DoutScaled, "autograd", "backward modifies dO"),
+    Mutant(autograd.LastCallKept, "autograd", "as of the other call's q, k and v"),
+    Mutant(autograd.SharedGradients, "autograd", "they share a buffer"),
+    Mutant(autograd.DqOrNothing, "autograd", "q requires no gradient"),
+    Mutant(autograd.ValueGradientIsDout, "autograd", "dV shares memory with dO"),
     Mutant(process.SwitchesDeterminismOn, "process", "changes deterministic algorithms"),
     Mutant(process.DrawsRandomNumbers, "process", "changes PyTorch's random numbers"),
     Mutant(process.ResetsPrecision, "process", "backward changes the precision of fp32 matrix products"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
-from .tiled import TiledAttention
+from .tiled import TiledAttention, contiguous, strided
 
 
 class WrongDqScale(TiledAttention):
@@ -26,3 +28,75 @@ class OneHeadOfTheGroup(TiledAttention):
 
     def sum_heads(self, tile, x):
         return tile.unflatten(1, (x.shape[2], -1))[:, :, 0]
+
+
+class LaterBatchesScaled(TiledAttention):
+    """dK of every batch entry but the first is 1.5 times too large."""
+
+    def backward(self, *saved):
+        dq, dk, dv = super().backward(*saved)
+        dk[1:] *= 1.5
+        return dq, dk, dv
+
+
+class BackwardStridesIgnored(TiledAttention):
+    """The backward pass reads Q, K and V as if contiguous."""
+
+    def backward(self, q, k, v, *rest):
+        return super().backward(*(strided(x, contiguous(x)) for x in (q, k, v)), *rest)
+
+
+class DoutStridesIgnored(TiledAttention):
+    """The backward pass reads dO as if contiguous."""
+
+    def backward(self, q, k, v, out, lse, do, *rest):
+        return super().backward(q, k, v, out, lse, strided(do, contiguous(do)), *rest)
+
+
+class LseGradientDropped(TiledAttention):
+    """The gradient of LSE is dropped."""
+
+    def delta(self, do_tile, out_tile, dlse_tile):
+        return super().delta(do_tile, out_tile, torch.zeros_like(dlse_tile))
+
+
+class GroupsSummedToEight(TiledAttention):
+    """dK and dV add the first 8 query heads of a group."""
+
+    def sum_heads(self, tile, x):
+        return tile.unflatten(1, (x.shape[2], -1))[:, :, :8].sum(2)
+
+
+class BackwardPositionsIn16Bits(TiledAttention):
+    """The backward pass keeps positions in 16 bits: its causal mask wraps."""
+
+    def mask_backward(self, rows, cols, seqlen_q, seqlen_k, causal, device):
+        if not causal:
+            return super().mask_backward(rows, cols, seqlen_q, seqlen_k, causal, device)
+        last = torch.arange(rows.start, rows.stop, device=device) + seqlen_k - seqlen_q
+        key = torch.arange(cols.start, cols.stop, device=device)
+        return key.to(torch.int16)[None] <= last.to(torch.int16)[:, None]
+
+
+class EmptyGradients(TiledAttention):
+    """Gradients are never written where a length is 0."""
+
+    def backward(self, q, k, *rest):
+        found = super().backward(q, k, *rest)
+        return found if q.numel() and k.numel() else tuple(torch.full_like(x, float("nan")) for x in found)
+
+
+class BackwardDefaultScale(TiledAttention):
+    """The backward pass recomputes P with softmax_scale 1/sqrt(d), whatever was asked."""
+
+    def backward(self, q, k, v, out, lse, do, dlse, scale, causal):
+        return super().backward(q, k, v, out, lse, do, dlse, self.default_scale(q.shape[-1]), causal)
+
+
+class BackwardRandomOrder(TiledAttention):
+    """dQ adds its K/V tiles in whatever order they finish, as atomics do."""
+
+    def kv_tiles_backward(self, *where):
+        tiles = super().kv_tiles_backward(*where)
+        random.shuffle(tiles)
+        return tiles

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from .tiled import TiledAttention
 
 
@@ -85,3 +87,14 @@ class OutputIsValue(TiledAttention):
     def forward(self, q, k, v, scale, causal):
         out, lse = super().forward(q, k, v, scale, causal)
         return (v.detach() if v.shape == out.shape and q.shape[1] == k.shape[1] == 1 else out), lse
+
+
+class UnwrittenGradients(TiledAttention):
+    """A row that sees no key is skipped: its dQ keeps what was in memory."""
+
+    def backward(self, q, k, *rest):
+        found = super().backward(q, k, *rest)
+        unseen = max(0, q.shape[1] - k.shape[1]) if rest[-1] else 0
+        dq = torch.empty_like(found[0])
+        dq[:, unseen:] = found[0][:, unseen:]
+        return dq, *found[1:]

@@ -140,6 +140,10 @@ class TiledAttention:
         """Which key of a tile each row of a tile sees."""
         return TiledAttention.mask(self, *where)
 
+    def returned(self, needs, found):
+        """What autograd gets of dQ, dK, dV, given which of them it needs."""
+        return found
+
     def delta(self, do_tile, out_tile, dlse_tile):
         """rowsum(dO * O) - dLSE."""
         return (do_tile * out_tile).sum(-1) - dlse_tile
@@ -164,7 +168,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, do, dlse):
-        return *ctx.kernel.backward(*ctx.saved_tensors, do, dlse, ctx.scale, ctx.causal), None, None, None
+        found = ctx.kernel.backward(*ctx.saved_tensors, do, dlse, ctx.scale, ctx.causal)
+        return *ctx.kernel.returned(ctx.needs_input_grad[:3], found), None, None, None
 
 
 def _tiles(end, length):
