@@ -170,11 +170,11 @@ def _no_grad(bench: Bench, case: Case) -> dict:
 
 
 def _autocast(bench: Bench, case: Case) -> dict:
-    """Forward and backward under autocast to bf16: form held, and a note where the numbers get worse than outside."""
+    """Forward and backward under autocast to bf16, which changes what a kernel made of PyTorch's operators computes: a note."""
     problem, right = _problem(bench, case)
-    with torch.autocast(bench.device.type, torch.bfloat16):
-        found = gradients(bench, case, record(bench, case, problem.qkv), problem.do)
     try:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            found = gradients(bench, case, record(bench, case, problem.qkv), problem.do)
         return _held(case, "", problem, found, right)
     except Fault as fault:
         raise Noted(f"computes otherwise under torch.autocast to bf16: {fault}") from None
