@@ -1,0 +1,107 @@
+"""Every planted fault is rejected by the group that must, in words that name it; no group can be left out."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fasim.kernels.validation import mutants, subjects, suite  # noqa: E402
+from fasim.kernels.validation.check import Check  # noqa: E402
+from fasim.kernels.validation.report import Report  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Every planted fault against every group, on the CPU."""
+    random.seed(0)
+    return suite.self_test(device="cpu", seed=0)
+
+
+def test_the_correct_kernel_passes(table):
+    assert table.correct.passed, [check.message for check in table.correct.failures]
+    assert len(table.correct.checks) > 90 and not table.correct.idle
+
+
+def test_there_are_enough_mutants_and_each_describes_itself():
+    assert len(mutants.MUTANTS) >= 12
+    assert len({mutant.name for mutant in mutants.MUTANTS}) == len(mutants.MUTANTS)
+    assert all(mutant.fault.endswith(".") and mutant.group in suite.GROUPS for mutant in mutants.MUTANTS)
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_is_killed_by_a_check_that_names_what_is_wrong(table, mutant):
+    failed = table.kills(mutant.name)[mutant.group]
+    assert any(mutant.expects in f"{check.case}: {check.message}" for check in failed), [c.message for c in failed]
+    assert all("inputs:" in check.message for check in failed if "raised" not in check.message), failed
+
+
+@pytest.mark.parametrize("group", suite.GROUPS)
+def test_without_any_one_group_a_mutant_lives(table, group):
+    assert table.only_by(group)
+
+
+def test_the_kill_table_as_data(table):
+    found = table.to_dict()
+    assert found["schema"] == "fasim.validation.self-test/2" and found["verdict"] == "pass"
+    assert all(row["killed"] and row["message"] for row in found["mutants"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_mutant_that_lives_or_a_correct_kernel_that_dies_fails_the_self_test():
+    alive = suite.self_test(only=["determinism"], mutants=mutants.MUTANTS[:1])
+    assert not alive.passed and "dropped rescale" in alive.conclusion
+    broken = suite.KillTable(["shapes"], Report("tiled attention", "CPU", "fp16", 0, True, [Check("shapes", "x", "fail", 0)]))
+    assert not broken.passed and "correct kernel is rejected" in broken.conclusion
+
+
+def test_self_test_shows_the_kill_table(fasim, table, monkeypatch):
+    monkeypatch.setattr(suite, "self_test", lambda **_: table)
+    status, out, _ = fasim("validate", "--self-test")
+    assert status == 0
+    assert all(mutant.name in out for mutant in mutants.MUTANTS)
+    assert "only determinism rejects: random order" in out and "planted faults rejected" in out
+    status, out, _ = fasim("validate", "--self-test", "--json")
+    assert status == 0 and json.loads(out) == json.loads(json.dumps(table.to_dict()))
+
+
+FAULTS = Path(suite.__file__).parents[3] / "shared" / "faults" / "attention_faults.py"
+WRONG = {
+    "KvStridesSwapped": ("shapes", "on K read with V's strides and V with K's"),
+    "LseGradIgnored": ("gradients", "it lacks the gradient of LSE"),
+    "NegativeScale": ("shapes", "softmax_scale -0.3"),
+    "GroupsBeyondEight": ("shapes", "with key head 0 for every query head"),
+    "BackwardEatsLse": ("autograd", "backward modifies LSE"),
+    "MaskWrapsAt32k": ("shapes", "wrapped at 32768"),
+    "MidBatchBackward": ("gradients", "batches 1, 2 are 1.5 times what it should be"),
+    "BackwardStrides": ("gradients", "a backward pass on memory read as if it were contiguous"),
+    "BackwardOverwritten": ("autograd", "they share a buffer"),
+    "EmptyBackward": ("gradients", "gradients of an empty problem are empty or 0"),
+}
+"""Wrong kernels for the CPU that lie beside the repository: the group that rejects each, and its words."""
+
+
+@pytest.mark.skipif(not FAULTS.exists(), reason="../shared/faults is not here")
+@pytest.mark.parametrize("name", [None, *WRONG])
+def test_wrong_kernels_beside_the_repository_are_named_and_the_correct_one_passes(name, monkeypatch):
+    monkeypatch.syspath_prepend(FAULTS.parent)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        group, words = WRONG.get(name, ("autograd", ""))
+        subject = subjects.resolve(f"attention_faults:{name or 'correct'}", "cpu")
+
+        def named(check: Check) -> bool:
+            return name is not None and check.verdict == "fail" and words in f"{check.case}: {check.message}"
+
+        report = suite.validate(subject, device="cpu", quick=True, only=[group], enough=named)
+    finally:
+        torch.set_num_threads(threads)
+        sys.modules.pop("attention_faults", None)
+    said = [f"{check.case}: {check.message}" for check in report.failures]
+    assert report.passed if name is None else any(words in each for each in said), said
