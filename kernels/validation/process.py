@@ -16,7 +16,7 @@ import torch
 from . import calls, criteria, state, yardstick
 from .bench import explained
 from .check import Case, Fault, Noted, Skipped, Trial
-from .gradients import backward
+from .differentiate import backward
 
 if TYPE_CHECKING:
     from .bench import Bench
