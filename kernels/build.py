@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..simulator.errors import UsageError
+from ..simulator.reading import read_bytes, read_json
 from ..traces.files import cache_folder
 
 ARCH = "sm_90a"
@@ -165,13 +166,11 @@ def lookup(source: Source) -> Built | None:
         return None
     for path in found:
         try:
-            if path.stat().st_size > _REPORT_BYTES:
-                continue
-            entry = json.loads(path.read_text(encoding="utf-8"))
-            cubin = path.with_suffix(".cubin").read_bytes()
+            entry = read_json(path, "report", _REPORT_BYTES)
+            cubin = read_bytes(path.with_suffix(".cubin"), "cubin")
             if hashlib.sha256(cubin).hexdigest() == entry["sha256"]:
                 return Built(cubin, _report(entry["report"]), cached=True)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             continue  # half an entry is none
     return None
 

@@ -60,9 +60,9 @@ def read_text(path: Path, what: str, most: int = MAX_BYTES) -> str:
     return _decoded(read_bytes(path, what, most), f"{what} {path}")
 
 
-def read_json(path: Path, what: str) -> object:
+def read_json(path: Path, what: str, most: int = MAX_BYTES) -> object:
     """The JSON value of a file, plain or gzip's by its content. Raises UsageError."""
-    data, where = read_bytes(path, what), f"{what} {path}"
+    data, where = read_bytes(path, what, most), f"{what} {path}"
     if data[:2] == b"\x1f\x8b":
         data = _unpacked(data, where)
     return parse_json(_decoded(data, where), where)

@@ -48,7 +48,7 @@ def test_no_run_file_is_more_than_a_sentence(tmp_path, recording, data):
             assert store.file_name(run).endswith(store.SUFFIXES)
 
 
-@examples(150)
+@examples(100)
 @given(data=st.data())
 def test_no_measured_run_is_more_than_a_sentence_beside_its_prediction(tmp_path, data):
     document = json.loads((store.RECORDED / "fa3-cuda-b1h16s512d128-fp16-sustained.run.json").read_text())
@@ -86,7 +86,7 @@ def device_text(changes: dict[str, object]) -> str:
     return 'base = "h200"\n' + "".join(f'{name} = {{value = {v}, unit = "{unit}", source = "s"}}\n' for name, v, unit in entries)
 
 
-@examples(300)
+@examples(200)
 @given(data=st.data())
 def test_no_device_file_is_more_than_a_sentence(tmp_path, data):
     scalars = VALUES.filter(lambda value: not isinstance(value, (dict, type(None))))
@@ -112,7 +112,7 @@ def extreme(draw) -> dict[str, object]:
 OPTIONS = ("--batch", "1", "--heads", "2", "--seqlen", "300")
 
 
-@examples(150)
+@examples(100)
 @given(
     changes=extreme(),
     schedule=st.sampled_from(sorted(SCHEDULES)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, meas
         store.save(replace(measured_run, cycles=5), path)
     assert same(store.load(path), measured_run)
     assert [p.name for p in tmp_path.iterdir()] == ["one.run.json"]
+
+
+def test_a_file_is_written_with_the_mode_any_program_gives_it_and_the_umask_is_left_alone(tmp_path, measured_run, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.umask", None)  # it is the whole process's, other threads write meanwhile
+            store.save(measured_run, tmp_path / "one.run.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "one.run.json").stat().st_mode & 0o777 == 0o640
 
 
 def refused(path, match: str) -> None:
