@@ -25,7 +25,7 @@ class Within(NamedTuple):
     most: float
 
     def __str__(self) -> str:
-        return f"{self.least:,g} to {self.most:,g}"
+        return " to ".join(f"{end:,}" if isinstance(end, int) else f"{end:,g}" for end in self)
 
 
 FRACTION = Within(0, 1)

@@ -137,15 +137,28 @@ def spoiled(draw, tree: dict) -> dict:
         elif how == "leave out" and last != "x":
             del inner[last]
         else:
-            inner[last] = draw(VALUES)
+            inner[last] = draw(st.one_of(near(inner.get(last) if isinstance(inner, dict) else inner[last]), VALUES))
     return tree
+
+
+def near(value: object) -> st.SearchStrategy:
+    """Values like this one, many of which will do in its place."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.one_of(st.integers(1, 400), st.sampled_from((0, 2 * value, value + 1, 10**6)))
+    if isinstance(value, float):
+        return st.sampled_from((0.0, value / 2, value * 2, value * 1000, 1.0, 1))
+    if isinstance(value, str):
+        return st.sampled_from(("h200", "mine", "fa2", "fp16", "bf16", "e4m3", "cuda", "triton", "", value + " 日本"))
+    return st.just(None)
 
 
 @st.composite
 def spliced(draw, data: bytes, tokens: tuple[bytes, ...]) -> bytes:
     """The bytes with up to three pieces cut out, and something odd in their place."""
     for _ in range(draw(st.integers(0, 3))):
-        at, length = draw(st.integers(0, len(data))), draw(st.sampled_from((0, 0, 1, 3, 20, 500)))
+        at, length = draw(st.integers(0, len(data))), draw(st.sampled_from((0, 0, 1, 2, 12)))
         piece = draw(st.one_of(st.sampled_from(tokens), st.binary(max_size=4)))
         data = data[:at] + piece + data[at + length :]
     return data
