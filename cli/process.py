@@ -7,6 +7,7 @@ written whole or not at all (traces/files.py), so nothing half-written is left b
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -47,6 +48,8 @@ def _wait(heard: socket.socket, told: socket.socket) -> None:
     while number := heard.recv(1):
         if number[0] == signal.SIGINT:
             time.sleep(GRACE_S)
+            for child in multiprocessing.active_children():
+                child.kill()  # they would wait for ever for more to do
             if sys.stderr is not None and sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), b"\x1b[?25h")  # a progress bar hides the cursor
             os._exit(INTERRUPTED)

@@ -17,7 +17,12 @@ import fasim
 from fasim.simulator.schedules import SCHEDULES
 
 SIZES = ("--batch", "--heads", "--kv-heads", "--seqlen", "--seqlen-q", "--seqlen-k", "--head-dim", "--stages", "--cluster")
-WORDS = ("--dtype", "--device", "--clock", "--regime", "--tile", "--schedule")
+WORDS = {
+    "--dtype": ("fp16", "bf16", "e4m3"), "--device": ("h200", "a100-sxm"), "--clock": ("1500", "900.5"), "--regime": ("burst",),
+    "--tile": ("128x128", "64x64", "128x64"), "--schedule": tuple(SCHEDULES), "--iterations": ("1-2", "0"), "--cycles": ("0-900",),
+    "--width": ("60", "90"), "--svg": ("a.svg",), "--trace": ("a.json", "a.json.gz"), "--kv-blocks": ("1", "3"),
+}  # fmt: skip
+SHARED = ("--dtype", "--device", "--clock", "--regime", "--tile")
 FLAGS = ("--json", "--causal", "--nosuch")
 DRAWN = ("--iterations", "--cycles", "--width", "--svg", "--trace")
 PREDICTING = {"predict": (), "roofline": (), "timeline": DRAWN, "disasm": ("--kv-blocks",)}
@@ -43,15 +48,15 @@ def predicting(draw) -> list[str]:
     command = draw(st.sampled_from(sorted(PREDICTING)))
     tokens = [command]
     if command == "disasm" or draw(st.booleans()):
-        tokens.append(draw(st.sampled_from((*SCHEDULES, *SCHEDULES, *SCHEDULES, *ODD))))
-    options = draw(st.lists(st.sampled_from((*SIZES, *WORDS, *FLAGS, *PREDICTING[command])), max_size=4, unique=True))
+        tokens.append(draw(st.one_of(st.sampled_from(tuple(SCHEDULES)), st.sampled_from(tuple(SCHEDULES)), st.sampled_from(ODD))))
+    options = draw(st.lists(st.sampled_from((*SIZES, *SHARED, *FLAGS, *PREDICTING[command])), max_size=3, unique=True))
     if not {"--seqlen-q", "--seqlen-k"} & set(options):
         tokens += [token for k in range(0, 6, 2) if BASE[k] not in options for token in BASE[k : k + 2]]
     for option in options:
         tokens.append(option)
         if option not in FLAGS:
-            small = st.integers(1, 400).map(str)
-            tokens.append(draw(st.one_of(st.sampled_from(ODD), small) if option in SIZES else st.sampled_from((*ODD, *SCHEDULES))))
+            good = st.sampled_from(WORDS[option]) if option in WORDS else st.integers(1, 300).map(str)
+            tokens.append(draw(st.one_of(good, good, good, st.sampled_from(ODD))))
     return tokens
 
 

@@ -55,7 +55,7 @@ def test_ctrl_c_is_heard_between_two_slices_of_a_jitted_loop(monkeypatch, module
     assert len(calls) > 5, "the loop takes many slices"
     calls, at = [], 2
     with pytest.raises(KeyboardInterrupt):
-        predict(work, "fa3")
+        predict(Workload(2, 4, 2047), "fa3")  # another one: what was replayed is remembered
     assert len(calls) == 2
 
 

@@ -146,7 +146,7 @@ def _leave_interrupts_to_the_parent() -> None:
 
 def _kept(question: Question) -> Run | None:
     path = _place(question)
-    if path is None or not path.exists():
+    if path is None or not os.path.exists(path):  # pathlib's would raise where the folder is closed to this user
         return None
     try:
         run = store.load(path)
