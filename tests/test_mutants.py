@@ -70,6 +70,25 @@ def test_self_test_shows_the_kill_table(fasim, table, monkeypatch):
     assert status == 0 and json.loads(out) == json.loads(json.dumps(table.to_dict()))
 
 
+class CutByBatch(mutants.TiledAttention):
+    """Right, and with other bits where the batch is larger: the last K/V tile comes first."""
+
+    def forward(self, q, *rest):
+        self.turned = q.shape[0] > 1
+        return super().forward(q, *rest)
+
+    def kv_tiles(self, *where):
+        tiles = super().kv_tiles(*where)
+        return tiles[::-1] if self.turned else tiles
+
+
+def test_other_bits_in_another_batch_are_a_note():
+    report = suite.validate(mutants.subject("cut by batch", CutByBatch()), device="cpu", quick=True, only=["determinism"])
+    assert report.passed
+    assert all("not batch invariant" in note.message for note in report.notes)
+    assert {note.case for note in report.notes} >= {"batch of 3 and one by one, causal"}
+
+
 FAULTS = Path(suite.__file__).parents[3] / "shared" / "faults" / "attention_faults.py"
 WRONG = {
     "KvStridesSwapped": ("shapes", "on K read with V's strides and V with K's"),

@@ -1,21 +1,26 @@
-"""The group that asks for the same bits every time, on a GPU that is busy with something else."""
+"""The group that asks for the same bits every time, on a GPU that is busy with something else, and in whatever batch.
+
+Other bits in another batch are a note: a kernel may cut its work by the size of the batch. Another answer is a failure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from .check import Case, Fault, Trial
+from .check import Case, Fault, Noted, Trial
+from .ownership import same_bits
 
 if TYPE_CHECKING:
     from .bench import Bench
 
 
 def trials(bench: Bench) -> Iterator[Trial]:
-    """Forward, full and causal; dK, dV and dQ."""
+    """Forward, full and causal; dK, dV and dQ; batch invariance."""
     length = (4 if bench.subject.slow else 8) * bench.tile + 1
     for causal in (False, True):
         mask = "causal" if causal else "full"
@@ -25,6 +30,36 @@ def trials(bench: Bench) -> Iterator[Trial]:
         mask = "causal" if causal else "full"
         case = Case(name=f"backward, {mask}", seqlen_q=length, seqlen_k=length, head_dim=bench.head_dims[0], causal=causal)
         yield Trial(case.name, lambda case=case: _backward(bench, case))
+    for causal, sizes in ((False, {"seqlen_q": 3}), (True, {})):
+        name = f"batch of 3 and one by one, {'decoding 3 rows' if sizes else 'causal'}"
+        sizes = {"seqlen_q": bench.tile + 1, "seqlen_k": 4 * bench.tile + 1, "head_dim": bench.head_dims[0]} | sizes
+        case = Case(name=name, batch=3, kv_heads=1, causal=causal, **sizes)
+        yield Trial(case.name, lambda case=case: _batch(bench, case))
+
+
+def _batch(bench: Bench, case: Case) -> dict:
+    """An entry of a batch gives what it gives alone."""
+    from .bench import explained
+
+    qkv = bench.tensors(case)
+    together = bench.call(*qkv, case)
+    right = bench.yardstick(case, *qkv)
+    other, figures = [], {}
+    for entry in range(case.batch):
+        alone = replace(case, batch=1, name=f"{case.name}, entry {entry}")
+        parts = tuple(x[entry : entry + 1] for x in qkv)
+        due = tuple(x[entry : entry + 1] for x in right[:2])
+        got = bench.call(*parts, alone)
+        of_batch = tuple(None if x is None else x[entry : entry + 1] for x in together)
+        with explained(alone, f"batch entry {entry} gives in a batch of {case.batch} what it gives alone"):
+            for answer in (of_batch, got):
+                figures = bench.compare(alone, parts, answer, (*due, right[2]))
+        for name, x, y in zip(("O", "LSE"), of_batch, got, strict=True):
+            if x is not None and not same_bits(x, y):
+                other.append(f"{name} of entry {entry}")
+    if other:
+        raise Noted(f"not batch invariant: other bits in a batch of {case.batch} than alone in {', '.join(other)}; {case}", figures)
+    return figures
 
 
 def _repeats(bench: Bench) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from ...simulator.errors import UsageError, did_you_mean
 from ..cuda import config as cuda
 from .check import Case, HeadDim, MissingTool
+from .layouts import HEAD_DIM_STRIDED
 
 OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES)
 """Schedules with a kernel of their own behind `kernels.ops.flash_attn_func`."""
@@ -279,9 +280,9 @@ def _cudnn() -> Subject:
 
 
 def _pytorch_refuses(case: Case) -> str | None:
-    if case.layout == "head dim strided":
+    if case.layout in HEAD_DIM_STRIDED:
         return "PyTorch dispatches to it only where the head dim is contiguous"
-    if 0 in (case.batch, case.seqlen_q, case.seqlen_k):
+    if 0 in (case.batch, case.seqlen_q, case.seqlen_k, case.heads):
         return "PyTorch dispatches empty tensors to math attention"
     return None
 
