@@ -11,9 +11,10 @@ TENSOR_MAP_BYTES = 128
 TENSOR_MAP_ALIGNMENT = 64
 
 # CUtensorMap enumerations (CUDA driver API, tensor map object management)
-DATA_TYPE = {"fp16": 6, "bf16": 9}
+DATA_TYPE = {"fp16": 6, "bf16": 9, "e4m3": 0}  # e4m3 travels as bytes
+ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1}
 INTERLEAVE_NONE = 0
-SWIZZLE_128B = 3
+SWIZZLE = {64: 2, 128: 3}  # by the bytes of a box's row, which is swizzled over itself
 L2_PROMOTION_256B = 3
 FILL_ZEROS = 0
 
@@ -91,7 +92,7 @@ class TensorMap:
             (ctypes.c_uint32 * rank)(*box),
             (ctypes.c_uint32 * rank)(*(1,) * rank),
             INTERLEAVE_NONE,
-            SWIZZLE_128B,
+            SWIZZLE[box[0] * ELEMENT_BYTES[dtype]],
             L2_PROMOTION_256B,
             FILL_ZEROS,
         )

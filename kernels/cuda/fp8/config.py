@@ -1,0 +1,111 @@
+"""Which FP8 kernels there are: the schedules' own .cu files over e4m3's headers, and the tile each runs on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ....simulator.errors import UsageError
+from ....simulator.tile import Tile
+from ...build import Source
+from .. import config as sixteen_bit
+from .wgmma import header
+
+HERE = Path(__file__).parent
+SCHEDULES = ("fa3",)
+OUTPUTS = ("bf16", "fp16")
+WARPGROUP = 128
+SHIFT = 4
+"""A weight at the maximum in use is 2^SHIFT: it may grow 28-fold before e4m3 ends and O must be rescaled (fp8/NOTES.md)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A tile and what else its kernel needs: slots of V as loaded, registers of a consumer thread; for up to so many keys."""
+
+    tile: Tile
+    v_stages: int
+    consumer_registers: int
+    keys: float = math.inf
+
+
+FITS = {
+    64: (Fit(Tile(192, 128, 2, 3), 2, 160),),
+    128: (Fit(Tile(128, 128, 2, 2), 2, 208, keys=1024), Fit(Tile(128, 192, 2, 2), 2, 240)),
+    256: (Fit(Tile(128, 96, 2, 2), 1, 232),),
+}
+"""By head_dim, the first that takes the keys. At d128 N = 192 is the widest whose S, two P and O fit 240 registers; 1k keys are
+five and a third such blocks and eight of 128."""
+HEAD_DIMS = tuple(FITS)
+
+
+@dataclass(frozen=True)
+class Fp8Config:
+    """One compiled kernel: everything that is chosen at compile time."""
+
+    schedule: str
+    output: str
+    head_dim: int
+    causal: bool
+    fit: Fit
+
+    @property
+    def name(self) -> str:
+        """As it is spoken of: "fa3 e4m3 d128 causal"."""
+        return f"{self.schedule} e4m3 d{self.head_dim} {'causal' if self.causal else 'full'} to {self.output}"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA: a producer warpgroup, one warp of which loads and three transpose V, and the consumers."""
+        return WARPGROUP * (1 + self.fit.tile.consumers)
+
+    @property
+    def source(self) -> Source:
+        """The schedule's text with e4m3's headers and macros."""
+        tile = self.fit.tile
+        defines = {
+            "HEAD_DIM": self.head_dim,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "STAGES": tile.stages,
+            "V_STAGES": self.fit.v_stages,
+            "CONSUMERS": tile.consumers,
+            "CONSUMER_REGISTERS": self.fit.consumer_registers,
+            "CAUSAL": int(self.causal),
+            "BF16": int(self.output == "bf16"),
+            "SHIFT": SHIFT,
+            "TRACE": 0,
+        }
+        path = sixteen_bit.path_of(self.schedule)
+        return Source(f"fp8_{path.name}", path.read_text(encoding="utf-8"), headers(), defines)
+
+
+def config_for(schedule: str, output: str, head_dim: int, causal: bool, seqlen_k: int) -> Fp8Config:
+    """The kernel of a schedule on the tile for so many keys; UsageError where there is none."""
+    if schedule not in SCHEDULES:
+        raise UsageError(f"schedule={schedule!r} has no FP8 kernel ({', '.join(SCHEDULES)})")
+    if head_dim not in HEAD_DIMS:
+        raise UsageError(f"head_dim={head_dim} is not supported in FP8 ({', '.join(map(str, HEAD_DIMS))})")
+    fit = next(fit for fit in FITS[head_dim] if seqlen_k <= fit.keys)
+    return Fp8Config(schedule, output, head_dim, causal, fit)
+
+
+def variants() -> list[Fp8Config]:
+    """Every FP8 kernel that there is."""
+    return [
+        Fp8Config(schedule, output, head_dim, causal, fit)
+        for schedule in SCHEDULES
+        for head_dim, fits in FITS.items()
+        for fit in fits
+        for causal in (False, True)
+        for output in OUTPUTS
+    ]
+
+
+@lru_cache(maxsize=1)
+def headers() -> dict[str, str]:
+    """The 16-bit kernels' headers, those of e4m3 in the place of their namesakes; wgmma.cuh is generated."""
+    own = {path.name: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.cuh"))}
+    return sixteen_bit.headers() | own | {"wgmma.cuh": header()}

@@ -1,0 +1,31 @@
+// The PTX instructions that only the FP8 kernels use.
+#pragma once
+#include "ptx.cuh"
+
+// Four e4m3 values in one register, `a` in the lowest byte; what is above 448 becomes 448, NaN stays NaN.
+__device__ __forceinline__ u32 pack_e4m3(float a, float b, float c, float d) {
+  u32 four;
+  asm("{\n\t.reg .b16 low, high;\n\tcvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n\tcvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n\t"
+      "mov.b32 %0, {low, high};\n\t}"
+      : "=r"(four)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return four;
+}
+// Four 8 x 8 matrices of 16-bit values from shared memory, each transposed; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ __forceinline__ void load_matrices_transposed(u32 (&x)[4], u32 row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(row_address)
+               : "memory");
+}
+// Four of the eight bytes of b:a, chosen by the nibbles of `which`.
+__device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 which) {
+  u32 four;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(four) : "r"(a), "r"(b), "r"(which));
+  return four;
+}
+// A K-major matrix in shared memory whose rows of ROW_BYTES are swizzled over themselves (PTX ISA, "Matrix descriptor").
+template <int ROW_BYTES> __device__ __forceinline__ u64 swizzled_descriptor(const void* tile) {
+  static_assert(ROW_BYTES == 128 || ROW_BYTES == 64, "the 128-byte or the 64-byte swizzle");
+  return (u64)((smem_address(tile) & 0x3ffff) >> 4) | ((u64)(8 * ROW_BYTES >> 4) << 32) | (ROW_BYTES == 128 ? 1ull << 62 : 2ull << 62);
+}

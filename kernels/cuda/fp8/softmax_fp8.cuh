@@ -1,0 +1,84 @@
+// Online softmax whose weights are e4m3: softmax.cuh's, with the exponent shifted so that they fill the type's range.
+#pragma once
+#include "ptx_fp8.cuh"
+#include "softmax.cuh"
+
+// A weight at the maximum in use is 2^SHIFT; e4m3 ends at 448, so a maximum may grow by a factor 448 / 2^SHIFT before O has to be
+// rescaled, and weights down to 2^-(6 + SHIFT) of the largest keep their three bits.
+struct RowStateFp8 : RowState {
+  // P = exp2(scale * (S - top) + SHIFT) as the A operand of P V: four registers per 32 keys. Whether O has to be rescaled.
+  template <int N> __device__ __forceinline__ bool online(const float (&S)[N], u32 (&P)[N / 4], float scale, bool first, bool masked) {
+    float block[2];
+    if (!first) {
+      const float shift[2] = {__fmaf_rn(top[0], scale, -(float)SHIFT), __fmaf_rn(top[1], scale, -(float)SHIFT)};
+      weights(S, P, scale, shift, block);
+      // The branch also keeps the exponentials before the next wait for a WGMMA, which the compiler would move them past.
+      if (__all_sync(0xffffffffu, !saturated(P))) {
+        sum[0] += block[0], sum[1] += block[1];
+        return false;
+      }
+    }
+    exact(S, P, scale, masked);
+    return true;
+  }
+
+  // Whether any weight is 448, the largest e4m3, or NaN: adding 2 carries both, and nothing below, into the sign that no weight has.
+  template <int M> static __device__ __forceinline__ bool saturated(const u32 (&P)[M]) {
+    u32 signs = 0;
+#pragma unroll
+    for (int i = 0; i < M; ++i) signs |= P[i] + 0x02020202u;
+    return signs & 0x80808080u;
+  }
+
+  // The same from this block's own maximum.
+  template <int N> __device__ __forceinline__ void exact(const float (&S)[N], u32 (&P)[N / 4], float scale, bool masked) {
+    float shift[2], block[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float a = S[2 * r], b = S[2 * r + 1];
+#pragma unroll
+      for (int i = 4; i < N; i += 4) a = fmaxf(a, S[i + 2 * r]), b = fmaxf(b, S[i + 2 * r + 1]);
+      const float high = fmaxf(quad_max(fmaxf(a, b)), top[r]);
+      // A row that has seen no key has maximum -inf; 0 in its place gives exp2(-inf) = 0 and not NaN.
+      const float pivot = masked && high == NEGATIVE_INFINITY ? 0.0f : high;
+      factor[r] = exp2_approx(__fmaf_rn(top[r], scale, -pivot * scale));
+      shift[r] = __fmaf_rn(pivot, scale, -(float)SHIFT);
+      top[r] = high;
+    }
+    weights(S, P, scale, shift, block);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(sum[r], factor[r], block[r]);
+  }
+
+  // exp2(scale * S - shift) in e4m3, and their sums over the thread's columns. Register 2 m + r has the thread's keys
+  // 16 m + {0, 1, 8, 9} + 2 (lane % 4) of row r, which is the order that the transposed V has (Transposer).
+  template <int N>
+  static __device__ __forceinline__ void weights(const float (&S)[N], u32 (&P)[N / 4], float scale, const float (&shift)[2], float (&total)[2]) {
+    float a[2] = {0.0f, 0.0f}, b[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int m = 0; m < N / 8; ++m)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float* s = S + 8 * m + 2 * r;
+        const float w = exp2_approx(__fmaf_rn(s[0], scale, -shift[r])), x = exp2_approx(__fmaf_rn(s[1], scale, -shift[r]));
+        const float y = exp2_approx(__fmaf_rn(s[4], scale, -shift[r])), z = exp2_approx(__fmaf_rn(s[5], scale, -shift[r]));
+        a[r] += w, b[r] += x;
+        a[r] += y, b[r] += z;
+        P[2 * m + r] = pack_e4m3(w, x, y, z);
+      }
+    total[0] = a[0] + b[0], total[1] = a[1] + b[1];
+  }
+
+  // O *= value_scale / row sum; returns through `lse` the natural logarithm of the sum of exp(scale * S) of both rows.
+  template <int N> __device__ __forceinline__ void normalize(float (&O)[N], float scale, float value_scale, float (&lse)[2]) {
+    float inverse[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float l = quad_sum(sum[r]);
+      inverse[r] = l == 0.0f ? 0.0f : reciprocal_approx(l) * value_scale;
+      lse[r] = l == 0.0f ? NEGATIVE_INFINITY : (__fmaf_rn(top[r], scale, -(float)SHIFT) + log2_approx(l)) * 0.6931471805599453f;
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) O[i] *= inverse[(i >> 1) & 1];
+  }
+};

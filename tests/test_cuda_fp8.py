@@ -1,0 +1,116 @@
+"""The FP8 kernels without a GPU: compiled, their registers and instructions, and what the launcher refuses."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from fasim.kernels import build
+from fasim.kernels.calibrate import sass
+from fasim.kernels.cuda.fp8 import config
+from fasim.kernels.cuda.fp8.wgmma import header
+from fasim.simulator.errors import UsageError
+
+COMPILED = [*(config.Fp8Config("fa3", "bf16", d, True, fit) for d, fits in config.FITS.items() for fit in fits)]
+each = pytest.mark.parametrize("kernel", COMPILED, ids=lambda kernel: f"d{kernel.head_dim}-n{kernel.fit.tile.block_n}")
+needs_nvrtc = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
+REGISTER_FILE, MAX_SMEM_BYTES = 65536, 227 * 1024
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return dict(zip(COMPILED, build.build_all([kernel.source for kernel in COMPILED]), strict=True))
+
+
+@needs_nvrtc
+@each
+def test_it_compiles_without_spills_within_its_registers_and_shared_memory(compiled, kernel):
+    found = compiled[kernel]
+    assert isinstance(found, build.Built), found
+    report = found.report
+    assert (report.spill_bytes, report.stack_bytes) == (0, 0)
+    assert 0 < report.registers <= REGISTER_FILE // kernel.threads // 8 * 8
+    assert 0 < report.smem_bytes <= MAX_SMEM_BYTES
+    assert report.remarks == ()  # such as "wgmma instructions are serialized"
+
+
+@needs_nvrtc
+@each
+def test_it_multiplies_bytes_and_transposes_v_by_matrix_loads_and_stores(compiled, kernel):
+    if sass.disassembler() is None:
+        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
+    code = sass.instructions(compiled[kernel].cubin)[build.ENTRY]
+    opcodes = Counter(opcode.split(".")[0] for _, opcode, _ in code)
+    assert opcodes["QGMMA"] and opcodes["UTMALDG"] and not {"HGMMA", "HMMA", "LDL", "STL"} & opcodes.keys()
+    shapes = {match[1] for _, opcode, _ in code if (match := re.match(r"QGMMA\.64x(\d+)x32\.F32\.E4M3\.E4M3", opcode))}
+    assert shapes == {str(kernel.fit.tile.block_n), str(kernel.head_dim)}
+    assert any(opcode.startswith("LDSM") and "T" in opcode for _, opcode, _ in code)
+    splits = {opcode.split(".")[1]: operands for _, opcode, operands in code if opcode.startswith("USETMAXREG")}
+    producer, consumer = (int(splits[way].split(",")[-1], 16) for way in ("DEALLOC", "TRY_ALLOC"))
+    assert consumer == kernel.fit.consumer_registers
+    assert 128 * (producer + kernel.fit.tile.consumers * consumer) <= REGISTER_FILE
+    highest = max(int(register) for _, _, operands in code for register in re.findall(r"\bR(\d+)\b", operands))
+    assert highest < consumer
+
+
+@needs_nvrtc
+@each
+def test_p_is_packed_by_two_conversions_for_four_weights_and_no_shuffle(compiled, kernel):
+    """A block's weights take half a conversion each; shuffles are the row maxima's and sums', not P's."""
+    if sass.disassembler() is None:
+        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
+    code = sass.instructions(compiled[kernel].cubin)[build.ENTRY]
+    conversions = sum(opcode.startswith("F2FP") and "E4M3" in opcode for _, opcode, _ in code)
+    exponentials = sum(opcode == "MUFU.EX2" for _, opcode, _ in code)
+    copies = conversions // (kernel.fit.tile.block_n // 4)  # of the softmax in the code
+    assert conversions == copies * kernel.fit.tile.block_n // 4
+    assert exponentials - 2 * conversions <= 4 * copies  # the factors of O
+    assert sum(opcode.startswith("SHFL") for _, opcode, _ in code) < 8 * copies
+
+
+def test_the_wrappers_name_every_width_once():
+    text = header((64, 192))
+    assert text.count("template <> struct Wgmma<") == 2
+    assert text.count("m64n192k32.f32.e4m3.e4m3") == 2  # A from shared memory, A from registers
+    assert "%95" in text and "m64n192k16" not in text
+
+
+def test_a_schedule_or_head_dim_without_an_fp8_kernel_is_refused():
+    with pytest.raises(UsageError, match="no FP8 kernel"):
+        config.config_for("overlap-3stage", "bf16", 128, False, 4096)
+    with pytest.raises(UsageError, match="head_dim=96"):
+        config.config_for("fa3", "bf16", 96, False, 4096)
+
+
+torch = pytest.importorskip("torch")
+
+
+def tensors(heads=4, kv_heads=2, head_dim=128, dtype=torch.float8_e4m3fn):
+    q = torch.zeros(2, 8, heads, head_dim).to(dtype)
+    k = torch.zeros(2, 9, kv_heads, head_dim).to(dtype)
+    return q, k, k
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": tensors(dtype=torch.float16)[0]}, "float8_e4m3fn"),
+        ({"k": tensors(kv_heads=3)[1], "v": tensors(kv_heads=3)[1]}, "multiple"),
+        ({"v": tensors()[1][:, :5]}, "must be equal"),
+        ({"q": tensors(head_dim=64)[0]}, "head_dim"),
+        ({"q_descale": torch.ones(2, 4)}, r"\(2, 2\)"),
+        ({"v_descale": torch.ones(2, 2).double()}, "fp32"),
+        ({"softmax_scale": -1.0}, "above 0"),
+        ({"dtype": torch.float32}, "for O"),
+        ({}, "CUDA device"),
+    ],
+)
+def test_what_the_launcher_cannot_take_is_refused_in_one_sentence(change, message):
+    from fasim.kernels.cuda.fp8.launch import forward
+
+    q, k, v = tensors()
+    with pytest.raises(UsageError, match=message) as refusal:
+        forward(**({"q": q, "k": k, "v": v} | change))
+    assert "\n" not in str(refusal.value)
