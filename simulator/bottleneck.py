@@ -1,10 +1,10 @@
 """Bottleneck: the cause that costs a run most, in one sentence, with what would help.
 
 The rule. Each loss of the breakdown would save its share if it were gone, but no more than HBM and L2 leave: a kernel
-that moves its bytes at full bandwidth gains nothing from better tiles. HBM and L2 themselves, where they are busy enough
+that moves its bytes at full bandwidth gains nothing from better tiles alone. HBM and L2 themselves, where they are busy enough
 to matter, are asked: they save what a prediction with twice their bandwidth says. The largest saving is the cause. Where
-none is notable the tensor cores do useful work nearly all the time, and their rate or the power limit decides, whichever
-saves more twice as high. No unit is a cause for being busy.
+none is notable, either bandwidth and a loss hide each other, or the tensor cores do useful work nearly all the time, and
+their rate or the power limit decides, whichever saves more twice as high. No unit is a cause for being busy.
 """
 
 from __future__ import annotations
@@ -42,15 +42,20 @@ class Facts:
 def explain(run: Run, device: Device, facts_of: Callable[[str], Facts], time_with: TimeWith) -> Bottleneck:
     """Name the cause of a predicted run's time; `facts_of` has the facts of the kernel that loses most of a part."""
     busy = {"HBM": _hbm_busy(run, device), "L2": _l2_busy(run, device)}
-    room = 1.0 - min(1.0, max(busy.values()))
+    fullest = max(busy, key=busy.get)
+    room = 1.0 - min(1.0, busy[fullest])
     savings = {name: min(share, room) for name, share in run.breakdown.losses.items()}
     savings["no_cta"] *= _divisible(device, facts_of("no_cta"))
     for name, share in busy.items():
-        if share / 2 >= NOTABLE:  # twice as fast it saves about half of that time, at most
+        asked = share if name == "HBM" else max(share, _lookups(run, device))
+        if asked / 2 >= NOTABLE:  # twice as fast it saves about half of that time, at most
             savings[name] = saving(name, device, time_with).saved
     cause = max(savings, key=savings.get)
     if savings[cause] < NOTABLE:
-        return _at_the_roof(run, device, time_with)
+        lost, share = next(iter(run.breakdown.losses.items()))
+        if share < NOTABLE:
+            return _at_the_roof(run, device, time_with)
+        return _together(fullest, busy[fullest], _SENTENCES[lost][0], share)
     if cause in busy:
         return _bandwidth(cause, run, busy[cause], savings[cause])
     name, sentence = _SENTENCES[cause]
@@ -59,7 +64,7 @@ def explain(run: Run, device: Device, facts_of: Callable[[str], Facts], time_wit
     if facts.kernel:
         why = f"above all in its kernel '{facts.kernel}': {why}"
     bound = roofline(run.workload, device, run.sm_clock_hz, standard="S" in run.traffic.by_tensor)
-    if bound.binding == "hbm":
+    if bound.binding == "hbm" and bound.hbm_cycles >= NOTABLE * run.cycles:
         why += f"; HBM, which bounds this workload, needs {bound.hbm_cycles / run.cycles:.0%} of the time"
     return Bottleneck(name, why)
 
@@ -71,10 +76,14 @@ def _hbm_busy(run: Run, device: Device) -> float:
 
 
 def _l2_busy(run: Run, device: Device) -> float:
-    """The same of L2: what it delivers, or what it looks up."""
-    written = run.traffic.total("l2_write")
-    delivered = (run.traffic.total("l2_read") + written) / device.l2_bytes_per_cycle
-    return max(delivered, (run.traffic.l2_lookup_bytes + written) / device.l2_lookup_bytes_per_cycle) / run.cycles
+    """The same of L2, at the rate at which it delivers what many SMs read together."""
+    return (run.traffic.total("l2_read") + run.traffic.total("l2_write")) / device.l2_bytes_per_cycle / run.cycles
+
+
+def _lookups(run: Run, device: Device) -> float:
+    """Bytes that L2 looks up, of those it can; loads queue for that, but it bounds nothing: a miss counts twice."""
+    looked_up = run.traffic.l2_lookup_bytes + run.traffic.total("l2_write")
+    return looked_up / device.l2_lookup_bytes_per_cycle / run.cycles
 
 
 def _divisible(device: Device, facts: Facts) -> float:
@@ -98,6 +107,14 @@ def _at_the_roof(run: Run, device: Device, time_with: TimeWith) -> Bottleneck:
             f"twice the limit would save {found['power limit']:.0%}, no schedule can",
         )
     return Bottleneck("tensor cores", f"{useful}: no schedule can save much; fewer FLOPs would, as by a mask, or a narrower dtype")
+
+
+def _together(server: str, busy: float, lost: str, share: float) -> Bottleneck:
+    return Bottleneck(
+        f"{server} and {lost}",
+        f"{server} moves bytes {busy:.0%} of the time and the tensor cores lose {share:.0%} of theirs to {lost}: "
+        "each hides behind the other, so only less of both would save much",
+    )
 
 
 # -- bandwidth ------------------------------------------------------------------------------------------------------------

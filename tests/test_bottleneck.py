@@ -2,6 +2,7 @@
 
 import pytest
 
+from fasim.simulator.bottleneck import Facts, explain
 from fasim.simulator.device import load_device
 from fasim.simulator.predict import predict
 from fasim.simulator.roofline import roofline
@@ -50,6 +51,21 @@ def test_a_unit_is_no_cause_for_being_busy():
     run = predict(Workload(2, 66, kv_heads=11, seqlen_q=1, seqlen_k=8192), "fa3")
     assert run.activity.tensor / run.cycles / run.activity.sms > 0.9
     assert run.bottleneck.resource not in ("tensor cores", "HBM")
+
+
+def test_a_loss_that_hides_behind_a_full_hbm_is_not_called_useful_work():
+    """Where bandwidth that doubles saves nothing and less padding neither, both are named."""
+    device = load_device("h100-sxm")
+    run = predict(Workload(4, 33, seqlen_q=1, seqlen_k=8192), "fa3", device)
+    facts = Facts(kernel=None, ctas=132, slots=132, blocks=64.0, whole_heads=False)
+    found = explain(run, device, lambda part: facts, time_with=lambda other: 1.0)
+    assert found.resource == "HBM and padding" and "each hides behind the other" in found.why
+
+
+def test_work_that_cannot_be_split_finer_is_not_told_to_be():
+    """One tile of one block leaves 131 SMs idle, and nothing could give them a part of it."""
+    assert predict(Workload(1, 1, 128), "fa3").breakdown.no_cta > 0.5
+    assert predict(Workload(1, 1, 128), "fa3").bottleneck.resource != "idle SMs"
 
 
 def test_a_few_idle_sms_are_not_the_bottleneck():
