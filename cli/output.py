@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int, int, str], None]
 """Progress of long work: how many are done, of how many, and what the next one is."""
+_LEAST_COLUMNS = 20
 
 
 def emit_json(value: object) -> None:
@@ -42,7 +43,9 @@ def stdout(width: int | None = None) -> Console:
     """The terminal that results are drawn on; NO_COLOR and pipes are rich's own business."""
     from .terminal import Terminal
 
-    return Terminal(width=width, highlight=False)
+    found = Terminal(width=width, highlight=False)
+    found.width = max(found.width, _LEAST_COLUMNS)  # COLUMNS=0 would show nothing
+    return found
 
 
 def note(text: str) -> None:

@@ -145,7 +145,7 @@ def _name(group: Group) -> str:
 
 
 def _ablation(groups: list[Group]) -> Table:
-    table = house_table("configuration", "schedule", "where", ">published", ">predicted", ">error")
+    table = house_table("configuration", "schedule", "where", ">published", ">predicted", ">error", gap=1)
     for group in groups:
         for row in group.rows:
             table.add_row(group.implementation, group.schedule, group.figure, *_cells(row))

@@ -16,6 +16,7 @@ from ..traces.published import Bar, Beside, unmatched
 from .breakdown import Savings, Shares, bar, savings_of_several, shares_of_several
 from .side_by_side import SideBySide, letter
 from .units import percent, scaled
+from .whole_table import WholeTable
 
 _TWO_COLUMNS = 76
 
@@ -104,9 +105,9 @@ def device_fields(found: Device) -> dict[str, dict]:
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def house_table(*columns: str, gap: int = 2) -> Table:
+def house_table(*columns: str, gap: int = 2) -> WholeTable:
     """A table in the house style; ">" before a column's name aligns it right."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
+    table = WholeTable(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
     for column in columns:
         table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return table
