@@ -94,9 +94,12 @@ class BackwardDefaultScale(TiledAttention):
 
 
 class BackwardRandomOrder(TiledAttention):
-    """dQ adds its K/V tiles in whatever order they finish, as atomics do."""
+    """dQ adds its K/V tiles in the inputs' precision and in whatever order they finish, as atomics do."""
 
     def kv_tiles_backward(self, *where):
         tiles = super().kv_tiles_backward(*where)
         random.shuffle(tiles)
         return tiles
+
+    def accumulate_dq(self, total, part, dtype):
+        return super().accumulate_dq(total, part, dtype).to(dtype).to(total.dtype)

@@ -127,7 +127,7 @@ class TiledAttention:
                 s = torch.where(seen, q_tile @ k_tile.transpose(-1, -2) * scale, float("-inf"))
                 p = torch.exp(s - torch.where(lse_tile == float("-inf"), 0.0, lse_tile)[..., None])
                 ds = p * (do_tile @ v_tile.transpose(-1, -2) - delta[..., None])
-                dq[:, rows] += (self.dq(ds, scale) @ k_tile).transpose(1, 2)
+                dq[:, rows] = self.accumulate_dq(dq[:, rows], (self.dq(ds, scale) @ k_tile).transpose(1, 2), q.dtype)
                 dk[:, cols] += self.sum_heads(ds.transpose(-1, -2) @ q_tile * scale, k).transpose(1, 2)
                 dv[:, cols] += self.sum_heads(p.transpose(-1, -2) @ do_tile, v).transpose(1, 2)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
@@ -151,6 +151,10 @@ class TiledAttention:
     def dq(self, ds, scale):
         """dS as it enters dQ."""
         return ds * scale
+
+    def accumulate_dq(self, total, part, dtype):
+        """dQ += dS K."""
+        return total + part
 
     def sum_heads(self, tile, x):
         """Gradients of the query heads of a group, added for their key head."""
