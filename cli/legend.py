@@ -28,7 +28,7 @@ Item = tuple[list[Segment], str]
 
 def entries(drawn: Figure) -> dict[str, str]:
     """Kind -> its name, of the kinds that appear in the rows of warps."""
-    gemms = ("issues a GEMM", "waits for it") if drawn.issued else ("a GEMM on the tensor cores", "issues or waits for a GEMM")
+    gemms = ("issues a GEMM", "waits for a GEMM") if drawn.issued else ("a GEMM on the tensor cores", "issues or waits for a GEMM")
     named = KINDS | dict(zip((GEMM, ON_GEMM), gemms, strict=True))
     named |= {SOFTMAX: ", ".join(f"{letter} {label}" for letter, label in drawn.softmax.items())}
     return {kind: named[kind] for kind in KINDS if kind in drawn.kinds}

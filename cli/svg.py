@@ -105,7 +105,7 @@ def _span(span: Span, y: float, row: Row, sheet: _Sheet) -> str:
         f"<rect x='{left + inset:.2f}' y='{y + inset:.1f}' width='{max(right - left - 2 * inset, 0.3):.2f}' "
         f"height='{_LANE - 2 * inset:.1f}' fill='{fill}'{edge}>{hint}</rect>"
     )
-    if right - left < text_width(span.short, 11) + 2:
+    if right - left < 0.85 * text_width(span.short, 11) + 2:  # in a usual font
         return box
     return box + _text((left + right) / 2, y + _LANE / 2 + 4, span.short, 11, ink(fill), "middle", 700 if gemm else 400)
 
