@@ -73,6 +73,7 @@ def validate(
         subjects.look_up(kernel)  # a wrong name is said first, torch or not
     try:
         from ...kernels.validation import suite
+        from ...kernels.validation.isolation import validate_apart
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "torch":
             raise
@@ -87,11 +88,12 @@ def validate(
                 reports = []
             else:
                 where = device or "cuda"
-                chosen = [subjects.resolve(each, where, arguments) for each in ([kernel] if kernel else subjects.OURS)]
+                chosen = [kernel] if kernel else subjects.OURS
                 options = {"device": where, "dtype": dtype, "seed": seed, "quick": quick, "only": only}
                 options |= {"head_dims": head_dim, "forward_only": forward_only}
                 reports = [
-                    suite.validate(each, **options, with_sanitizer=sanitize, advance=advance) for each in chosen
+                    validate_apart(each, arguments=arguments, **options, with_sanitizer=sanitize, advance=advance)
+                    for each in chosen
                 ]
     except MissingTool as error:
         output.note(f"fasim: {error}")

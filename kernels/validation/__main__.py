@@ -46,14 +46,15 @@ def main() -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from .subjects import OURS, resolve
-    from .suite import validate
+    from .isolation import validate_apart
+    from .subjects import OURS
 
     status = 0
     for name in options.kernel or OURS:
         for dtype in options.dtype or ["fp16"]:
-            report = validate(
-                resolve(name, options.device, options.arguments),
+            report = validate_apart(
+                name,
+                arguments=tuple(options.arguments),
                 device=options.device,
                 dtype=dtype,
                 seed=options.seed,

@@ -52,11 +52,14 @@ def validate(
     advance: Advance = lambda done, total, what: None,
     known: dict | None = None,
     enough: Callable[[Check], bool] | None = None,
+    begin: int = 0,
+    journal: Callable[[str, object], None] = lambda kind, value: None,
 ) -> Report:
     """Hold `subject`, or what it names, to the groups in `only` (all where empty) and return what was found.
 
     `head_dims`, such as 96 or "192x128" (of Q and K, and of V), stand in for the subject's own; `forward_only` asks for no
-    gradients. A group ends with the check that is `enough`, and with that the RMSE table is left out.
+    gradients. A group ends with the check that is `enough`, and with that the RMSE table is left out. `journal` is told every
+    question and answer as it comes, and the first `begin` questions are left out: what isolation.py goes by.
 
     Raises UsageError for a name, a device, dtype, head dim or group that does not exist or that the subject does not take, and
     MissingTool where a GPU, or the sanitizer, is asked for and missing.
@@ -90,7 +93,13 @@ def validate(
         bench.known = known
     started = time.perf_counter()
     advance(0, 1, f"{subject.name}, {SURVEY}")
-    report.checks += survey.survey(bench)
+    about = ("subject", "device", "dtype", "seed", "quick", "environment", "options")
+    journal("report", {name: getattr(report, name) for name in about})
+    surveyed = survey.survey(bench)
+    if begin == 0:
+        report.checks += surveyed
+        for check in surveyed:
+            journal("check", check.to_dict())
     if not bench.subject.head_dims:
         report.seconds = time.perf_counter() - started
         return report
@@ -98,19 +107,24 @@ def validate(
     plan += [(group, trial) for group in chosen for trial in _trials(bench, group)]
     ended: set[str] = set()
     for done, (group, trial) in enumerate(plan):
-        if group in ended:
+        if done < begin or group in ended:
             continue
+        journal("asking", [done, len(plan), group, trial.name])
         advance(done, len(plan), f"{subject.name}, {group}: {trial.name}")
         bench.group = group
         report.checks.append(_ask(bench, trial))
         if bench.on_gpu and not _gpu_answers():
             lost = "the GPU no longer answers after this call (an illegal address, or an assertion on the device)"
             report.checks[-1] = Check(group, trial.name, FAIL, seed, f"{lost}; {report.checks[-1].message}".rstrip("; "))
+            journal("check", report.checks[-1].to_dict())
+            journal("lost", None)
             break
+        journal("check", report.checks[-1].to_dict())
         if enough and enough(report.checks[-1]):
             ended.add(group)
         if trial.name == accuracy.table_case(bench).name and group == "accuracy" and not enough:
             report.rmse = _rmse(bench)
+            journal("rmse", report.rmse)
     report.seconds = time.perf_counter() - started
     return report
 
