@@ -59,13 +59,14 @@ class Shares:
 
 
 def shares_of_several(runs: Sequence[Run]) -> list[Row | None]:
-    """The breakdowns of several runs, a row for each part that any of them has."""
+    """The breakdowns of several runs, a row for each part that any of them has, under a heading."""
     parts = [run.breakdown.to_dict() if run.breakdown else {} for run in runs]
-    return [
+    rows = [
         (title, [percent(each[name]) if each.get(name, 0.0) >= _SHOWN else "-" for each in parts])
         for name, (title, _) in _NAMES.items()
         if any(each.get(name, 0.0) >= _SHOWN for each in parts)
     ]
+    return [("tensor cores' time", [""] * len(runs)), *rows]
 
 
 def savings_of_several(runs: Sequence[Run]) -> list[Row | None]:
@@ -93,7 +94,7 @@ class Savings:
         if wide:
             table.add_column("device fields that change")
         for each in self.found:
-            row = [Text(each.resource, "bold"), scaled(each.time_s, "s"), percent(each.saved)]
+            row = [Text(each.resource, "bold"), scaled(each.time_s, "s"), percent(round(each.saved, 3) + 0.0)]
             table.add_row(*row, *([Text(", ".join(each.changed), "dim")] if wide else []))
         yield table
 
