@@ -77,6 +77,14 @@ def test_what_takes_longer_is_the_reason_that_grows():
         assert max(grown, key=grown.get) == name, (name, grown)
 
 
+def test_what_lies_before_a_tiles_first_gemm_is_prologue_and_behind_its_last_epilogue():
+    """Short tiles of CTAs that follow one another: waits for Q are no waits amid a tile, O's way out is no softmax."""
+    base, late = (reasons("fa2", replace(H200, hbm_latency_cycles=c), loops=[(1, 0)] * 4) for c in (700, 4000))
+    grown = {reason: late[reason] - base[reason] for reason in REASONS}
+    assert max(grown, key=grown.get) == "prologue" and grown["memory"] < grown["prologue"] / 10
+    assert base["epilogue"] > base["softmax"] / 4
+
+
 def test_rows_beyond_the_length_are_padding_and_pairs_above_the_diagonal_masked():
     tile = Tile(128, 64)
     for workload, executed, inside in (
