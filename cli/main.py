@@ -108,4 +108,7 @@ def main() -> None:
     fall_back(sys.stdout)
     fall_back(sys.stderr)
     process.prepare()
-    sys.exit(run())
+    status = run()
+    if status == INTERRUPTED:
+        os._exit(status)  # at once: taking the compiler apart takes a good part of a second
+    sys.exit(status)
