@@ -47,7 +47,7 @@ def settle(error: BaseException, again: Callable[[], object], strict: bool, doin
     """
     what = f"{doing}raised {said(error)}"
     if isinstance(error, NotImplementedError):
-        raise Skipped(f"{doing}not supported: {_first_line(error)}" if str(error) else f"{doing}not supported") from None
+        raise Skipped(f"{doing}not supported: {_first_line(error)}" if _text(error) else f"{doing}not supported") from None
     if strict or not states_a_limit(error):
         raise Fault(what) from None
     for _ in range(_REPEATS):
@@ -66,10 +66,10 @@ def settle(error: BaseException, again: Callable[[], object], strict: bool, doin
 
 def states_a_limit(error: BaseException) -> bool:
     """Whether `error` reads as a limit of the kernel, by its type and where it was raised."""
-    if isinstance(error, (RecursionError, torch.OutOfMemoryError)) or "CUDA error" in str(error):
+    if isinstance(error, (RecursionError, torch.OutOfMemoryError)) or "CUDA error" in _text(error):
         return False
     if isinstance(error, RuntimeError):
-        return bool(_STATED.search(str(error)))
+        return bool(_STATED.search(_text(error)))
     return isinstance(error, (ValueError, TypeError, AssertionError)) and _raised_by_the_kernel(error)
 
 
@@ -98,10 +98,11 @@ def refill(*tensors: torch.Tensor) -> None:
 
 def plain(got: object) -> object:
     """A strided tensor as PyTorch's own class, usable by autograd; everything else as it is."""
-    if isinstance(got, torch.Tensor) and got.layout == torch.strided and not got.is_quantized:
-        got = got if type(got) in (torch.Tensor, torch.nn.Parameter) else got.as_subclass(torch.Tensor)
-        return got.clone() if got.is_inference() else got.resolve_neg()
-    return got
+    with torch._C.DisableTorchFunctionSubclass():  # a subclass may refuse whatever it is asked
+        if isinstance(got, torch.Tensor) and got.layout == torch.strided and not got.is_quantized:
+            got = got if type(got) in (torch.Tensor, torch.nn.Parameter) else got.as_subclass(torch.Tensor)
+            return got.clone() if got.is_inference() else got.resolve_neg()
+        return got
 
 
 def said(error: BaseException) -> str:
@@ -122,8 +123,12 @@ def place(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # an exception of the subject's own class may fail to describe itself
-        return "(no message)"
+    lines = _text(error).splitlines()
     return lines[0] if lines else "(no message)"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error).strip()
+    except Exception:  # an exception of the subject's own class may fail to describe itself
+        return ""

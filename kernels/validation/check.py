@@ -41,6 +41,9 @@ class HeadDim(int):
     def __eq__(self, other: object) -> bool:
         return int(self) == other and self.v == getattr(other, "v", other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash((int(self), self.v)) if self.v != int(self) else hash(int(self))
 

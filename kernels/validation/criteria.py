@@ -54,6 +54,7 @@ def hold_form(name: str, got: object, shape: tuple[int, ...], dtype: torch.dtype
     if not isinstance(got, torch.Tensor):
         raise Fault(f"{name} is a {type(got).__name__}, expected a tensor")
     for what, found, wanted in (
+        ("layout", got.layout, torch.strided),
         ("shape", tuple(got.shape), tuple(shape)),
         ("dtype", got.dtype, dtype),
         ("device", got.device.type, device.type),

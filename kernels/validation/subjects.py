@@ -157,7 +157,9 @@ def _load(name: str, keywords: dict[str, object]) -> Callable:
     try:
         for part in attribute.split("."):
             found = getattr(found, part, None)
-    except Exception as error:  # a module may compute its attributes
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may compute its attributes
         raise UsageError(f"{name} cannot be had: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UsageError(f"{module_name!r} has no callable {attribute!r}: write package.module:function")
