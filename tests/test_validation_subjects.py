@@ -255,45 +255,33 @@ def test_a_kernel_that_refuses_everything_is_not_validated():
     assert [check.case for check in found.checks] == ["forward at head dims 16, 32"]
 
 
-def test_a_kernel_for_half_precision_alone_is_asked_for_everything_else():
-    def half(q, k, v, causal=False, softmax_scale=None):
-        assert q.dtype in (torch.float16, torch.bfloat16), "fp16 and bf16 only"
-        return right(q, k, v, causal=causal, softmax_scale=softmax_scale)
-
-    found = held(half, only=("gradients",))
-    skipped = [check for check in found.checks if check.verdict == "skip"]
-    assert found.passed and [check.case for check in skipped] == ["gradcheck"] and "fp16 and bf16 only" in skipped[0].message
-
-
 @pytest.mark.parametrize("error", [RuntimeError("This build does not support backward."), NotImplementedError()])
 def test_a_kernel_without_a_backward_says_so_once(error):
-    found = held(with_backward(lambda ctx, do: throw(error)), only=("gradients", "memory"))
+    found = held(with_backward(lambda ctx, do: throw(error)), only=("determinism",))
     assert found.passed, [check.message for check in found.failures]
     said = [check for check in found.checks if check.group == "survey"]
     assert len(said) == 1 and "backward" in said[0].message
-    assert {check.message for check in found.of("gradients")} == {"forward only"}
+    assert {check.message for check in found.of("determinism") if check.verdict == "skip"} == {"forward only"}
 
 
 def test_a_backward_that_fails_at_once_fails_once():
-    found = held(with_backward(lambda ctx, do: throw(ZeroDivisionError("x"))), only=("gradients", "memory"))
+    found = held(with_backward(lambda ctx, do: throw(ZeroDivisionError("x"))), only=("determinism",))
     assert [check.group for check in found.failures] == ["survey"] and "ZeroDivisionError" in found.failures[0].message
 
 
 def test_forward_only_asks_for_no_gradients():
     wrong = with_backward(lambda ctx, do: [torch.ones(x, dtype=do.dtype) for x in ctx.shapes])
-    assert not held(wrong, only=("gradients",)).passed
     kernel = subjects.Subject(name="mine:f", forward=wrong, tile=16, slow=True)
-    found = suite.validate(kernel, device="cpu", quick=True, only=("memory", "gradients"), forward_only=True, head_dims=[16])
+    found = suite.validate(kernel, device="cpu", quick=True, only=("determinism",), forward_only=True, head_dims=[16])
     assert found.passed and "--forward-only" in found.options and "--head-dim 16" in found.options
 
 
 # -- head dims, arguments, names --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("groups", [("accuracy", "inputs"), ("memory", "process", "determinism"), ("gradients",)])
-def test_vs_head_dim_may_differ(groups):
+def test_vs_head_dim_may_differ():
     kernel = subjects.Subject(name="mine:f", forward=right, tile=16, slow=True)
-    found = suite.validate(kernel, device="cpu", quick=True, only=groups, head_dims=["24x16"])
+    found = suite.validate(kernel, device="cpu", quick=True, only=["process", "determinism"], head_dims=["24x16"])
     assert found.passed, [check.message for check in found.failures]
     assert "--head-dim 24x16" in found.options
 
