@@ -57,6 +57,8 @@ for _place, _command in enumerate(
 ):
     app.command(_command, sort_key=_place, help_format="markdown")
 
+app.register_install_completion_command()  # --install-completion, for bash, zsh and fish
+
 
 def _fail(message: str) -> int:
     """Print `message` as one sentence on stderr; the status of a usage error."""

@@ -64,7 +64,7 @@ def test_a_recording_changed_changes_its_field_and_no_other(tmp_path, fields):
     ("damage", "match"),
     [
         (lambda path: path.unlink(), "pipes.json is missing"),
-        (lambda path: path.write_text("{"), "cannot be read"),
+        (lambda path: path.write_text("{"), "is damaged or cut short"),
         (lambda path: path.write_text('{"schema": "other/1"}'), "not a calibration recording"),
         (
             lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"results": {}})),

@@ -234,3 +234,8 @@ def test_an_endless_listing_is_refused(fasim):
 @pytest.mark.parametrize("tokens", [("predict", "--schedule"), ("predict", "--schedule", "--json"), ("roofline", "--schedule")])
 def test_no_schedule_at_all_is_refused(fasim, tokens):
     assert fasim(*tokens)[2] == "fasim: --schedule needs a name, such as fa3\n"
+
+
+def test_a_shell_can_complete_the_commands():
+    script = app.generate_completion(shell="bash")
+    assert all(name in script for name in (*COMMANDS, "--seqlen", "--install-completion"))

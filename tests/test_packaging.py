@@ -37,6 +37,15 @@ def test_package_data_names_files_that_exist():
             assert list(folder.glob(pattern)), f"{package}: {pattern} names no file"
 
 
+def test_the_recordings_that_compare_reads_by_default_come_with_the_package():
+    from fasim.traces.store import RECORDED, TIMELINES
+
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["fasim.traces"]
+    packed = {path for pattern in patterns for path in (ROOT / "traces").glob(pattern)}
+    runs = {path for folder in (RECORDED, TIMELINES) for path in folder.iterdir() if ".run.json" in path.name}
+    assert runs and runs <= packed
+
+
 def test_the_version_is_written_once_per_place_and_agrees():
     assert PROJECT["project"]["version"] == fasim.__version__
     assert f"## {fasim.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
