@@ -300,8 +300,8 @@ def test_a_head_dim_reads_as_it_is_given():
 
 MODULE = """
 import sys
-from fasim.kernels.validation.mutants import TiledAttention
-right = TiledAttention()
+from fasim.kernels.validation.subjects import resolve
+right = resolve("torch-math").forward
 def attention(q, k, v, causal=False, softmax_scale=None, *, loud=None):
     print("printed by the kernel")
     assert loud == 2
