@@ -66,12 +66,17 @@ def flag_of(causal: object) -> bool:
     raise UsageError(f"causal is {_shown(causal)} and must be True or False")
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether a tensor has strides, as neither a sparse nor a nested one has."""
+    return x.layout is torch.strided and not x.is_nested
+
+
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, name: str = "fa2") -> None:
     """Raise UsageError, one sentence, unless the kernels can take these tensors; `name` is the schedule asked for."""
     for tensor, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise UsageError(f"{tensor} is a {type(x).__name__}; it must be a torch.Tensor")
-        if x.layout is not torch.strided or x.is_nested:
+        if not is_dense(x):
             kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
             raise UsageError(f"{tensor} is a {kind} tensor; the kernels take dense ones: pad it or convert it with .to_dense()")
         if x.dim() != 4:

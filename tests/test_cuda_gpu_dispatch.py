@@ -98,6 +98,7 @@ def test_fresh_threads_attend_and_differentiate(schedule, streams):
     owned = [torch.cuda.Stream() if streams == "own streams" else torch.cuda.current_stream() for _ in range(6)]
     torch.cuda.synchronize()
     ops._plans.clear()
+    ops._accepted.clear()
     launch.plan_for.cache_clear()  # tensor maps are made anew, by whichever thread is first
     got, failed = [], []
 

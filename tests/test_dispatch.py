@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def launch(monkeypatch):
     for name, found in keys.items():
         monkeypatch.setattr(ops, name, found)
     monkeypatch.setattr(ops, "_plan", lambda q, k, v, causal, schedule: plan)
+    monkeypatch.setattr(ops, "_accepted", {})
     return plan
 
 
@@ -105,23 +107,96 @@ def test_a_tensor_whose_memory_is_not_its_value_counts_by_its_value(launch, kind
     assert env.relative_error(got, reference.attention_forward(**tensors | {which: value}).o) < 1e-3
 
 
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+@pytest.mark.parametrize("kind", LAZY)
+def test_a_tensor_unlike_the_accepted_ones_of_its_shape_is_looked_at_anew(launch, kind, which):
+    tensors = dict(zip("qkv", plain(), strict=True))
+    flash_attn_func(**tensors)
+    assert ops._accepted_before(**tensors, causal=False, schedule="auto") == (launch, 64)
+    odd, value = LAZY[kind](tensors[which])
+    assert ops._accepted_before(**tensors | {which: odd}, causal=False, schedule="auto") is None
+    if torch._C._dispatch_keys(odd).has(DispatchKey.Functionalize):
+        return
+    got = flash_attn_func(**tensors | {which: odd})
+    assert env.relative_error(got, reference.attention_forward(**tensors | {which: value}).o) < 1e-3
+
+
+UNLIKE = {
+    "shape": lambda x: x.reshape(1, x.shape[2], x.shape[1], 64),
+    "strides": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "dtype": lambda x: x.bfloat16(),
+    "device": lambda x: x.to("meta"),
+    "requires_grad": lambda x: x.clone().requires_grad_(),
+    "layout": lambda x: x.to_sparse(),
+    "no tensor": lambda x: x.numpy(),
+}
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+@pytest.mark.parametrize("property_of", UNLIKE)
+def test_what_was_accepted_is_known_again_by_all_that_a_launch_depends_on(launch, property_of, which):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(1, 4, 2, 64, generator=generator).half() for name in "qkv"}
+    flash_attn_func(**tensors)
+    assert ops._accepted_before(**tensors, causal=False, schedule="auto") == (launch, 64)
+    other = UNLIKE[property_of](tensors[which])
+    assert ops._accepted_before(**tensors | {which: other}, causal=False, schedule="auto") is None
+    assert ops._accepted_before(**tensors, causal=True, schedule="auto") is None
+    assert ops._accepted_before(**tensors, causal=False, schedule="fa2") is None
+
+
+def test_inference_tensors_and_ordinary_ones_are_told_apart(launch):
+    q, k, v = plain()
+    with torch.inference_mode():
+        inputs = q.clone(), k.clone(), v.clone()
+        flash_attn_func(*inputs)
+        assert ops._accepted_before(*inputs, False, "auto") == (launch, 64)
+        assert ops._accepted_before(q, k, v, False, "auto") is None
+    assert ops._accepted_before(q, k, v, False, "auto") is None
+
+
+def test_one_tensor_in_two_places_is_launched_on_and_not_remembered(launch):
+    q, k, _ = plain()
+    expected = reference.attention_forward(q, k, k).o
+    assert env.relative_error(flash_attn_func(q, k, k), expected) < 1e-3
+    assert launch.launches == 1 and not ops._accepted
+
+
+def test_what_is_remembered_keeps_no_tensor_alive_and_is_bounded(launch, monkeypatch):
+    monkeypatch.setattr(ops, "_PLANS_KEPT", 2)
+    for rows in range(1, 6):
+        q, k, v = (torch.zeros(1, rows, 1, 64).half() for _ in range(3))
+        flash_attn_func(q, k, v)
+        assert ops._accepted_before(q, k, v, False, "auto") == (launch, 64) and 1 <= len(ops._accepted) <= 2
+    gone = weakref.ref(q)
+    del q
+    assert gone() is None
+
+
 def test_whoever_watches_sees_the_operator(launch):
-    q = torch.zeros(1, 4, 1, 64).half()
-    assert not ops._observed(q, q, q)
+    q, k, v = (torch.zeros(1, 4, 1, 64).half() for _ in range(3))
+    flash_attn_func(q, k, v)
+
+    def launched():
+        return ops._accepted_before(q, k, v, False, "auto") is not None
+
+    assert not ops._observed(q, q, q) and launched()
     assert ops._observed(q, q.as_subclass(Subclass), q)
     assert ops._observed(q, q.to("meta"), q)
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False):
-        assert ops._observed(q, q, q)
+        assert ops._observed(q, q, q) and not launched()
     with TorchDispatchMode():
-        assert ops._observed(q, q, q)
+        assert ops._observed(q, q, q) and not launched()
     with torch.overrides.BaseTorchFunctionMode():
-        assert ops._observed(q, q, q)
+        assert ops._observed(q, q, q) and not launched()
     with forward_ad.dual_level():
-        assert ops._observed(q, q, q)
+        assert ops._observed(q, q, q) and not launched()
     assert torch.vmap(lambda x: x + int(ops._observed(q, q, q)))(torch.zeros(2)).tolist() == [1, 1]
+    assert torch.vmap(lambda x: x + int(launched()))(torch.zeros(2)).tolist() == [0, 0]
+    assert launched()
 
 
 def twice(attend, needed=(0, 1, 2)):
