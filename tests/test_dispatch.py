@@ -264,6 +264,13 @@ def test_what_is_no_dense_tensor_of_16_bits_is_said_in_one_sentence(message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_operator_refuses_a_sparse_tensor_in_one_sentence():
+    q, k, v = plain()
+    for tensors in ((q.to_sparse(), k, v), (q, k.to_sparse(), v), (q, k, v.to_sparse())):
+        with pytest.raises(UsageError, match="is a sparse_coo tensor; the kernels take dense ones"):
+            torch.ops.fasim.attention(*tensors, 0.1)
+
+
 @pytest.mark.parametrize("causal", [None, "no", 2, 0.0, 0.125, torch.tensor(True), []], ids=repr)
 def test_causal_is_a_truth_value_and_nothing_else(launch, causal):
     q, k, v = plain()
