@@ -12,8 +12,8 @@ from .tables import house_table
 
 if TYPE_CHECKING:
     from ..kernels.validation.check import Check
+    from ..kernels.validation.kill_table import KillTable
     from ..kernels.validation.report import Report
-    from ..kernels.validation.suite import KillTable
 
 _FAILURES_SHOWN = 3  # of each group, in words
 _STYLE = {"pass": "green", "fail": "bold red", "skip": "dim", "note": "cyan"}

@@ -13,6 +13,7 @@ import fasim.traces
 from fasim.kernels.calibrate import device_file, profiler, recorder
 from fasim.simulator.device import load_device
 from fasim.simulator.errors import UsageError
+from fasim.simulator.reading import read_json
 
 RECORDED = Path(fasim.traces.__file__).parent / "recorded" / "calibration"
 H200 = Path(fasim.simulator.__file__).parent / "devices" / "h200.toml"
@@ -44,6 +45,22 @@ def test_every_source_says_recording_device_date_and_how(fields):
 
 def test_every_recording_belongs_to_a_microbenchmark():
     assert {path.stem for path in RECORDED.glob("*.json")} == set(recorder.BENCHMARKS)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_correlation_that_does_not_exist_is_recorded_as_null(tmp_path):
+    np = pytest.importorskip("numpy")
+    from fasim.kernels.calibrate import harness, pace
+
+    steady = np.tile(100 * np.arange(512), (4, 2, 1))  # every SM the same: nothing varies
+    found = pace.drift(lambda *_, **__: steady, "plain", 64, False)
+    assert np.isnan(found["correlation_of_the_two_halves"])
+    path = tmp_path / "pace.json"
+    path.write_text(harness.as_json({"drift": found, "rows": np.array([[1.0, np.inf]]), "pair": (np.float32("nan"), np.int64(2))}))
+    record = read_json(path, "recording")
+    assert record["drift"]["correlation_of_the_two_halves"] is None
+    assert record["drift"]["cycles_per_block"] == found["cycles_per_block"]
+    assert record["rows"] == [[1.0, None]] and record["pair"] == [None, 2]
 
 
 def test_a_recording_changed_changes_its_field_and_no_other(tmp_path, fields):

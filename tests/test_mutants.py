@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ torch = pytest.importorskip("torch")
 from fasim.kernels.validation import mutants, subjects, suite  # noqa: E402
 from fasim.kernels.validation.check import Check  # noqa: E402
 from fasim.kernels.validation.report import Report  # noqa: E402
+from fasim.simulator.errors import UsageError  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,72 @@ def test_a_mutant_that_lives_or_a_correct_kernel_that_dies_fails_the_self_test()
     assert not alive.passed and "dropped rescale" in alive.conclusion
     broken = suite.KillTable(["shapes"], Report("tiled attention", "CPU", "fp16", 0, True, [Check("shapes", "x", "fail", 0)]))
     assert not broken.passed and "correct kernel is rejected" in broken.conclusion
+
+
+FEW = tuple(mutant for mutant in mutants.MUTANTS if mutant.group == "accuracy")[:3]
+
+
+def test_two_processes_make_the_table_that_one_makes():
+    one, two = (suite.self_test(only=["accuracy"], mutants=FEW, processes=n).to_dict() for n in (1, 2))
+    assert [row["mutant"] for row in two["mutants"]] == [mutant.name for mutant in FEW]
+    changing = ("seconds", "conclusion")  # the conclusion says the seconds
+    assert {k: v for k, v in two.items() if k not in changing} == {k: v for k, v in one.items() if k not in changing}
+    assert two["verdict"] == "pass"
+
+
+def never_made():
+    """A mutant that takes for ever."""
+    time.sleep(120)
+
+
+def no_kernel():
+    """What a mutant cannot be made of."""
+    raise UsageError("there is no such kernel")
+
+
+def end_the_process():
+    """A mutant that takes its process with it."""
+    os._exit(3)
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """A mutant of a function above, which another process finds by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setitem(sys.modules, "test_mutants", sys.modules[__name__])
+
+    def of(kernel):
+        monkeypatch.setattr(kernel, "__module__", "test_mutants")
+        return mutants.Mutant(kernel, "determinism", "")
+
+    return of
+
+
+def test_an_interrupt_ends_the_processes_of_the_self_test(planted):
+    before, started = set(multiprocessing.active_children()), []
+
+    def interrupt(done, total, what):
+        if done:
+            started.extend(set(multiprocessing.active_children()) - before)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        suite.self_test(only=["determinism"], mutants=[planted(never_made), FEW[0]], processes=2, advance=interrupt)
+    assert started
+    for child in started:
+        child.join(30)
+    assert not any(child.is_alive() for child in started)
+
+
+@pytest.mark.parametrize(("kernel", "words"), [(no_kernel, "no such kernel"), (end_the_process, "ended without an answer")])
+def test_an_error_in_a_process_of_the_self_test_is_an_error(kernel, words, planted):
+    with pytest.raises(UsageError, match=words):
+        suite.self_test(only=["determinism"], mutants=[planted(kernel)], processes=2)
+
+
+def test_a_number_of_processes_is_one_or_more():
+    with pytest.raises(UsageError, match="give 1 or more"):
+        suite.self_test(processes=0)
 
 
 def test_self_test_shows_the_kill_table(fasim, table, monkeypatch):

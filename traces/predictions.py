@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from ..simulator.tile import Tile
 from ..simulator.workload import Workload
 from . import store
 from .files import cache_folder
+from .workers import spawned
 
 MAX_KEPT = 4000
 """Predictions in the folder, some 6 kB each; beyond it the oldest are deleted."""
@@ -121,24 +121,10 @@ def _made(question: Question) -> Run:
 
 
 def _in_processes(missing: Sequence[Question], processes: int) -> Iterator[tuple[Question, Run]]:
-    before = set(active_children())
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
-    try:
+    with spawned(processes) as pool:
         asked = {pool.submit(_made, question): question for question in missing}
         for each in as_completed(asked):
             yield asked[each], each.result()
-        pool.shutdown()
-    except BaseException:
-        for child in set(active_children()) - before:
-            child.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # -- keeping ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import ctypes
 import datetime
 import hashlib
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -137,15 +138,22 @@ def provenance(source_file, source):
 def write(out, name, source_file, source, results, raw=None):
     """Write `DIR/name.json`; `results` are conclusions, `raw` a modest set of samples behind them."""
     record = provenance(source_file, source) | {"results": results, "raw": raw or {}}
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=_plain) + "\n")
+    (out / f"{name}.json").write_text(as_json(record))
+
+
+def as_json(record):
+    """A recording as JSON text. A number that does not exist, such as the correlation of what does not vary, is null."""
+    return json.dumps(_plain(record), indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} does not go into JSON")
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def spread(samples):

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--with", action="append", default=[], dest="arguments", help="NAME=VALUE for package.module:function")
     parser.add_argument("--sanitize", action="store_true")
     parser.add_argument("--self-test", action="store_true", help="hold the suite to its planted faults")
+    parser.add_argument("--processes", type=int, help="of the self-test [default: 4 on a GPU, 1 on the CPU]")
     parser.add_argument("--out", type=Path, help="folder for the JSON reports")
     parser.add_argument("--name", help="file name of the report in --out, where there is one")
     parser.add_argument("--exercise", metavar="NAME", help="call this subject a few times, without checks")
@@ -78,7 +79,8 @@ def _validate(options: argparse.Namespace) -> int:
 def _self_test(options: argparse.Namespace) -> int:
     from .suite import self_test
 
-    table = self_test(device=options.device, dtype=(options.dtype or ["fp16"])[0], seed=options.seed, only=options.only)
+    dtype = (options.dtype or ["fp16"])[0]
+    table = self_test(device=options.device, dtype=dtype, seed=options.seed, only=options.only, processes=options.processes)
     sys.stdout.write(f"{table.conclusion}\n")
     if options.out:
         _write(options.out / "self-test.json", table.to_dict())

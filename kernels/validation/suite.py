@@ -5,18 +5,22 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import date
 from importlib import metadata
 
 import torch
 
 from ...simulator.errors import UsageError, did_you_mean
+from ...traces.workers import spawned
 from . import accuracy, autograd, calls, determinism, gradients, inputs, memory, process, sanitize, shapes, survey
 from .bench import Bench
 from .check import FAIL, NOTE, PASS, SKIP, Check, Fault, MissingTool, Noted, Skipped, Trial
 from .criteria import DTYPES
+from .kill_table import KillTable
 from .mutants import MUTANTS, Mutant, TiledAttention
 from .mutants import subject as tiled_subject
 from .report import SURVEY, Report
@@ -217,70 +221,11 @@ def _driver() -> str:
 
 # -- self-test --------------------------------------------------------------------------------------------------------
 
+PROCESSES_ON_CUDA = 4
+"""The planted faults are tiles of plain torch: what takes the time is one CPU thread that launches them."""
 
-@dataclass
-class KillTable:
-    """Which group rejects which planted fault, and how."""
-
-    groups: list[str]
-    correct: Report
-    reports: dict[str, Report] = field(default_factory=dict)
-    mutants: dict[str, Mutant] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def kills(self, mutant: str) -> dict[str, list[Check]]:
-        """Group -> the checks of it that failed, up to the one that said enough."""
-        return {group: [c for c in self.reports[mutant].of(group) if c.verdict == FAIL] for group in self.groups}
-
-    @property
-    def alive(self) -> list[str]:
-        """Mutants that no group rejects."""
-        return [name for name in self.reports if not any(self.kills(name).values())]
-
-    @property
-    def passed(self) -> bool:
-        """Every mutant is rejected, and the correct kernel is not."""
-        return not self.alive and self.correct.passed
-
-    def only_by(self, group: str) -> list[str]:
-        """Mutants that would live without this group."""
-        return [n for n in self.reports if [g for g, checks in self.kills(n).items() if checks] == [group]]
-
-    @property
-    def conclusion(self) -> str:
-        """One line."""
-        if not self.correct.passed:
-            return f"self-test failed: the correct kernel is rejected: {self.correct.conclusion}"
-        if self.alive:
-            return f"self-test failed: {len(self.alive)} of {len(self.reports)} planted faults live: {', '.join(self.alive)}"
-        return (
-            f"self-test passed: all {len(self.reports)} planted faults rejected, the correct kernel accepted: "
-            f"{self.correct.dtype} on {self.correct.device}, {self.seconds:.0f} s"
-        )
-
-    def to_dict(self) -> dict:
-        """Plain data; `message` is the first rejection, by the group that must reject it where it does."""
-        rows = []
-        for name in self.reports:
-            mutant, kills = self.mutants[name], self.kills(name)
-            first = next((c for c in kills.get(mutant.group, [])), next((c for each in kills.values() for c in each), None))
-            rows.append(
-                {"mutant": name, "fault": mutant.fault, "killed": first is not None}
-                | {"rejected_by": [group for group, checks in kills.items() if checks]}
-                | {"message": first.message if first else ""}
-            )
-        return {
-            "schema": "fasim.validation.self-test/2",
-            "verdict": PASS if self.passed else FAIL,
-            "conclusion": self.conclusion,
-            "device": self.correct.device,
-            "dtype": self.correct.dtype,
-            "seed": self.correct.seed,
-            "seconds": round(self.seconds, 1),
-            "groups": self.groups,
-            "needed_for": {group: self.only_by(group) for group in self.groups},
-            "mutants": rows,
-        }
+_references: dict = {}
+"""What the yardstick said of each case, in a process of `self_test`'s."""
 
 
 def self_test(
@@ -290,24 +235,60 @@ def self_test(
     seed: int = 0,
     only: Sequence[str] = (),
     mutants: Sequence[Mutant] = MUTANTS,
+    processes: int | None = None,
     advance: Advance = lambda done, total, what: None,
 ) -> KillTable:
     """Hold every planted fault, and the correct kernel they are made from, to the suite.
 
     The group that must reject a mutant goes on until a check says what is wrong, every other group until any check fails:
-    enough to say what would live without any one group.
+    enough to say what would live without any one group. More than one of `processes` (None: 4 on a GPU, 1 on the CPU) are
+    dealt the mutants in turn, and this one takes the correct kernel; the table's order is that of `mutants`.
+
+    Raises what `validate` raises, in whichever process, and UsageError where one of them dies.
     """
     started, chosen = time.perf_counter(), _chosen(only)
-    options = {"device": device, "dtype": dtype, "seed": seed, "quick": True, "only": only, "known": {}}
-    with _one_thread():
+    correct = tiled_subject("tiled attention", TiledAttention())
+    _bench(correct, device, dtype, seed, quick=True)  # what cannot be asked is said before a process is started
+    processes = (PROCESSES_ON_CUDA if device == "cuda" else 1) if processes is None else processes
+    if processes < 1:
+        raise UsageError(f"{processes} processes are not possible: give 1 or more")
+    options = {"device": device, "dtype": dtype, "seed": seed, "quick": True, "only": tuple(only)}
+    known: dict = {}
+    found: dict[str, Report] = {}
+    with _one_thread(), ExitStack() as pools:
         advance(0, len(mutants), "the correct kernel")
-        table = KillTable(chosen, validate(tiled_subject("tiled attention", TiledAttention()), **options))
-        for done, mutant in enumerate(mutants):
-            advance(done, len(mutants), mutant.name)
-            table.reports[mutant.name] = validate(mutant.subject(), **options, enough=mutant.caught)
-            table.mutants[mutant.name] = mutant
+        if processes > 1:
+            workers = [pools.enter_context(spawned(1, _begin)) for _ in range(processes)]
+            asked = {workers[n % processes].submit(_held, each, options): each.name for n, each in enumerate(mutants)}
+        table = KillTable(chosen, validate(correct, **options, known=known))
+        answers = _as_they_come(asked) if processes > 1 else ((each.name, _held(each, options, known)) for each in mutants)
+        for name, report in answers:
+            found[name] = report
+            advance(len(found), len(mutants), name)
+    for mutant in mutants:
+        table.reports[mutant.name], table.mutants[mutant.name] = found[mutant.name], mutant
     table.seconds = time.perf_counter() - started
     return table
+
+
+def _held(mutant: Mutant, options: dict, known: dict = _references) -> Report:
+    """One mutant's report, up to what is enough."""
+    return validate(mutant.subject(), **options, known=known, enough=mutant.caught)
+
+
+def _as_they_come(asked: dict[Future, str]) -> Iterator[tuple[str, Report]]:
+    for each in as_completed(asked):
+        try:
+            yield asked[each], each.result()
+        except BrokenProcessPool:
+            raise UsageError(
+                "self-test: one of its processes ended without an answer; python -m fasim.kernels.validation --self-test "
+                "--processes 1 stays in one"
+            ) from None
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
 
 
 @contextmanager
