@@ -265,11 +265,11 @@ def test_what_is_no_dense_tensor_of_16_bits_is_said_in_one_sentence(message):
 
 
 def test_the_operator_refuses_a_sparse_tensor_in_one_sentence():
-    q, k, v = plain()
-    torch.ops.fasim.attention(q, k, v, 0.1)  # dense ones of these shapes and strides are known from here on
-    for tensors in ((q.to_sparse(), k, v), (q, k.to_sparse(), v), (q, k, v.to_sparse())):
-        with pytest.raises(UsageError, match="is a sparse_coo tensor; the kernels take dense ones"):
-            torch.ops.fasim.attention(*tensors, 0.1)
+    tensors = dict(zip("qkv", plain(), strict=True))
+    for which, x in tensors.items():
+        torch.ops.fasim.attention(*(tensors | {which: x.new_zeros(()).expand(x.shape)}).values(), 0.1)
+        with pytest.raises(UsageError, match=f"{which} is a sparse_coo tensor; the kernels take dense ones"):
+            torch.ops.fasim.attention(*(tensors | {which: x.to_sparse()}).values(), 0.1)  # its strides are as those: 0
 
 
 @pytest.mark.parametrize("causal", [None, "no", 2, 0.0, 0.125, torch.tensor(True), []], ids=repr)
