@@ -162,8 +162,8 @@ def test_help_teaches(fasim):
 def test_a_profiled_benchmark_hands_over_its_launches_in_base_units(tmp_path, monkeypatch):
     tool = tmp_path / "ncu"
     tool.write_text("#!/bin/sh\nenv | grep ^FASIM_CHILD >&2\necho '==PROF== noise'\n"
-                    "printf '%s\\n' '\"ID\",\"bytes\",\"sectors\"' '\"\",\"Kbyte\",\"sector\"' "
-                    "'\"0\",\"1,024.5\",\"7\"' '\"1\",\"2\",\"8\"'\n")  # fmt: skip
+                    "printf '%s\\n' '\"ID\",\"Kernel Name\",\"bytes\",\"sectors\"' '\"\",\"\",\"Kbyte\",\"sector\"' "
+                    "'\"0\",\"k\",\"1,024.5\",\"7\"' '\"1\",\"k\",\"2\",\"8\"'\n")  # fmt: skip
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     seen = profiler.counters("some.module", "FASIM_CHILD", "kernel", ["bytes", "sectors"])

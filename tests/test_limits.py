@@ -17,8 +17,8 @@ from fasim.simulator.workload import Workload
 @pytest.mark.parametrize(
     ("workload", "schedule", "match"),
     [
-        (Workload(1, 1, 400_000), "fa1", "6,250 tiles of Q"),
-        (Workload(1, 1, 150_000), "fa1", "GB to predict"),
+        (Workload(1, 1, 800_000), "fa1", "6,250 tiles of Q"),
+        (Workload(1, 1, 150_000, 256), "fa1", "GB to predict"),
         (Workload(3_000_000, 64, 1), "fa3", "GB to predict"),
         (Workload(1 << 24, 1 << 20, 1), "fa3", "tile loads"),
         (Workload(1, 1, seqlen_q=64, seqlen_k=100_000_000), "fa3", "a loop of 781,250 K/V blocks"),
