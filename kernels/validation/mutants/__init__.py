@@ -77,6 +77,7 @@ MUTANTS = (
     Mutant(forward.ZeroScaleIsDefault, "shapes", "not the one given"),
     Mutant(forward.MaskTimesScale, "shapes", "softmax_scale is the one given"),
     Mutant(forward.SmallGroupsOnly, "shapes", "key head 0 for every query head"),
+    Mutant(forward.InferenceGroups, "shapes", "key head 0 for every query head"),
     Mutant(forward.PositionsIn16Bits, "shapes", "wrapped at 32768"),
     Mutant(forward.KeyStridesForValues, "shapes", "K and V read with K's strides"),
     Mutant(forward.LazyBitIgnored, "shapes", "where the negation is lazy"),

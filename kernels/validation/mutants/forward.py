@@ -196,6 +196,14 @@ class SmallGroupsOnly(TiledAttention):
         return shared if q.shape[2] // tile.shape[1] <= 8 else tile[:, :1].expand_as(shared)
 
 
+class InferenceGroups(SmallGroupsOnly):
+    """Where no gradient is asked for another path is taken, in which groups of more than 8 query heads all read key head 0."""
+
+    def __call__(self, q, k, v, **options):
+        training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        return (TiledAttention() if training else super()).__call__(q, k, v, **options)
+
+
 class PositionsIn16Bits(TiledAttention):
     """Positions are kept in 16 bits: the causal mask wraps."""
 
