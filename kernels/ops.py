@@ -8,14 +8,13 @@ the launch's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.guards import TensorGuards
 from torch.autograd import forward_ad
 
 from ..simulator.errors import UsageError
@@ -26,6 +25,11 @@ from .cuda import driver
 
 if TYPE_CHECKING:
     from .cuda.launch import Plan
+
+try:
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:  # not in this PyTorch: every call is checked in full
+    TensorGuards = None
 
 TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.fa2"}
 """Schedule -> module whose `forward(q, k, v, softmax_scale, causal) -> (O, LSE)` runs it."""
@@ -90,11 +94,12 @@ def _accept(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> tup
             check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
         return None, q.shape[-1]
     answer = _plan(q, k, v, causal, schedule), q.shape[-1]
-    if answer[0] is not None and q is not k and k is not v and v is not q:  # the guard takes no tensor for two
+    if answer[0] is not None and TensorGuards and q is not k and k is not v and v is not q:  # the guard takes no tensor for two
         if len(_accepted) >= _PLANS_KEPT:
             _accepted.clear()
-        alike = TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-        _accepted[q.numel(), k.numel(), causal, schedule] = alike, answer
+        with suppress(TypeError):  # made otherwise in this PyTorch: every call is checked in full
+            alike = TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+            _accepted[q.numel(), k.numel(), causal, schedule] = alike, answer
     return answer
 
 

@@ -128,9 +128,10 @@ class TileView:
         return range(first // self.splits * self.splits if first < end else end, end, self.splits)
 
     def first_q_block(self, j: int) -> int:
-        """The first Q block that sees any key of K/V block j."""
+        """The first Q block that sees any key of K/V block j; all are walked under the first, which leaves O, l and m of each."""
         work = self.workload
-        return max(0, j * self.block_n - (work.seqlen_k - work.seqlen_q)) // self.tile.block_m if work.causal else 0
+        unseen = j * self.block_n - (work.seqlen_k - work.seqlen_q) if work.causal and j > 0 else 0
+        return max(0, unseen) // self.tile.block_m
 
     @property
     def q_bytes(self) -> int:

@@ -7,6 +7,7 @@ reads along. Where the child ends before its journal does, the question it was a
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...simulator.errors import UsageError
+from ...simulator.reading import parse_json, read_json
 from .check import FAIL, Check, MissingTool
 from .report import SURVEY, Report
 
@@ -107,7 +109,8 @@ def _read(text: str, so_far: _Reading, advance: Advance, name: str) -> str:
     """Take in the whole lines of `text`; returns what follows the last of them."""
     *lines, rest = text.split("\n")
     for line in lines:
-        kind, value = json.loads(line)
+        kind, value = parse_json(line, "the journal of a process")
+        value = _floats(value)
         if kind == "report" and so_far.report is None:
             so_far.report = Report(**value | {"options": tuple(value["options"])})
         elif kind == "asking":
@@ -130,6 +133,22 @@ def _read(text: str, so_far: _Reading, advance: Advance, name: str) -> str:
     return rest
 
 
+def _plain(value: object) -> object:
+    """NaN and infinities, which JSON has not, as {"float": "nan"}."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _floats(value: object) -> object:
+    """The inverse of `_plain`."""
+    if isinstance(value, dict):
+        return float(value["float"]) if set(value) == {"float"} else {key: _floats(each) for key, each in value.items()}
+    return [_floats(each) for each in value] if isinstance(value, list) else value
+
+
 def _died(status: int) -> str:
     """How a process ended: "was ended by SIGFPE", "exited with status 3"."""
     if status >= 0:
@@ -145,13 +164,13 @@ def main() -> int:
     from .subjects import resolve
     from .suite import validate
 
-    order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    order = read_json(Path(sys.argv[1]), "order")
     told = set()
     with Path(sys.argv[2]).open("a", encoding="utf-8") as file:
 
         def journal(kind: str, value: object) -> None:
             told.add(kind)
-            file.write(json.dumps([kind, value], default=str) + "\n")
+            file.write(json.dumps([kind, _plain(value)], default=str, allow_nan=False) + "\n")
             file.flush()
 
         options = {key: order[key] for key in _ARGUMENTS if key in order}
