@@ -227,6 +227,7 @@ def test_a_row_that_goes_through_its_passes_at_once_is_read_from_hbm_once(name):
 
 def test_the_gemms_of_fa1_belong_to_the_steps_of_its_loop_over_q():
     workload = Workload(1, 1, 512)
-    program = trace(SCHEDULES["fa1"].kernels[0], workload, default_tile(workload, "fa1", "h200"), [(1, 0)])
+    tile = default_tile(workload, "fa1", "h200")
+    program = trace(SCHEDULES["fa1"].kernels[0], workload, tile, [(1, 0)])
     gemms = program.stream(0)[program.stream(0)["op"] == Op.MMA]
-    assert [int(step) for step in gemms["step"]] == [i for i in range(8) for _ in range(2)]
+    assert [int(step) for step in gemms["step"]] == [i for i in range(512 // tile.block_m) for _ in range(2)]
