@@ -97,7 +97,7 @@ def _accept(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> tup
     if answer[0] is not None and TensorGuards and q is not k and k is not v and v is not q:  # the guard takes no tensor for two
         if len(_accepted) >= _PLANS_KEPT:
             _accepted.clear()
-        with suppress(TypeError):  # made otherwise in this PyTorch: every call is checked in full
+        with suppress(TypeError, ValueError, RuntimeError):  # made otherwise in this PyTorch: every call is checked in full
             alike = TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
             _accepted[q.numel(), k.numel(), causal, schedule] = alike, answer
     return answer
