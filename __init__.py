@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
-    "Workload": ".simulator.workload",
-    "Tile": ".simulator.tile",
-    "Run": ".simulator.run",
+    "Workload": ".simulator.problem.workload",
+    "Tile": ".simulator.problem.tile",
+    "Run": ".simulator.results.run",
     "UsageError": ".simulator.errors",
     "predict": ".simulator.predict",
     "measure": ".kernels.measure",
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from .kernels.validation.suite import validate
     from .simulator.errors import UsageError
     from .simulator.predict import predict
-    from .simulator.run import Run
-    from .simulator.tile import Tile
-    from .simulator.workload import Workload
+    from .simulator.problem.tile import Tile
+    from .simulator.problem.workload import Workload
+    from .simulator.results.run import Run
     from .traces.compare import compare
 
 

@@ -8,8 +8,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from ..simulator.breakdown import Breakdown
-from ..simulator.run import Run
+from ..simulator.results.breakdown import Breakdown
+from ..simulator.results.run import Run
 from .side_by_side import Row
 from .units import percent, scaled
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ..kernels.calibrate.device_file import Calibrated
-    from ..simulator.device import Device
+    from ..simulator.devices.device import Device
 
 
 def calibrate(
@@ -60,7 +60,7 @@ def calibrate(
         raise UsageError("--only chooses the microbenchmarks to run, and --recorded runs none: give one of them")
     from ..kernels.calibrate import device_file
     from ..kernels.validation.check import MissingTool
-    from ..simulator.device import load_device
+    from ..simulator.devices.device import load_device
 
     if out is not None:
         from ..kernels.calibrate import recorder

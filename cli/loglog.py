@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from ..simulator.roofline import Ceiling
+from ..simulator.results.roofline import Ceiling
 from ..traces.standing import RESOURCES, Standing
 from .side_by_side import letter
 from .units import digits

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from ..simulator.run import Run
+    from ..simulator.results.run import Run
 
 _DEFAULT = WorkloadOptions()
 
@@ -119,7 +119,7 @@ def _one(run: Run) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from ..simulator import metrics
+    from ..simulator.results import metrics
     from .tables import house_table
     from .units import percent, scaled
 
@@ -159,7 +159,7 @@ def _several(runs: Sequence[Run]) -> RenderableType:
     """One row per run."""
     from rich.text import Text
 
-    from ..simulator import metrics
+    from ..simulator.results import metrics
     from .tables import house_table
     from .units import percent, scaled
 

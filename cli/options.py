@@ -11,10 +11,10 @@ from ..simulator.errors import UsageError
 from . import output
 
 if TYPE_CHECKING:
-    from ..simulator.device import Device
-    from ..simulator.run import Run
-    from ..simulator.tile import Tile
-    from ..simulator.workload import Workload
+    from ..simulator.devices.device import Device
+    from ..simulator.problem.tile import Tile
+    from ..simulator.problem.workload import Workload
+    from ..simulator.results.run import Run
     from ..traces.predictions import Question
 
 _WORKLOAD = Group("Workload", sort_key=1)
@@ -65,7 +65,7 @@ class ShapeOptions:
 
     def build(self) -> Workload:
         """The workload these options describe; raises UsageError where they contradict each other."""
-        from ..simulator.workload import Workload
+        from ..simulator.problem.workload import Workload
 
         split = (self.seqlen_q, self.seqlen_k)
         if self.seqlen is not None and split != (None, None):
@@ -117,7 +117,7 @@ class TileOptions:
 
     def load(self) -> Device:
         """The device; raises UsageError for an unknown name or a broken file."""
-        from ..simulator.device import load_device
+        from ..simulator.devices.device import load_device
 
         return load_device(self.device)
 
@@ -129,7 +129,7 @@ class TileOptions:
         from dataclasses import replace
 
         from ..simulator.predict import default_tile
-        from ..simulator.tile import Tile
+        from ..simulator.problem.tile import Tile
 
         tile = default_tile(workload, schedule, device)
         if self.tile is not None:

@@ -10,7 +10,7 @@ from ..simulator.errors import UsageError
 from . import output
 
 if TYPE_CHECKING:
-    from ..simulator.run import Run
+    from ..simulator.results.run import Run
     from ..traces.window import Window
 
 WIDTHS = range(40, 1001)

@@ -8,9 +8,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from ..simulator import metrics
-from ..simulator.device import Device
-from ..simulator.run import Run
+from ..simulator.devices.device import Device
+from ..simulator.results import metrics
+from ..simulator.results.run import Run
 from ..simulator.schedules import Schedule
 from ..traces.published import Bar, Beside, unmatched
 from .breakdown import Savings, Shares, bar, savings_of_several, shares_of_several

@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..simulator.workload import Workload
+from ..simulator.problem.workload import Workload
 from . import ops, reference
 
 SCHEMA = "fasim.kernel-times/1"

@@ -27,10 +27,10 @@ from functools import partial
 from pathlib import Path
 
 from ..simulator.errors import UsageError, did_you_mean
+from ..simulator.problem.tile import Tile
+from ..simulator.problem.workload import Workload
 from ..simulator.reading import read_json
-from ..simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
-from ..simulator.tile import Tile
-from ..simulator.workload import Workload
+from ..simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from ..traces import nsight, store
 from . import counters as nsight_process
 from .cuda.config import DTYPES as CUDA_DTYPES

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..simulator.errors import UsageError
-from ..simulator.run import Run
+from ..simulator.results.run import Run
 from ..traces.kernel_trace import BLOCKS, ROWS, SLOTS, recording
 from .cuda.config import SCHEDULES, config_for
 from .plan import Entry

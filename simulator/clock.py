@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .device import Device
+from .devices.device import Device
 from .errors import UsageError, did_you_mean
 
 REGIMES = ("sustained", "burst")

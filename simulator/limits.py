@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import UsageError
+from .problem.tile import Tile
+from .problem.workload import Workload
 from .schedules import Kernel
-from .tile import Tile
-from .workload import Workload
 
 MAX_LOOP = 30_000
 """K/V blocks of a loop that is recorded: 0.4 ms and 20 kB each with three consumers, so 12 s and 600 MB."""

@@ -8,26 +8,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import bottleneck
-from .check import check
 from .clock import Clock
-from .device import Device, load_device
-from .doubling import RESOURCES, saving
-from .engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
+from .code.estimate import STATISTICS
+from .devices.device import Device, load_device
+from .devices.doubling import RESOURCES, saving
 from .errors import UsageError
-from .extrapolation import beyond_recorded
-from .fit import occupancy
+from .language.check import check
+from .language.program import ACCESS_FIELDS, Program, trace
+from .language.view import TileView
 from .limits import affordable, recordable
-from .order import splits_that_fill, work_items
-from .program import ACCESS_FIELDS, Program, trace
-from .run import Activity, Run, Sample, Traffic
-from .sample import chosen_kernel, copies
+from .problem.order import splits_that_fill, work_items
+from .problem.tile import HEAD_DIMS, Tile, default_for
+from .problem.workload import LSE_BYTES, Workload
+from .replay.engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
+from .replay.extrapolation import beyond_recorded
+from .replay.fit import occupancy
+from .replay.sample import chosen_kernel, copies
+from .replay.settle import Grid, Problem, Settled, breakdown, memory_of, settle
+from .replay.traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, TensorLayout, replay_traffic
+from .results import bottleneck
+from .results.run import Activity, Run, Sample, Traffic
 from .schedules import Kernel, Schedule, find_schedule
-from .settle import Grid, Problem, Settled, breakdown, memory_of, settle
-from .softmax import STATISTICS
-from .tile import HEAD_DIMS, Tile, TileView, default_for
-from .traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, TensorLayout, replay_traffic
-from .workload import LSE_BYTES, Workload
 
 _MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
 TIMELINE_BLOCKS = 10

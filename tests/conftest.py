@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fasim.cli.main import run as run_command
-from fasim.simulator.run import SPAN, Activity, Bottleneck, Bytes, Lane, Run, Traffic
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results.run import SPAN, Activity, Bottleneck, Bytes, Lane, Run, Traffic
 
 LANES = ("producer", "WG0", "WG1", "TMA", "tensor cores", "MUFU", "FMA", "barriers")
 LABELS = ("setup", "load K", "load V", "S=QK^T", "softmax", "O+=PV", "take turn", "store O")

@@ -20,7 +20,7 @@ from fasim.cli.main import run as run_command
 from fasim.simulator import limits
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import predict
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
 
 SECONDS = 20
 """Of CPU time for one input: fifty times what the slowest takes."""

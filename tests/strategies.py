@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from fasim.simulator.check import IllegalProgram, check
-from fasim.simulator.device import Device, load_device
-from fasim.simulator.engine import Memory
-from fasim.simulator.program import Program, trace
+from fasim.simulator.code.estimate import ONLINE, RUNNING, Phase
+from fasim.simulator.devices.device import Device, load_device
+from fasim.simulator.language.check import IllegalProgram, check
+from fasim.simulator.language.program import Program, trace
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.engine import Memory
 from fasim.simulator.schedules import Kernel
-from fasim.simulator.softmax import ONLINE, RUNNING, Phase
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
 
 H200 = load_device("h200")
 TENSORS = ("Q", "K", "V", "O", "S", "LSE")

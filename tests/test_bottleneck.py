@@ -2,11 +2,11 @@
 
 import pytest
 
-from fasim.simulator.bottleneck import Facts, explain
-from fasim.simulator.device import load_device
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.predict import predict
-from fasim.simulator.roofline import roofline
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results.bottleneck import Facts, explain
+from fasim.simulator.results.roofline import roofline
 
 NATURES = {
     "wave tail": (Workload(1, 16, 4225), "fa3", "last wave", ["544 CTAs are 4.12 waves", "last 16 run"]),

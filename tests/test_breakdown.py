@@ -7,17 +7,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from test_predict import runs
 
-from fasim.simulator import account, metrics
-from fasim.simulator.breakdown import REASONS, Breakdown, of_cycles
-from fasim.simulator.device import load_device
-from fasim.simulator.engine import U_TENSOR, Memory, replay
-from fasim.simulator.idle import Pieces
-from fasim.simulator.order import work_items
+from fasim.simulator.devices.device import load_device
+from fasim.simulator.language.program import trace
 from fasim.simulator.predict import default_tile, predict
-from fasim.simulator.program import trace
+from fasim.simulator.problem.order import work_items
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay import account
+from fasim.simulator.replay.engine import U_TENSOR, Memory, replay
+from fasim.simulator.replay.idle import Pieces
+from fasim.simulator.results import metrics
+from fasim.simulator.results.breakdown import REASONS, Breakdown, of_cycles
 from fasim.simulator.schedules import SCHEDULES
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
 
 H200 = load_device("h200")
 MEMORY = Memory(37.0, 18.0, {"K": 0.3, "Q": 1.0}, {"O": 0.5})

@@ -11,7 +11,7 @@ import pytest
 import fasim.simulator
 import fasim.traces
 from fasim.kernels.calibrate import device_file, profiler, recorder
-from fasim.simulator.device import load_device
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
 from fasim.simulator.reading import read_json
 

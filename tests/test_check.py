@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import H200, is_legal, record, shapes
 
-from fasim.simulator.check import IllegalProgram, check
-from fasim.simulator.engine import Deadlock, Memory, replay
+from fasim.simulator.code.estimate import ONLINE, RUNNING, rescale
 from fasim.simulator.errors import UsageError
-from fasim.simulator.program import Program, trace
+from fasim.simulator.language.check import IllegalProgram, check
+from fasim.simulator.language.program import Program, trace
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.engine import Deadlock, Memory, replay
 from fasim.simulator.schedules import Kernel
-from fasim.simulator.softmax import ONLINE, RUNNING, rescale
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
 
 MEMORY = Memory(l2=37.0, hbm=18.0, read_miss={}, write_through={})
 random_programs = settings(

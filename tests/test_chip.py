@@ -8,14 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasim.simulator.chip import LONGEST_REPLAY, REPLAYS, burst_rate, compose, deal, measure_durations, replayed_lengths
-from fasim.simulator.device import load_device
-from fasim.simulator.engine import Memory, replay
-from fasim.simulator.order import work_items
+from fasim.simulator.devices.device import load_device
+from fasim.simulator.language.program import trace
 from fasim.simulator.predict import default_tile
-from fasim.simulator.program import trace
+from fasim.simulator.problem.order import work_items
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.chip import (
+    LONGEST_REPLAY,
+    REPLAYS,
+    burst_rate,
+    compose,
+    deal,
+    measure_durations,
+    replayed_lengths,
+)
+from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.schedules import SCHEDULES
-from fasim.simulator.workload import Workload
 
 MISSES = {"Q": 0.2, "K": 0.2, "V": 0.2}
 SHARE = 80.0, 20.0  # L2 and HBM bytes per cycle, over the number of SMs: an H200's

@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from fasim.simulator.device import DEVICE_NAMES
-from fasim.simulator.doubling import RESOURCES
+from fasim.simulator.devices.device import DEVICE_NAMES
+from fasim.simulator.devices.doubling import RESOURCES
 from fasim.simulator.predict import predict as predict_run
+from fasim.simulator.problem.workload import Workload
 from fasim.simulator.schedules import SCHEDULES
-from fasim.simulator.workload import Workload
 
 SMALL = ("--batch", "1", "--heads", "4", "--seqlen", "1024")
 KEYS = (

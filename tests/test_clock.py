@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fasim.kernels.calibrate import power_fit
 from fasim.simulator import clock as clock_module
 from fasim.simulator.clock import LOOKED_UP, MIN_CLOCK_HZ, Rates, power_w, sustained
-from fasim.simulator.device import DEVICE_NAMES, load_device
+from fasim.simulator.devices.device import DEVICE_NAMES, load_device
 from fasim.simulator.errors import UsageError
 
 H200 = load_device("h200")

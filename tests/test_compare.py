@@ -9,9 +9,9 @@ import pytest
 
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import predict
-from fasim.simulator.run import Bytes, Measurement, Run
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results.run import Bytes, Measurement, Run
 from fasim.traces import compare as book
 from fasim.traces import store
 

@@ -13,11 +13,11 @@ import pytest
 
 import fasim
 from fasim.simulator.errors import UsageError
+from fasim.simulator.language.program import trace
 from fasim.simulator.predict import default_tile
-from fasim.simulator.program import trace
-from fasim.simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from fasim.simulator.schedules import SCHEDULES
-from fasim.simulator.workload import Workload
 from fasim.traces import store
 from fasim.traces.conformance import TURNS, Event, conforms, said
 from fasim.traces.kernel_trace import BLOCKS, LABELS, ROWS, SLOTS, STAMPS, recording
@@ -89,7 +89,7 @@ def measured(schedule: str, workload: Workload, words: np.ndarray, numbers=(0,),
 
 def loops_of(schedule: str, workload: Workload, tiles: int = 3) -> list[int]:
     """K/V blocks of a few tiles that the workload has."""
-    from fasim.simulator.order import work_items
+    from fasim.simulator.problem.order import work_items
 
     tile = default_tile(workload, schedule, "h200")
     items = work_items(workload, tile.block_m, tile.block_n, "longest-first" if workload.causal else "persistent")

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fasim.kernels.cuda import bench
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
 
 
 def test_every_default_shape_has_fa3_and_cudnn_figures_of_the_same_gpu():

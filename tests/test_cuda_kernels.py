@@ -13,9 +13,9 @@ from fasim.kernels import build
 from fasim.kernels.calibrate import sass
 from fasim.kernels.cuda import catalog
 from fasim.kernels.cuda.config import HEAD_DIMS, SCHEDULES, config_for, variants
-from fasim.simulator.device import load_device
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.predict import default_tile
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
 
 pytestmark = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
 

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from fasim.kernels import ops  # noqa: E402
 from fasim.kernels.cuda import config, launch  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
-from fasim.simulator.order import work_items  # noqa: E402
-from fasim.simulator.workload import Workload  # noqa: E402
+from fasim.simulator.problem.order import work_items  # noqa: E402
+from fasim.simulator.problem.workload import Workload  # noqa: E402
 
 
 def test_the_argument_block_has_the_layout_of_the_struct():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fasim.simulator import device as device_module
-from fasim.simulator.device import DEVICE_NAMES, FIELDS, load_device
+from fasim.simulator.devices import device as device_module
+from fasim.simulator.devices.device import DEVICE_NAMES, FIELDS, load_device
 from fasim.simulator.errors import UsageError
 
 BUILT_IN = Path(device_module.__file__).parent / "devices"

@@ -4,12 +4,12 @@ from dataclasses import fields, replace
 
 import pytest
 
-from fasim.simulator import metrics
 from fasim.simulator.clock import Rates, power_w
-from fasim.simulator.device import DEVICE_NAMES, Device, load_device
-from fasim.simulator.doubling import RESOURCES
+from fasim.simulator.devices.device import DEVICE_NAMES, Device, load_device
+from fasim.simulator.devices.doubling import RESOURCES
 from fasim.simulator.predict import predict
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results import metrics
 
 WORKLOAD = Workload(2, 16, 1024)
 UNIT = {"FLOP/cycle": 2, "W": 2, "B/cycle": 2, "B/s": 2, "1/cycle": 2, "cycles": 0.5}

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import H200, Scene, scenes
 
-from fasim.simulator import engine, machine
-from fasim.simulator.engine import U_ALU, U_FMA, U_MUFU, U_TENSOR, U_TMA, Deadlock, Memory, Replay, replay
-from fasim.simulator.interpreter import interpret
-from fasim.simulator.machine import unit_lanes
+from fasim.simulator.code.estimate import Phase
+from fasim.simulator.language.program import Program, trace
 from fasim.simulator.predict import default_tile
-from fasim.simulator.program import Program, trace
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay import engine, machine
+from fasim.simulator.replay.engine import U_ALU, U_FMA, U_MUFU, U_TENSOR, U_TMA, Deadlock, Memory, Replay, replay
+from fasim.simulator.replay.interpreter import interpret
+from fasim.simulator.replay.machine import unit_lanes
 from fasim.simulator.schedules import SCHEDULES, Kernel
-from fasim.simulator.softmax import Phase
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
 
 MEMORY = Memory(l2=37.0, hbm=18.0, read_miss={"K": 0.3, "Q": 1.0}, write_through={"O": 0.5})
 MANY_SPANS = 200_000

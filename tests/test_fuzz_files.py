@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fasim.kernels import plan
-from fasim.simulator.device import FIELDS, load_device
+from fasim.simulator.devices.device import FIELDS, load_device
 from fasim.simulator.schedules import SCHEDULES
 from fasim.traces import nsight, store
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import fasim
-from fasim.simulator import chip, engine, traffic
 from fasim.simulator.jit import CacheWarning, compiled
 from fasim.simulator.predict import predict
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay import chip, engine, traffic
 
 ADD = """
 import warnings

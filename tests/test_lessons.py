@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fasim.simulator import metrics
-from fasim.simulator.device import load_device
-from fasim.simulator.extrapolation import beyond_recorded
-from fasim.simulator.order import splits_that_fill, work_items
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.predict import predict
-from fasim.simulator.traffic import ACCESS, ON_EXIT, STATIC, Launch
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.order import splits_that_fill, work_items
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.extrapolation import beyond_recorded
+from fasim.simulator.replay.traffic import ACCESS, ON_EXIT, STATIC, Launch
+from fasim.simulator.results import metrics
 
 DEFAULT = Workload(4, 16, 8448)
 H100 = load_device("h100-sxm")

@@ -7,11 +7,11 @@ import tracemalloc
 import pytest
 
 from fasim.simulator import limits, predict
-from fasim.simulator.device import load_device
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
 from fasim.simulator.schedules import find_schedule
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from fasim.kernels.clock_probe import clocks_hz
 from fasim.kernels.trains import Look, Train
 from fasim.kernels.validation.check import MissingTool
 from fasim.simulator.errors import UsageError
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
 from fasim.traces.nsight import Profiled
 
 # -- the plan ---

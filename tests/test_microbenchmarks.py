@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import fasim.traces
-from fasim.simulator.device import load_device
-from fasim.simulator.engine import Memory, replay
-from fasim.simulator.program import trace
+from fasim.simulator.devices.device import load_device
+from fasim.simulator.language.program import trace
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.schedules import Kernel
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
 
 RECORDED = Path(fasim.traces.__file__).parent / "recorded" / "calibration" / "contention.json"
 CASES = json.loads(RECORDED.read_text())["results"]["cases"]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from fasim.kernels.counters import part
-from fasim.simulator import metrics
 from fasim.simulator.errors import UsageError
-from fasim.simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results import metrics
+from fasim.simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from fasim.traces import nsight
 from fasim.traces.nsight import CYCLES, Profiled
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fasim.simulator.errors import UsageError
-from fasim.simulator.order import ITEM, ORDERS, SECTION_BYTES, work_items
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.order import ITEM, ORDERS, SECTION_BYTES, work_items
+from fasim.simulator.problem.workload import Workload
 
 BLOCKS = st.sampled_from([(64, 64), (128, 128), (128, 176), (64, 256), (192, 128)])
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 
 import fasim.traces
-from fasim.simulator.device import load_device
-from fasim.simulator.engine import Memory, replay
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.predict import default_tile, programs
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.engine import Memory, replay
 
 RECORDED = Path(fasim.traces.__file__).parent / "recorded" / "calibration" / "pace.json"
 PACE = json.loads(RECORDED.read_text())["results"]

@@ -6,7 +6,7 @@ import pytest
 
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import predict
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
 from fasim.traces.perfetto import chrome_trace
 from fasim.traces.window import by_cycles, by_iterations, whole
 

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fasim.simulator import metrics
-from fasim.simulator.device import load_device
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import default_tile, predict
-from fasim.simulator.roofline import roofline
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results import metrics
+from fasim.simulator.results.roofline import roofline
 from fasim.simulator.schedules import SCHEDULES
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
 
 ABLATION = Workload(4, 16, 8448)
 

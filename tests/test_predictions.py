@@ -12,9 +12,9 @@ import pytest
 
 from fasim.simulator import compiling
 from fasim.simulator import predict as room
-from fasim.simulator.device import load_device
-from fasim.simulator.tile import Tile
-from fasim.simulator.workload import Workload
+from fasim.simulator.devices.device import load_device
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
 from fasim.traces import predictions
 from fasim.traces.predictions import Question, predict_all, predict_cached
 

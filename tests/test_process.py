@@ -12,9 +12,9 @@ import pytest
 
 import fasim
 from fasim.cli.main import run as run_command
-from fasim.simulator import chip, engine, traffic
 from fasim.simulator.predict import predict
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay import chip, engine, traffic
 
 ROOT = str(Path(fasim.__file__).parent.parent)
 SMALL = ("predict", "--batch", "1", "--heads", "2", "--seqlen", "256")
@@ -84,7 +84,7 @@ def test_odd_variables_of_the_environment_change_nothing(changes):
 
 def test_odd_variables_of_numba_are_a_line_each():
     """Where numba would show a traceback, or refuse to be imported."""
-    script = "from fasim.cli import process; process.prepare(); import fasim.simulator.engine"
+    script = "from fasim.cli import process; process.prepare(); import fasim.simulator.replay.engine"
     odd = {"NUMBA_OPT": "much", "NUMBA_CACHE_LOCATOR_CLASSES": "nosuch.Class", "PYTHONPATH": ROOT}
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **odd}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0

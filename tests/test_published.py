@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from fasim.simulator import metrics
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import predict
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results import metrics
 from fasim.traces import hbm
 from fasim.traces import published as book
 from fasim.traces.predictions import Question

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasim.simulator.device import load_device
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
-from fasim.simulator.roofline import roofline
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results.roofline import roofline
 
 H200 = load_device("h200")
 TABLE2 = Workload(batch=4, heads=16, seqlen=8448, head_dim=128)

@@ -10,7 +10,7 @@ import pytest
 
 import fasim
 from fasim.kernels.plan import read
-from fasim.simulator.run import Run
+from fasim.simulator.results.run import Run
 from fasim.traces import store
 from fasim.traces.compare import Report, compare_all
 

@@ -6,14 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fasim.simulator.check import check
-from fasim.simulator.device import load_device
-from fasim.simulator.engine import Memory, replay
+from fasim.simulator.devices.device import load_device
+from fasim.simulator.language.check import check
+from fasim.simulator.language.program import disassemble, trace
+from fasim.simulator.language.verbs import Op
 from fasim.simulator.predict import default_tile, predict, programs
-from fasim.simulator.program import disassemble, trace
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.schedules import SCHEDULES
-from fasim.simulator.verbs import Op
-from fasim.simulator.workload import Workload
 
 ROWS = [(name, kernel) for name, s in SCHEDULES.items() for kernel in s.kernels if kernel.grid == "rows"]
 ATTENTION = ["fa2", *(name for name, s in SCHEDULES.items() if s.hopper)]

@@ -5,9 +5,9 @@ from rich.console import Console
 
 from fasim.cli.loglog import LogLog
 from fasim.cli.standing import standing as drawn
-from fasim.simulator.device import load_device
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.predict import predict
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
 from fasim.traces.standing import RESOURCES, standing
 
 DEVICE = load_device("h100-sxm")

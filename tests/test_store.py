@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fasim.simulator.errors import UsageError
-from fasim.simulator.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from fasim.traces import compare, store
 
 

@@ -13,9 +13,9 @@ from fasim.cli.palette import colour, letter
 from fasim.cli.svg import svg
 from fasim.cli.timeline import Timeline
 from fasim.simulator.predict import predict
-from fasim.simulator.run import Run
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results.run import Run
 from fasim.simulator.schedules import SCHEDULES
-from fasim.simulator.workload import Workload
 from fasim.traces.figure import figure
 from fasim.traces.overlay import overlay
 from fasim.traces.window import GEMM, ON_GEMM, ON_TURN, by_cycles, by_iterations, remarks

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasim.simulator import traffic as traffic_module
-from fasim.simulator.device import load_device
-from fasim.simulator.order import ITEM, work_items
-from fasim.simulator.traffic import (
+from fasim.simulator.devices.device import load_device
+from fasim.simulator.problem.order import ITEM, work_items
+from fasim.simulator.problem.workload import LSE_BYTES, Workload
+from fasim.simulator.replay import traffic as traffic_module
+from fasim.simulator.replay.traffic import (
     ACCESS,
     KV,
     ON_EXIT,
@@ -28,7 +29,6 @@ from fasim.simulator.traffic import (
     replay_traffic,
     stripe_bytes,
 )  # fmt: skip
-from fasim.simulator.workload import LSE_BYTES, Workload
 
 H200 = load_device("h200")
 NAMES = [TensorLayout(name) for name in ("Q", "K", "V", "O", "LSE")]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fasim.cli.tables import house_table
-from fasim.simulator.device import DEVICE_NAMES, load_device
+from fasim.simulator.devices.device import DEVICE_NAMES, load_device
 from fasim.simulator.schedules import SCHEDULES
 from fasim.traces import store
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fasim.simulator.errors import UsageError
-from fasim.simulator.workload import Workload
+from fasim.simulator.problem.workload import Workload
 
 LENGTH = st.integers(1, 40)
 

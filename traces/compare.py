@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
-from ..simulator import metrics
-from ..simulator.device import DEVICE_NAMES
+from ..simulator.devices.device import DEVICE_NAMES
 from ..simulator.errors import UsageError
-from ..simulator.run import Run
+from ..simulator.problem.tile import Tile
+from ..simulator.results import metrics
+from ..simulator.results.run import Run
 from ..simulator.schedules import SCHEDULES
-from ..simulator.tile import Tile
 from .predictions import Advance, Predict, Question, predict_all
 
 STANDS_FOR = {"torch-cudnn": "fa3-published", "torch-fa2": "fa2"}

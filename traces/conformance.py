@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..simulator.errors import UsageError
-from ..simulator.order import work_items
-from ..simulator.program import Program, trace
-from ..simulator.run import Run
+from ..simulator.language.program import Program, trace
+from ..simulator.language.verbs import Op
+from ..simulator.problem.order import work_items
+from ..simulator.results.run import Run
 from ..simulator.schedules import find_schedule
-from ..simulator.verbs import Op
 from .kernel_trace import LABELS
 
 TURNS = ("take turn", "give turn")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..simulator.run import Run
-from ..simulator.tile import Tile
-from ..simulator.workload import Workload
+from ..simulator.problem.tile import Tile
+from ..simulator.problem.workload import Workload
+from ..simulator.results.run import Run
 from .predictions import Advance, Predict, Question, predict_all
 from .published import DEVICE_OF, read_table, workload_of
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..simulator.errors import UsageError
-from ..simulator.run import SPAN, Lane
+from ..simulator.results.run import SPAN, Lane
 
 ROWS, BLOCKS, SLOTS = 4, 1024, 16
 """Rows of a CTA (the producer, up to three consumer warpgroups), K/V blocks of a row, slots of a block; as in trace.cuh."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..simulator.errors import UsageError
 from ..simulator.reading import parse_csv
-from ..simulator.run import Activity, Bytes, Run, Traffic
+from ..simulator.results.run import Activity, Bytes, Run, Traffic
 from ..simulator.values import printable, shown
 
 CYCLES = "sm__cycles_elapsed.max"

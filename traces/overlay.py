@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from ..simulator.errors import UsageError
-from ..simulator.run import SPAN, Lane, Run
+from ..simulator.results.run import SPAN, Lane, Run
 from .compare import model_of
 from .conformance import Conformance, conforms
 from .kernel_trace import LABELS

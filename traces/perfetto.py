@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..simulator.run import Run
+from ..simulator.results.run import Run
 from .flows import Flow, flows
 from .window import AHEAD, Span, Window, whole
 

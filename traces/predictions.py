@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..simulator.device import FIELDS, Device, load_device
+from ..simulator.devices.device import FIELDS, Device, load_device
 from ..simulator.errors import UsageError
-from ..simulator.run import SPAN, Run
-from ..simulator.tile import Tile
-from ..simulator.workload import Workload
+from ..simulator.problem.tile import Tile
+from ..simulator.problem.workload import Workload
+from ..simulator.results.run import SPAN, Run
 from . import store
 from .files import cache_folder
 from .workers import spawned

@@ -14,12 +14,12 @@ from functools import cache
 from math import exp, log
 from pathlib import Path
 
-from ..simulator import metrics
-from ..simulator.device import Device
+from ..simulator.devices.device import Device
 from ..simulator.errors import UsageError, did_you_mean
+from ..simulator.problem.workload import Workload
 from ..simulator.reading import read_csv
-from ..simulator.run import Run
-from ..simulator.workload import Workload
+from ..simulator.results import metrics
+from ..simulator.results.run import Run
 from .predictions import Advance, Predict, Question, predict_all
 
 FOLDER = Path(__file__).parent / "published"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..simulator import metrics
-from ..simulator.device import Device
-from ..simulator.roofline import Roofline, roofline
-from ..simulator.run import Bottleneck, Run
+from ..simulator.devices.device import Device
+from ..simulator.results import metrics
+from ..simulator.results.roofline import Roofline, roofline
+from ..simulator.results.run import Bottleneck, Run
 
 RESOURCES = {"tensor": "tensor cores", "mufu": "MUFU", "hbm": "HBM", "l2": "L2"}
 """Resource of a roofline -> its name."""

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from ..simulator.errors import UsageError
+from ..simulator.problem.workload import Workload
 from ..simulator.reading import read_json
-from ..simulator.run import SPAN, Run
+from ..simulator.results.run import SPAN, Run
 from ..simulator.values import Within, flag, name, number, shown, text
-from ..simulator.workload import Workload
 from .files import is_folder, write_whole
 
 SCHEMA, VERSION = "fasim.recorded-run", 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..simulator.errors import UsageError
-from ..simulator.run import Run
+from ..simulator.results.run import Run
 
 OUTSIDE = -1
 """Step of what happens outside the loop over K/V blocks (prologue, epilogue)."""

@@ -40,7 +40,7 @@ def devices(name: str | None = None, /, *, json: Json = False) -> None:
     name
         A device, or the path of your own TOML file.
     """
-    from ...simulator.device import DEVICE_NAMES, load_device
+    from ...simulator.devices.device import DEVICE_NAMES, load_device
 
     found = {each: load_device(each) for each in ([name] if name else DEVICE_NAMES)}
     from .. import tables
@@ -78,8 +78,8 @@ def disasm(
         raise UsageError(f"--kv-blocks {kv_blocks} must be positive")
     if kv_blocks > MAX_KV_BLOCKS:
         raise UsageError(f"--kv-blocks {kv_blocks} is more than {MAX_KV_BLOCKS:,}, and the loop repeats itself long before")
+    from ...simulator.language.program import disassemble
     from ...simulator.predict import default_tile, programs
-    from ...simulator.program import disassemble
 
     problem, device = workload.build(), machine.load()
     tile = machine.choose_tile(problem, schedule, device) or default_tile(problem, schedule, device)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...simulator.device import FIELDS, load_device
+from ...simulator.devices.device import FIELDS, load_device
 from ...simulator.errors import UsageError
 from ...simulator.reading import read_json
 from .formulas import DERIVATIONS

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from ...simulator.workload import Workload
+from ...simulator.problem.workload import Workload
 from ...traces.published import read_table
 from .. import bench, build
 from .config import HEAD_DIMS, HERE, available, config_for

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...simulator.errors import UsageError
+from ...simulator.problem.tile import Tile, default_for
+from ...simulator.problem.workload import Workload
 from ...simulator.schedules import SCHEDULES as SIMULATED
-from ...simulator.tile import Tile, default_for
-from ...simulator.workload import Workload
 from ..build import Source
 
 HERE = Path(__file__).parent
@@ -78,7 +78,7 @@ class KernelConfig:
 
 
 def config_for(schedule: str, dtype: str, head_dim: int, causal: bool, trace: bool = False) -> KernelConfig:
-    """The kernel of a schedule on its default tile (simulator/tile.py, with the reason for each)."""
+    """The kernel of a schedule on its default tile (simulator/problem/tile.py, with the reason for each)."""
     workload = Workload(1, 1, 8448, head_dim, dtype, causal)
     tile, _ = default_for(SIMULATED[schedule].family, workload)
     return KernelConfig(schedule, dtype, head_dim, causal, tile, trace)

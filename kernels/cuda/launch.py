@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...simulator.errors import UsageError
-from ...simulator.order import SECTION_BYTES
+from ...simulator.problem.order import SECTION_BYTES
 from .. import build
 from ..arguments import check_storage, scale_of
 from . import driver
@@ -251,7 +251,7 @@ def grid_of(heads: int, m_tiles: int, cluster: int, sm_count: int) -> int:
 
 
 def section_heads(seqlen_k: int, head_dim: int, sharing: int) -> int:
-    """Query heads whose K and V are walked together, as in simulator/order.py, "longest-first"."""
+    """Query heads whose K and V are walked together, as in simulator/problem/order.py, "longest-first"."""
     fit = max(1, SECTION_BYTES // (2 * seqlen_k * head_dim * ELEMENT_BYTES))
     return 2 ** (fit.bit_length() - 1) * sharing
 

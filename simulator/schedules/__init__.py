@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..code.estimate import ONLINE, RUNNING, Softmax
 from ..errors import UsageError, did_you_mean
-from ..softmax import ONLINE, RUNNING, Softmax
-from .fa1 import fa1
-from .fa1_published import fa1_published
-from .fa2 import fa2
-from .fa3 import fa3
-from .overlap_2stage import overlap_2stage
-from .overlap_3stage import overlap_3stage
-from .pingpong import pingpong
-from .published import fa3_published, pingpong_published, warp_specialized_published
-from .standard import scores, softmax_three_pass, values
-from .standard_online import softmax_online
-from .warp_specialized import warp_specialized
+from .forward.fa1 import fa1
+from .forward.fa1_published import fa1_published
+from .forward.fa2 import fa2
+from .forward.fa3 import fa3
+from .forward.overlap_2stage import overlap_2stage
+from .forward.overlap_3stage import overlap_3stage
+from .forward.pingpong import pingpong
+from .forward.published import fa3_published, pingpong_published, warp_specialized_published
+from .forward.standard import scores, softmax_three_pass, values
+from .forward.standard_online import softmax_online
+from .forward.warp_specialized import warp_specialized
 
 _STEPS = {"V": "K/V block", "K": "K/V block", "Q": "Q block", "S": "block of S"}
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ....simulator.errors import UsageError
-from ....simulator.tile import Tile
+from ....simulator.problem.tile import Tile
 from ...build import Source
 from .. import config as sixteen_bit
 from .wgmma import header

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .breakdown import REASONS
+from ..language.view import TileView
+from ..problem.tile import Tile
+from ..problem.workload import Workload
+from ..results.breakdown import REASONS
 from .chip import Durations
 from .engine import U_TENSOR
-from .tile import Tile, TileView
-from .workload import Workload
 
 
 def of_kernel(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .device import Device
-from .errors import UsageError
-from .program import Program
-from .schedules import Schedule
-from .tile import Tile
-from .workload import Workload
+from ..devices.device import Device
+from ..errors import UsageError
+from ..language.program import Program
+from ..problem.tile import Tile
+from ..problem.workload import Workload
+from ..schedules import Schedule
 
 WARPGROUP = 128
 PRODUCER_REGISTERS = 24

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..devices.device import Device
+from ..devices.doubling import saving
+from ..schedules import find_schedule
 from . import metrics
-from .device import Device
-from .doubling import saving
 from .roofline import roofline
 from .run import Bottleneck, Run
-from .schedules import find_schedule
 
 TimeWith = Callable[[Device], float]
 """Predicts the seconds of the same call on another device."""

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..errors import UsageError
+from ..language.program import Program, trace
+from ..language.verbs import Op
+from ..problem.tile import Tile
+from ..problem.workload import Workload
+from ..results.run import Copies
+from ..schedules import Schedule
 from .engine import Memory
-from .errors import UsageError
-from .program import Program, trace
-from .run import Copies
-from .schedules import Schedule
-from .tile import Tile
-from .verbs import Op
-from .workload import Workload
 
 
 def chosen_kernel(schedule: Schedule, asked: str | None, workload: Workload, tile: Tile) -> int:

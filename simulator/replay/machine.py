@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .device import Device
-from .program import Program
-from .run import Lane
-from .verbs import Op
+from ..devices.device import Device
+from ..language.program import Program
+from ..language.verbs import Op
+from ..results.run import Lane
 
 UNITS = ("TMA", "tensor cores", "MUFU", "FMA", "ALU", "barriers", "issue", "smem bytes")
 """Units of an SM, in the order of their lanes and of the busy counters."""

@@ -28,10 +28,10 @@ from statistics import NormalDist
 import numpy as np
 from numba import njit
 
-from .device import Device
-from .jit import SLICE, compiled
-from .run import Bytes, Traffic
-from .workload import Workload
+from ..devices.device import Device
+from ..jit import SLICE, compiled
+from ..problem.workload import Workload
+from ..results.run import Bytes, Traffic
 
 ROW, KV, PAIR = 0, 1, 2
 """How an access finds its tile: of queries (q_head, m), of keys (kv_head, block), or of both (q_head, m, block)."""

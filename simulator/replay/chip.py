@@ -15,16 +15,17 @@ from functools import lru_cache
 import numba
 import numpy as np
 
-from .breakdown import REASONS
-from .device import Device
+from ..devices.device import Device
+from ..jit import SLICE, compiled
+from ..language.program import Program, trace
+from ..language.verbs import Op
+from ..language.view import TileView
+from ..problem.tile import Tile
+from ..problem.workload import Workload
+from ..results.breakdown import REASONS
+from ..schedules import Kernel
 from .engine import U_TENSOR, UNITS, Memory, replay
 from .idle import Pieces
-from .jit import SLICE, compiled
-from .program import Program, trace
-from .schedules import Kernel
-from .tile import Tile, TileView
-from .verbs import Op
-from .workload import Workload
 
 LONGEST_REPLAY = 64
 """Loops longer than this many blocks are extrapolated from half of it and all of it."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .tile import Tile, TileView
+from ..problem.tile import Tile
+from ..problem.workload import Workload
 from .verbs import Barrier, BarrierKind, Cta, Op
-from .workload import Workload
+from .view import TileView
 
 INSTRUCTION = np.dtype(
     [(name, "i4") for name in "op label barrier target a b c d e f g h i j k l ring index step tile".split()],

@@ -6,15 +6,15 @@ import os
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
-from .errors import UsageError, did_you_mean
-from .reading import read_toml
-from .values import Within, name, number, plain, shown, text
+from ..errors import UsageError, did_you_mean
+from ..reading import read_toml
+from ..values import Within, name, number, plain, shown, text
 
 DEVICE_NAMES = ("h100-sxm", "h100-pcie", "h200", "a100-sxm")
 """Devices that come with the package."""
 
 ARCHITECTURES = ("hopper", "ampere")
-_FILES = Path(__file__).parent / "devices"
+_FILES = Path(__file__).parent
 _ENTRY_KEYS = {"value", "unit", "source"}
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .breakdown import REASONS
+from ..language.program import Program
+from ..language.verbs import BarrierKind, Op
+from ..results.breakdown import REASONS
 from .engine import U_TENSOR, UNITS, Replay
-from .program import Program
-from .verbs import BarrierKind, Op
 
 SOFTMAX, MEMORY, LATENCY, PROLOGUE, EPILOGUE = range(len(REASONS))
 

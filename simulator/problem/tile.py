@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-from .errors import UsageError
-from .softmax import ONLINE, Softmax
-from .values import shown
-from .workload import LSE_BYTES, Workload
-
-K_PER_STEP_BYTES = 32
-"""One WGMMA or mma.sync k step reads 32 bytes of K per row: 16 fp16 or 32 e4m3 values (PTX ISA, wgmma shapes)."""
+from ..errors import UsageError
+from ..values import shown
+from .workload import Workload
 
 MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "cluster": 16}
 """The most of each: several times what fits any SM, so that how much a tile exceeds it can still be said."""
@@ -57,154 +53,6 @@ class Tile:
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}"
-
-
-@dataclass(frozen=True)
-class Gemm:
-    """One consumer's share of a block GEMM: m x n, `k_steps` instructions deep."""
-
-    m: int
-    n: int
-    k_steps: int
-    k_per_step: int
-    a_in_registers: int
-    smem_bytes_per_step: int  # read by ldmatrix in the mma.sync form, all four warps together
-
-
-@dataclass(frozen=True)
-class TileView:
-    """What a schedule sees of its tile: the loop, the bytes of its buffers, the shapes of its GEMMs."""
-
-    tile: Tile
-    workload: Workload
-    loop: int  # K/V blocks this CTA walks
-    masked: int = 0  # how many of them, from the first walked, cross the diagonal or the ragged end
-    looped: frozenset[str] = field(default=frozenset({"K", "V"}))  # rings that advance once per loop step
-    splits: int = 1  # CTAs that the Q blocks of a head are dealt to (FlashAttention-1)
-    softmax: Softmax = ONLINE
-
-    @property
-    def stages(self) -> int:
-        """Buffers per K/V ring."""
-        return self.tile.stages
-
-    @property
-    def consumers(self) -> int:
-        """Consumer warpgroups."""
-        return self.tile.consumers
-
-    @property
-    def block_n(self) -> int:
-        """Keys per block."""
-        return self.tile.block_n
-
-    @property
-    def head_dim(self) -> int:
-        """Head dimension."""
-        return self.workload.head_dim
-
-    @property
-    def element_bytes(self) -> int:
-        """Bytes per element of Q, K, V and P."""
-        return self.workload.element_bytes
-
-    @property
-    def rows(self) -> int:
-        """Query rows of one consumer."""
-        return self.tile.block_m // self.tile.consumers
-
-    @property
-    def kv_blocks(self) -> range:
-        """The K/V blocks in the order they are walked."""
-        return range(self.loop)
-
-    def q_blocks(self, j: int) -> range:
-        """Q blocks under K/V block j (FlashAttention-1's inner loop): those that see some of it.
-
-        Where `splits` CTAs deal them among themselves, as many as any of them has, by the numbers of the first.
-        """
-        end = -(-self.workload.seqlen_q // self.tile.block_m)
-        first = self.first_q_block(j)
-        return range(first // self.splits * self.splits if first < end else end, end, self.splits)
-
-    def first_q_block(self, j: int) -> int:
-        """The first Q block that sees any key of K/V block j; all are walked under the first, which leaves O, l and m of each."""
-        work = self.workload
-        unseen = j * self.block_n - (work.seqlen_k - work.seqlen_q) if work.causal and j > 0 else 0
-        return max(0, unseen) // self.tile.block_m
-
-    @property
-    def q_bytes(self) -> int:
-        """Shared memory of a Q tile."""
-        return self.tile.block_m * self.head_dim * self.element_bytes
-
-    @property
-    def k_bytes(self) -> int:
-        """Shared memory of a K tile."""
-        return self.tile.block_n * self.head_dim * self.element_bytes
-
-    v_bytes = k_bytes
-
-    @property
-    def o_bytes(self) -> int:
-        """Shared memory of a staged O tile."""
-        return self.tile.block_m * self.head_dim * self.workload.output_bytes
-
-    @property
-    def stage_bytes(self) -> int:
-        """Shared memory through which O leaves in rounds, 128 columns at a time."""
-        return self.o_bytes * min(128, self.head_dim) // self.head_dim
-
-    @property
-    def boxes(self) -> int:
-        """TMA copies by which one warp's rows of O leave: a swizzled row of a box is 128 bytes."""
-        return max(1, self.head_dim * self.workload.output_bytes // 128)
-
-    @property
-    def boxes_in(self) -> int:
-        """TMA copies of one load of Q, K or V."""
-        return max(1, self.head_dim * self.element_bytes // 128)
-
-    @property
-    def s_bytes(self) -> int:
-        """Shared memory of an S or P tile."""
-        return self.tile.block_m * self.tile.block_n * self.element_bytes
-
-    @property
-    def row_bytes(self) -> int:
-        """One fp32 statistic per query row (LSE, l, m)."""
-        return self.tile.block_m * LSE_BYTES
-
-    def store_bytes(self, name: str) -> int:
-        """Bytes one consumer stores of a result tile."""
-        whole = {"O": self.o_bytes, "S": self.s_bytes, "P": self.s_bytes}.get(name, self.row_bytes)
-        return whole // self.tile.consumers
-
-    def is_masked(self, j: int) -> bool:
-        """Whether the block walked at step j needs masking."""
-        return j < self.masked
-
-    def hidden(self, rank: int) -> int:
-        """Of the walked blocks, how many from the first on consumer `rank` sees nothing of: they lie above its diagonal."""
-        above = (self.tile.block_m - (rank + 1) * self.rows) // self.block_n
-        return min(above, self.masked - 1) if self.workload.causal and self.masked else 0
-
-    def sharing(self, ring: str) -> int:
-        """CTAs of the cluster that receive the same multicast load of a ring (K and V; Q is each CTA's own)."""
-        return self.tile.cluster if ring in ("K", "V") else 1
-
-    def step(self, ring: str, index: int) -> int:
-        """The loop step of a ring's load, -1 for what is loaded outside the loop."""
-        return index if ring in self.looped else -1
-
-    def gemm(self, label: str) -> Gemm:
-        """Shape of "S=QK^T" (A and B from shared memory) or "O+=PV" (P from registers)."""
-        per_step = K_PER_STEP_BYTES // self.element_bytes
-        scores = label.startswith("S")
-        n, k = (self.block_n, self.head_dim) if scores else (self.head_dim, self.block_n)
-        b_bytes = 4 * n * K_PER_STEP_BYTES  # each of the four warps reads all of B
-        a_bytes = self.rows * K_PER_STEP_BYTES if scores else 0
-        return Gemm(self.rows, n, -(-k // per_step), per_step, int(not scores), a_bytes + b_bytes)
 
 
 # -- the default tile per (family, head_dim, bytes per element, causal) -----------------------------------------------

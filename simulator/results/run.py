@@ -7,12 +7,12 @@ from typing import Annotated
 
 import numpy as np
 
+from ..devices.doubling import Saving
+from ..problem.tile import Tile
+from ..problem.workload import Workload
+from ..values import WHOLE, Within
 from . import metrics
 from .breakdown import Breakdown
-from .doubling import Saving
-from .tile import Tile
-from .values import WHOLE, Within
-from .workload import Workload
 
 SCHEMA = "fasim.run/1"
 

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .device import Device
+from ..devices.device import Device
+from ..language.program import INSTRUCTION, Program
+from ..language.verbs import BarrierKind, Op
+from ..results.run import SPAN, Lane
 from .engine import AROUND, MAX_QUEUE
 from .machine import DRAWN_UNITS, MACHINE, UNITS, Deadlock, Memory, Replay, machine_of, unit_lanes
-from .program import INSTRUCTION, Program
-from .run import SPAN, Lane
-from .verbs import BarrierKind, Op
 
 Step = int | Callable[[], bool]
 Instruction = namedtuple("Instruction", INSTRUCTION.names)

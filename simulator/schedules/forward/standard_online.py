@@ -3,7 +3,7 @@
 Beside standard.py only the middle kernel differs: maximum and sum come from one pass.
 """
 
-from ..softmax import CHUNK, Phase, scores_per_thread
+from ...code.estimate import CHUNK, Phase, scores_per_thread
 
 
 def softmax_online(cta, tile):

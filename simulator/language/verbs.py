@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from . import softmax
-from .tile import TileView
+from ..code import estimate as softmax
+from .view import TileView
 
 
 class Op(IntEnum):
@@ -298,7 +298,7 @@ class Warp:
         )  # fmt: skip
 
     def softmax(self, j: int) -> None:
-        """Weights of block j, by the kernel's softmax (simulator/softmax.py); what must wait for a PV in flight is left."""
+        """Weights of block j, by the kernel's softmax (simulator/code/estimate.py); what must wait for a PV in flight is left."""
         if j == 0:
             self.ahead = bool(self.scores)
         how = self.cta.tile.softmax

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..clock import Clock, Rates, sustained
+from ..devices.device import Device
+from ..problem.tile import Tile
+from ..problem.workload import Workload
+from ..results.breakdown import Breakdown, of_cycles
+from ..results.run import Traffic
+from ..schedules import Kernel
 from . import account
-from .breakdown import Breakdown, of_cycles
 from .chip import Durations, burst_rate, ends_of_sms, measure_durations, queue_wait
-from .clock import Clock, Rates, sustained
-from .device import Device
 from .engine import U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory
 from .fit import Occupancy
-from .run import Traffic
-from .schedules import Kernel
-from .tile import Tile
 from .traffic import Launch, Moved
-from .workload import Workload
 
 ROUNDS, SETTLED = 16, 0.02
 """Load and clock are found by repeating the replay until neither moves by more than 2 %, at most 16 times (fa3 takes 3, standard

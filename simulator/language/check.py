@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import UsageError
+from ..errors import UsageError
 from .program import Program
 from .verbs import BarrierKind, Op
 

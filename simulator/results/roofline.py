@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .device import Device
-from .workload import Workload
+from ..devices.device import Device
+from ..problem.workload import Workload
 
 WARP_LANES = 32
 SUB_PARTITIONS = 4

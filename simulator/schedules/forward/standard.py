@@ -5,7 +5,7 @@ takes a row at a time through all three, as kernels/triton/standard.py does, so 
 (`Kernel.by_row`).
 """
 
-from ..softmax import CHUNK, Phase, scores_per_thread
+from ...code.estimate import CHUNK, Phase, scores_per_thread
 
 
 def scores(cta, tile):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import UsageError, did_you_mean
-from .values import flag, shown
+from ..errors import UsageError, did_you_mean
+from ..values import flag, shown
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1}
 """Bytes per element of Q, K and V."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import UsageError, did_you_mean
+from ..errors import UsageError, did_you_mean
 from .workload import Workload
 
 ITEM = np.dtype(

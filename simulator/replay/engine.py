@@ -27,12 +27,12 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .device import Device
-from .jit import SLICE, compiled
+from ..devices.device import Device
+from ..jit import SLICE, compiled
+from ..language.program import Program
+from ..language.verbs import BarrierKind, Op
+from ..results.run import SPAN
 from .machine import K_STEP, UNITS, Deadlock, Memory, Replay, Tables, machine_of
-from .program import Program
-from .run import SPAN
-from .verbs import BarrierKind, Op
 
 __all__ = [
     "MAX_QUEUE", "UNITS", "U_ALU", "U_BARRIERS", "U_FMA", "U_ISSUE", "U_MUFU", "U_SMEM", "U_TENSOR", "U_TMA",

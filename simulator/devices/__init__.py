@@ -1,0 +1,1 @@
+"""Devices: chips as data, one TOML file each, every figure with its unit and source."""

@@ -1,0 +1,1 @@
+"""Language: what a schedule may say, what it records, and how a recording is checked before it runs."""

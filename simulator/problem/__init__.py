@@ -1,0 +1,1 @@
+"""Problem: what is asked. The workload, the tile that cuts it, the order in which CTAs take the tiles."""

@@ -1,0 +1,1 @@
+"""Results: a run, and everything that is said of one."""
