@@ -8,7 +8,7 @@ from fasim.simulator.devices import device as device_module
 from fasim.simulator.devices.device import DEVICE_NAMES, FIELDS, load_device
 from fasim.simulator.errors import UsageError
 
-BUILT_IN = Path(device_module.__file__).parent / "devices"
+BUILT_IN = Path(device_module.__file__).parent
 
 
 @pytest.mark.parametrize("name", DEVICE_NAMES)
