@@ -1,0 +1,44 @@
+"""The quantiser: 16 bits to e4m3 and fp32 descales, in one fused pass on a GPU and in plain torch on the CPU, bit for bit alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...simulator.errors import UsageError
+from ..arguments import HEAD_DIMS, is_dense
+from . import plain
+from .plain import E4M3, Quantised
+
+__all__ = ["E4M3", "Quantised", "quantise"]
+
+MOST_ROWS = 256
+"""Rows of one block: the fused kernel holds them in registers."""
+
+
+def quantise(
+    x: Tensor, block: int | None = 128, *, per: str = "head", group: int = 1, hadamard: bool = False, seed: int = 0
+) -> Quantised:
+    """x (B, S, H, D), fp16 or bf16, any strides, in e4m3 with descales as `plain` defines them.
+
+    `block` rows of one head share a descale, (B, H, blocks). With block=None it is (B, H / group): one for the `group` heads
+    that share a K/V head (`per`="head"), or the same for the whole tensor (`per`="tensor"). `hadamard` first multiplies each
+    row by the signs of `seed` and the Hadamard matrix (`rotation`): the same for Q and K. Raises UsageError, one sentence.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float16, torch.bfloat16) or x.dim() != 4 or not is_dense(x):
+        found = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise UsageError(f"the quantiser takes a dense float16 or bfloat16 tensor (B, S, H, D), and x is {found}")
+    if x.shape[3] not in HEAD_DIMS:
+        raise UsageError(f"head_dim={x.shape[3]} is not supported in FP8 ({', '.join(map(str, HEAD_DIMS))}): pad x with zeros")
+    if block is not None and not (isinstance(block, int) and 0 < block <= MOST_ROWS):
+        raise UsageError(f"block={block!r} is not possible: give 1 to {MOST_ROWS} rows, or None for one descale a head")
+    if per not in ("head", "tensor"):
+        raise UsageError(f"per={per!r} is not possible: give 'head' or 'tensor'")
+    if group < 1 or x.shape[2] % group:
+        raise UsageError(f"group={group} does not divide {x.shape[2]} heads")
+    if not x.is_cuda:
+        return plain.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed)
+    from . import fused
+
+    with torch.cuda.device(x.device):
+        return fused.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed)
