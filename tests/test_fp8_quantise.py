@@ -29,14 +29,14 @@ def normal(*shape, dtype=torch.float16, seed=0):
 
 
 def extreme(dtype=torch.bfloat16):
-    """Heads of normal, NaN, infinite, huge, denormal and zero elements, 75 rows."""
-    x = normal(2, 75, 6, 64, dtype=dtype)
+    """Heads of normal, NaN, infinite, huge, denormal and zero elements, 48 rows."""
+    x = normal(2, 48, 6, 64, dtype=dtype)
     x[0, 3, 1, 2], x[1, 40, 1, 0] = float("nan"), float("inf")
     x[0, 40:, 1] = -float("inf")
     x[:, :, 2] *= torch.finfo(dtype).max / 8
     x[:, :, 3] *= torch.finfo(dtype).smallest_normal / 16
     x[0, :, 4] = 0.0
-    x[1, 32:64, 4] = -0.0
+    x[1, 32:, 4] = -0.0
     x[:, :, 5, ::7] *= 100
     return x
 
@@ -98,7 +98,7 @@ def test_the_fused_kernel_gives_the_bits_of_plain_torch_on_extreme_inputs(kind, 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("seqlen", [1, 31, 97])
 def test_the_fused_kernel_takes_every_head_dim_and_ragged_lengths(head_dim, seqlen):
-    x = normal(1, seqlen, 2, head_dim).to(env.DEVICE)
+    x = normal(1, seqlen, 1, head_dim).to(env.DEVICE)
     same(fused.quantise(x, 32, hadamard=True), plain.quantise(x, 32, hadamard=True))
 
 
@@ -127,7 +127,7 @@ def test_nothing_is_quantised_to_nothing(shape, block):
 
 def test_zero_rows_have_a_descale_of_one_and_stay_zero():
     found = plain.quantise(extreme(), 32)
-    assert torch.equal(found.descale[0, 4], torch.ones(3)) and not found.values[0, :, 4].double().any()
+    assert torch.equal(found.descale[0, 4], torch.ones(2)) and not found.values[0, :, 4].double().any()
     assert found.descale[1, 4, 1] == 1.0 and found.descale[1, 4, 0] != 1.0
 
 
