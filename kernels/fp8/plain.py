@@ -65,8 +65,13 @@ def quantise(
         descale = descale_of(largest.transpose(1, 2).contiguous())
     found = Quantised(torch.empty(x.shape, dtype=E4M3, device=x.device), descale, block)
     scaled = wide * (1.0 / found.expanded())
-    found.values.copy_(torch.where(finite, scaled.clamp(-LARGEST, LARGEST), torch.nan).to(E4M3))
+    found.values.copy_(to_e4m3(torch.where(finite, scaled, torch.nan)))
     return found
+
+
+def to_e4m3(x: Tensor) -> Tensor:
+    """fp32 in e4m3 as Hopper converts it: nearest, ties to even, what is above 448 becomes 448, NaN stays."""
+    return x.clamp(-LARGEST, LARGEST).to(E4M3)
 
 
 def shared(largest: Tensor, per: str, group: int) -> Tensor:
