@@ -18,6 +18,9 @@ OUTSIDE = ("#d4d7db", "#7d838c")
 WAIT, TURN = "#6b7078", "#c2410c"
 """A wait for a copy or a GEMM; a wait for a turn."""
 
+UNDER_OTHERS, UNDER_OWN, BARE = "#2f9e6e", "#7cc7b2", "#e5484d"
+"""What a warpgroup's softmax runs under: another's GEMM, its own, none."""
+
 ALPHABETS = ("0123456789", "abcdefghij", "ABCDEFGHIJ", "klmnopqrst", "KLMNOPQRST", "αβγδεζηθικ", "ΑΒΓΔΕΖΗΘΙΚ")
 """Without colour: the last digit of a loop step, by warpgroup."""
 MARKS = "#%@&$!?"
@@ -29,6 +32,11 @@ def colour(step: int, group: int, groups: int) -> str:
     light, dark = HUES[step % len(HUES)] if step >= 0 else OUTSIDE
     share = max(0, group) / (groups - 1) if groups > 1 else 0.0
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(_rgb(light), _rgb(dark), strict=True))
+
+
+def cover_colour(by: int, group: int) -> str:
+    """Hex colour of a stretch of `group`'s softmax under the GEMM of warpgroup `by`; of a negative one, under none."""
+    return BARE if by < 0 else UNDER_OWN if by == group else UNDER_OTHERS
 
 
 def ink(background: str) -> str:

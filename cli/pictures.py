@@ -36,7 +36,7 @@ def write(svg: Path | None, trace: Path | None, window: Window, run: Run, width:
     if svg:
         from .svg import svg as draw
 
-        files[svg] = draw(window, COLUMN * (width or USUAL_COLUMNS))
+        files[svg] = draw(window, pixels(width))
     if trace:
         from ..traces.perfetto import chrome_trace
 
@@ -44,6 +44,11 @@ def write(svg: Path | None, trace: Path | None, window: Window, run: Run, width:
     output.write_files(files)
     for path in files:
         output.note(f"wrote {path}")
+
+
+def pixels(width: int | None) -> int:
+    """How wide an SVG is that stands for so many columns."""
+    return COLUMN * (width or USUAL_COLUMNS)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
+from math import ceil
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 
+from ..traces.beside import EXPOSED, Cover
 from ..traces.figure import figure
 from ..traces.window import GEMM, ON_COPY, ON_GEMM, ON_TURN, SOFTMAX, WORK, Row, Span, Window
 from .legend import legend
-from .palette import TURN, WAIT, colour, ink, letter, ticks
+from .palette import TURN, WAIT, colour, cover_colour, ink, letter, ticks
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 FILL = {GEMM: "=", SOFTMAX: "~", WORK: "-", ON_COPY: ".", ON_GEMM: ":", ON_TURN: "_"}
 """Without colour: what a warp does. In colour the waits are drawn so, too."""
 SEVERAL = "+"
+UNDER, EXPOSURE, DONE = "  under", "!", "|"
+"""The row below a warpgroup's, what it shows where softmax runs while the tensor cores idle, and the end of a shorter window."""
 _SHARE = 5  # columns at the right for the share of the time that a unit is busy
 
 Part = tuple[float, float, Span]
@@ -25,15 +30,23 @@ Part = tuple[float, float, Span]
 
 
 class Timeline:
-    """Draws a Window across the console's width; without colour, letters name GEMMs, softmax and waits."""
+    """Draws a Window across the console's width; without colour, letters name GEMMs, softmax and waits.
 
-    def __init__(self, window: Window) -> None:
-        self.figure = figure(window)
+    Beside others it is drawn to the scale of the longest, `until`, with the shares of each lane that are `idle` at the right,
+    a row of `covers` under each warpgroup, and axis and legend once for all (`feet`).
+    """
+
+    def __init__(
+        self, window: Window, until: int | None = None, covers: Sequence[Cover] = (), idle: dict[str, float] | None = None,
+        gutter: int = 0, feet: bool = True,
+    ) -> None:  # fmt: skip
+        self.figure, self.covers, self.idle, self.feet = figure(window), covers, idle, feet
+        self.sheet = replace(window, end=max(window.end, until or 0))
+        self.gutter = max([gutter, 6] + [len(row.name) for row in self.figure.rows]) + 1
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        drawn, window = self.figure, self.figure.window
+        drawn, window, gutter = self.figure, self.sheet, self.gutter
         plain = console.no_color or console.color_system is None
-        gutter = max([len(row.name) for row in drawn.rows] + [6]) + 1
         width = max(8, options.max_width - gutter - _SHARE)
         kind, several = None, False
         for row in drawn.rows:
@@ -43,12 +56,30 @@ class Timeline:
             yield Segment(f"{row.name:<{gutter}}", Style(bold=row.kind == "warp"))
             cells = list((_plain if plain else _coloured)(row, window, width))
             several = several or any(cell.text == (SEVERAL if plain else "▒") for cell in cells)
+            if window.end > drawn.window.end:
+                done = ceil((drawn.window.end - window.start) * width / (window.end - window.start))
+                cells[done : done + 1] = [Segment(DONE if plain else "│", Style(dim=True))] if done < width else []
             yield from cells
-            if row.kind == "unit" and row.name != "barriers":
-                yield Segment(f"{window.busy(row):{_SHARE}.0%}", Style(dim=True))
+            yield Segment(self._share(row), Style(dim=True))
             yield Segment.line()
-        yield from _axis(window, gutter, width)
-        yield from legend(drawn, gutter, options.max_width, plain, several)
+            if mine := [cover for cover in self.covers if row.kind == "warp" and cover.group in _softmax_of(row)]:
+                yield Segment(f"{UNDER:<{gutter}}", Style(dim=True))
+                yield from under(mine, window, width, plain)
+                yield Segment.line()
+        if self.feet:
+            yield from axis(window, gutter, width, "busy" if self.idle is None else "idle")
+            yield from legend(drawn, gutter, options.max_width, plain, several)
+
+    def _share(self, row: Row) -> str:
+        """At the right of a row: how much of the time a unit is busy; beside others, how much of it each lane is idle."""
+        if self.idle is not None:
+            return f"{self.idle[row.name]:{_SHARE}.0%}" if row.name in self.idle else ""
+        return f"{self.figure.window.busy(row):{_SHARE}.0%}" if row.kind == "unit" and row.name != "barriers" else ""
+
+
+def _softmax_of(row: Row) -> set[int]:
+    """Warpgroups whose softmax is in a row."""
+    return {span.group for span in row.spans if span.kind == SOFTMAX}
 
 
 def _cells_of(span: Span, window: Window, width: int) -> tuple[float, float]:
@@ -164,8 +195,26 @@ def _split(eighths: int, left: str | None, right: str | None) -> Segment:
     return Segment(_EIGHTHS[eighths], Style(color=left, bgcolor=right))
 
 
-def _axis(window: Window, gutter: int, width: int) -> Iterator[Segment]:
-    """Tick marks and, under them, cycles from the start of the recording."""
+def under(covers: Sequence[Cover], window: Window, width: int, plain: bool) -> Iterator[Segment]:
+    """Under a warpgroup's softmax the number of the warpgroup whose GEMM the tensor cores execute, or that they idle."""
+    cells = [dict[int, float]() for _ in range(width)]
+    scale = width / (window.end - window.start)
+    for cover in covers:
+        left, right = (cover.start - window.start) * scale, (cover.end - window.start) * scale
+        for cell in range(int(left), min(width, int(right) + 1)):
+            cells[cell][cover.by] = cells[cell].get(cover.by, 0.0) + min(right, cell + 1) - max(left, cell)
+    for shares in cells:
+        by = max(shares, key=lambda each: shares[each]) if shares and sum(shares.values()) >= 0.25 else None
+        if by is None:
+            yield Segment(" ")
+            continue
+        fill = cover_colour(by, covers[0].group)
+        text = EXPOSURE if by == EXPOSED else str(by % 10)
+        yield Segment(text, None if plain else Style(color=ink(fill), bgcolor=fill))
+
+
+def axis(window: Window, gutter: int, width: int, share: str) -> Iterator[Segment]:
+    """Tick marks and, under them, cycles from the start of the recording; over the shares at the right what they are of."""
     marks, numbers = [" "] * width, [" "] * (width + 12)
     free = 0
     for tick in ticks(window.start, window.end, width // 10):
@@ -177,9 +226,7 @@ def _axis(window: Window, gutter: int, width: int) -> Iterator[Segment]:
                 numbers[at : at + len(text)] = text
                 free = at + len(text) + 1
     yield Segment(" " * gutter + "".join("─" if mark == " " else mark for mark in marks), Style(dim=True))
-    yield Segment(f"{'busy':>{_SHARE}}", Style(dim=True))
+    yield Segment(f"{share:>{_SHARE}}", Style(dim=True))
     yield Segment.line()
     yield Segment(f"{'cycles':<{gutter}}" + "".join(numbers)[:width].rstrip(), Style(dim=True))
     yield Segment.line()
-
-

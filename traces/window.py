@@ -92,7 +92,7 @@ def short_label(label: str, step: int) -> str:
 
 def held(run: Run) -> range:
     """Loop steps of the first tile that a run's spans show; empty where it has no loop. Raises UsageError without any span."""
-    spans = run.spans[_work(run) & (run.spans["tile"] == _first_tile(run))]
+    spans = run.spans[_work(run) & (run.spans["tile"] == first_tile(run))]
     return range(int(spans["step"].max()) + 1) if len(spans) else range(0)
 
 
@@ -123,21 +123,22 @@ def by_iterations(run: Run, first: int | None = None, last: int | None = None) -
     """
     there = held(run)
     if first is None and len(there) < 2:
-        mine = run.spans[run.spans["tile"] == _first_tile(run)]
+        mine = run.spans[run.spans["tile"] == first_tile(run)]
         return by_cycles(run, int(mine["start"].min()), int(mine["end"].max()))
     if first is None or last is None:
         first, last = (min(wanted, len(there) - 1) for wanted in _USUAL)
     elif first not in there:
         has = f"it holds {there[0]} to {there[-1]}" if there else "it holds none"
         raise UsageError(f"iterations {first} to {last} are not in the recorded window ({has})")
-    inside = _work(run) & (run.spans["tile"] == _first_tile(run)) & (run.spans["step"] >= first) & (run.spans["step"] <= last)
+    inside = _work(run) & (run.spans["tile"] == first_tile(run)) & (run.spans["step"] >= first) & (run.spans["step"] <= last)
     return by_cycles(run, int(run.spans["start"][inside].min()), int(run.spans["end"][inside].max()))
 
 
 _USUAL = (1, 4)
 
 
-def _first_tile(run: Run) -> int:
+def first_tile(run: Run) -> int:
+    """The number of the first tile that the spans are of. Raises UsageError without any span."""
     if not len(run.spans):
         raise UsageError(f"the run of {run.schedule!r} keeps no spans to draw")
     return int(run.spans["tile"].min())
@@ -168,7 +169,7 @@ def by_cycles(run: Run, start: int, end: int) -> Window:
     title = f"{run.schedule}{which} on {run.device}, {run.workload}, tile {run.tile}"
     return Window(
         title, start, end, tuple(row for row in rows if row.spans or row.kind == "warp"),
-        tuple(run.lanes[i].name for i in _consumers(run)), found.step if found else "K/V block", run.origin != "predicted",
+        tuple(run.lanes[i].name for i in consumers(run)), found.step if found else "K/V block", run.origin != "predicted",
     )  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def _rows(run: Run, number: int, spans: np.ndarray, start: int, end: int) -> lis
 
     Spans that touch and say the same (chunks of one softmax, turns of one GEMM) become one.
     """
-    lane, consumers = run.lanes[number], _consumers(run)
+    lane, mine_of = run.lanes[number], consumers(run)
     layers: list[list[Span]] = []
     mine = spans[spans["lane"] == number]
     for record in np.sort(mine, order=["start", "end", "warp", "label", "step"]):
@@ -194,7 +195,7 @@ def _rows(run: Run, number: int, spans: np.ndarray, start: int, end: int) -> lis
             run.labels[record["label"]],
             int(record["step"]),
             int(record["tile"]),
-            consumers.index(record["warp"]) if record["warp"] in consumers else -1,
+            mine_of.index(record["warp"]) if record["warp"] in mine_of else -1,
             bool(record["wait"]),
         )
         if span.end <= span.start:
@@ -212,6 +213,6 @@ def _rows(run: Run, number: int, spans: np.ndarray, start: int, end: int) -> lis
     return [Row(name, lane.kind, tuple(layer)) for name, layer in zip(names, layers or [[]], strict=True)]
 
 
-def _consumers(run: Run) -> list[int]:
+def consumers(run: Run) -> list[int]:
     """Consumer warpgroups' lanes: WG0, WG1, or CTA0 WG0, CTA1 WG0 where two CTAs share the SM. Of an overlay those predicted."""
     return [i for i, lane in enumerate(run.lanes) if lane.kind == "warp" and "WG" in lane.name.split()[-1]]

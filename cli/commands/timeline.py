@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...simulator.errors import UsageError
 from .. import output, pictures
-from ..options import Json, MachineOptions, Schedule, WorkloadOptions
+from ..options import Json, MachineOptions, Schedules, WorkloadOptions
+
+if TYPE_CHECKING:
+    from ...simulator.results.run import Run
 
 _DEFAULT = WorkloadOptions()
 _MACHINE = MachineOptions()
 
 
 def timeline(
-    schedule: Schedule = "pingpong",
+    schedule: Schedules = ("pingpong",),
     workload: WorkloadOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
@@ -25,13 +30,19 @@ def timeline(
     trace: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Draw which warp and which hardware unit is busy when.
+    """Draw which warp and which hardware unit is busy when, of one schedule or of several on one axis.
 
     One line per warp and per unit of one SM that is in use: copies (TMA or cp.async), tensor cores, MUFU, FMA, barriers. A
     GEMM stands in the line of its warpgroup while the tensor cores execute it. A colour is one K/V block, from light for
     the first warpgroup to dark for the last; blank is idle. Time runs in SM cycles from the start of the kernel.
 
+    Several schedules are drawn below each other from the first GEMM of the same block on, to one scale. Under each
+    warpgroup stands what its softmax hides under: another's GEMM, its own, or nothing. At the right how much of the time
+    each lane is idle.
+
     Example: fasim timeline fa3 --iterations 2-5 --svg fa3.svg --trace fa3.json.gz
+
+    Example: fasim timeline warp-specialized pingpong overlap-2stage fa3
 
     Theory: under pingpong the two shades alternate on the tensor cores, and each warpgroup's softmax lies under the
     other's GEMMs; the gaps that stay are what overlap within a warpgroup (fa3) can still fill.
@@ -41,9 +52,9 @@ def timeline(
     kernel
         Of a schedule with several kernels the one to draw, by name or number. [default: the one with the softmax]
     iterations
-        Loop steps of the first tile to show, as 1-4 or 3. [default: 1-4, or what there is]
+        Loop steps of the first tile to show, as 1-4 or 3. [default: 1-4, of several schedules 3-5, or what there is]
     cycles
-        Show these SM cycles instead, as 2000-6000.
+        Show these SM cycles instead, as 2000-6000, counted from the start of the kernel.
     width
         Columns to draw in (default: the terminal's); pixels for --svg are 10 times that.
     svg
@@ -58,7 +69,14 @@ def timeline(
     pictures.check(svg, trace, width)
     span = whole_range("--cycles", cycles) if cycles is not None else None
     steps = whole_range("--iterations", iterations) if iterations is not None else (None, None)
-    run = machine.predict(workload.build(), schedule, kernel=kernel)
+    if len(schedule) > 1:
+        for option, value in (("--kernel", kernel), ("--trace", trace)):
+            if value is not None:
+                raise UsageError(f"{option} is of one schedule, and {len(schedule)} were given")
+        runs = [machine.predict(workload.build(), name) for name in schedule]
+        _several(runs, span, steps, svg, width, json)
+        return
+    run = machine.predict(workload.build(), schedule[0], kernel=kernel)
 
     from ...traces.perfetto import chrome_trace
     from ...traces.window import by_cycles, by_iterations, remarks
@@ -75,6 +93,33 @@ def timeline(
     console = output.stdout(width)
     console.print(window.title, style="bold", markup=False)
     console.print(Timeline(window))
+
+
+def _several(
+    runs: Sequence[Run], span: tuple[int, int] | None, steps: tuple[int | None, int | None], svg: Path | None, width: int | None,
+    json: bool,
+) -> None:  # fmt: skip
+    """The same blocks, or the same cycles, of several runs on one axis."""
+    from ...traces.beside import beside, by_clock
+    from ...traces.window import remarks
+
+    panels = by_clock(runs, *span) if span else beside(runs, *steps)
+    if svg:
+        from ..svg_beside import svg_beside
+
+        output.write_files({svg: svg_beside(panels, pictures.pixels(width))})
+        output.note(f"wrote {svg}")
+    for run in runs:
+        for remark in remarks(run, last=steps[1], end=span and span[1]):
+            output.note(f"{run.schedule}: {remark}")
+    if json:
+        output.emit_json([panel.to_dict() for panel in panels])
+        return
+    from ..beside import Beside
+
+    console = output.stdout(width)
+    console.print(f"on {runs[0].device}, {runs[0].workload}", style="bold", markup=False)
+    console.print(Beside(panels))
 
 
 def whole_range(option: str, text: str) -> tuple[int, int]:
