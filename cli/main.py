@@ -18,6 +18,7 @@ from ..simulator.values import printable
 from . import process, usage
 from .calibrate import calibrate
 from .commands.kernels import kernels
+from .commands.learn import learn
 from .commands.listings import devices, disasm, schedules
 from .commands.predict import predict
 from .commands.published import published
@@ -36,10 +37,11 @@ app = App(
     version=__version__,
     help_format="plaintext",
     help="What a FlashAttention schedule does on a Hopper GPU, before the kernel is written.\n\n"
-    "Start with: fasim predict pingpong",
+    "Start with: fasim predict pingpong\n\nOr learn why attention is slow: fasim learn",
 )
 for _place, _command in enumerate(
     (
+        learn,
         predict,
         timeline,
         roofline,

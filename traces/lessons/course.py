@@ -1,0 +1,62 @@
+"""The course's ground: one workload, one device, and everything a lesson asks of the model and of the recordings."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+
+from ...simulator.devices.device import Device
+from ...simulator.predict import predict
+from ...simulator.problem.workload import Workload
+from ...simulator.results.run import Run
+from .. import store
+from ..predictions import Advance, Question, predict_all
+
+WORKLOAD = Workload(batch=4, heads=16, seqlen=4096, head_dim=128)
+"""Of all lessons: large enough that every effect of a long sequence is there, and recorded on the H200 in most schedules."""
+DEVICE = "h200"
+"""The one the recordings are of."""
+
+
+class Course:
+    """What lessons compute with: predictions for one device, kept between calls, and recordings of the same workload."""
+
+    def __init__(self, device: Device, advance: Advance | None = None):
+        self.device, self.advance = device, advance
+        self.workload = WORKLOAD
+
+    def runs(self, *schedules: str, workload: Workload | None = None) -> tuple[Run, ...]:
+        """Predictions of several schedules, without spans, at the course's workload or another."""
+        questions = [Question(workload or self.workload, name, self.device) for name in schedules]
+        found = predict_all(questions, advance=self.advance)
+        return tuple(found[question] for question in questions)
+
+    def run(self, schedule: str, workload: Workload | None = None) -> Run:
+        """One of them."""
+        return self.runs(schedule, workload=workload)[0]
+
+    def timeline(self, schedule: str, workload: Workload | None = None) -> Run:
+        """A prediction with its spans."""
+        if self.advance:
+            self.advance(0, 1, schedule)
+        return _with_spans(workload or self.workload, schedule, self.device)
+
+    @cached_property
+    def standard_bytes(self) -> int:
+        """Bytes of S, which P has too: one for every query and key of every head."""
+        work = self.workload
+        return work.batch * work.heads * work.seqlen_q * work.seqlen_k * work.element_bytes
+
+    def measured(self, kernel: str) -> Run | None:
+        """The recorded run of one of our kernels at the course's workload, on this very device; None where there is none."""
+        work = self.workload
+        shape = f"b{work.batch}h{work.heads}s{work.seqlen}d{work.head_dim}-{work.dtype}"
+        path = store.RECORDED / f"{kernel}-cuda-{shape}-sustained.run.json"
+        if not path.is_file():
+            return None
+        found = store.load(path)
+        return found if found.device == self.device.name else None
+
+
+@lru_cache(maxsize=32)
+def _with_spans(workload: Workload, schedule: str, device: Device) -> Run:
+    return predict(workload, schedule, device)
