@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..kernels.calibrate.device_file import Calibrated
     from ..simulator.devices.device import Device
+    from ..traces.ablation import Ablation
 
 
 def calibrate(
@@ -27,6 +28,7 @@ def calibrate(
     only: Annotated[tuple[str, ...], Parameter(name="--only", negative=(), show_default=False)] = (),
     write: Path | None = None,
     base: str = "h200",
+    ablate: Annotated[bool, Parameter(name="--ablate", negative=())] = False,
     json: Json = False,
 ) -> int:
     """Measure the fields of a device file by microbenchmarks, and write them with spread, date and recording.
@@ -53,7 +55,14 @@ def calibrate(
         Device file to update: its calibrated fields, nothing else. A new one starts from --base.
     base
         Built-in device to compare with and to start a new file from.
+    ablate
+        Predict recorded runs and published bars without each mechanism of the model, and show what its absence costs.
+        Runs nothing on a GPU; some ten minutes once, seconds afterwards.
     """
+    if ablate:
+        if out or recorded or only or write:
+            raise UsageError("--ablate changes nothing and records nothing: give it alone, or with --base")
+        return _ablate(base, json)
     if (out is None) == (recorded is None):
         raise UsageError("give --out DIR to run the microbenchmarks, or --recorded DIR to derive from recordings")
     if only and recorded is not None:
@@ -82,6 +91,35 @@ def calibrate(
     else:
         output.stdout().print(_shown(fields, load_device(base)))
     return 0
+
+
+def _ablate(base: str, json: bool) -> int:
+    from ..traces.ablation import ablate
+    from ..traces.predictions import processes
+
+    with output.progress("predicting") as advance:
+        found = ablate(base, advance=advance, processes=processes())
+    if json:
+        output.emit_json(found.to_dict())
+    else:
+        output.stdout().print(_ablation(found))
+    return 0
+
+
+def _ablation(found: Ablation) -> RenderableType:
+    from rich.text import Text
+
+    from .tables import house_table
+
+    table = house_table("without", *(f">{name}, {count} runs" for name, count in found.runs.items()))
+    whole = next(iter(found.errors.values()))
+    for without, sets in found.errors.items():
+        cells = [
+            Text(f"{each.mean:.1%} ({each.worst:+.1%})", "bold" if each.mean > whole[name].mean + 0.0005 else "")
+            for name, each in sets.items()
+        ]
+        table.add_row("nothing: the whole model" if sets is whole else without, *cells)
+    return table
 
 
 def _shown(fields: Sequence[Calibrated], device: Device) -> RenderableType:

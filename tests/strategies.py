@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from fasim.simulator.code.estimate import ONLINE, RUNNING, Phase
+from fasim.simulator.code.estimate import Estimate
+from fasim.simulator.code.phase import Phase
+from fasim.simulator.code.softmax import ONLINE, RUNNING
 from fasim.simulator.devices.device import Device, load_device
 from fasim.simulator.language.check import IllegalProgram, check
 from fasim.simulator.language.program import Program, trace
@@ -151,11 +153,11 @@ class Consumer:
             ahead = self.asked[name] < self.tile.loop and self._held(name) + 1 < self.tile.stages
             if ahead and self.turns.random() < 0.5:
                 self._load(name)
-        label = "S=QK^T" if name == "K" else "O+=PV"
+        product = ("S", self.rings["Q"][0]) if name == "K" else ("O", "P")
         if self.shape.asynchronous:
-            self.pending.append((name, j, self.warps.gemm(label, self.rings[name][j])))
+            self.pending.append((name, j, self.warps.gemm(*product, self.rings[name][j], add=name == "V")))
         else:
-            self.warps.mma(label, self.rings[name][j])
+            self.warps.mma(*product, self.rings[name][j], add=name == "V")
             self.read.append((name, j))
         self.begun[name] += 1
 
@@ -193,7 +195,7 @@ class Consumer:
         j = self.turns.randrange(max(1, self.begun["K"]))
         verbs = ["compute"]
         products = [entry[1] for entry in self.pending if entry[0] == "V"]
-        sets = self.tile.softmax.operand_sets
+        sets = self.warps.cta.code.operand_sets
         if not self.says() or not any(entry[:2] == ("K", j) for entry in self.pending):
             if not self.says() or sets == 1 or all((j - other) % sets for other in products):
                 verbs.append("softmax")
@@ -205,7 +207,7 @@ class Consumer:
             return
         pipes, chain = ("fma", "alu", "mufu", "convert", "other", "stsm"), ("latencies", "fetched", "votes", "divisions")
         counts = {name: self.turns.randint(0, 6) for name in pipes + chain}
-        counts["sparse"] = self.turns.random() < 0.5
+        counts["interleaved"] = self.turns.random() < 0.5
         self.warps.compute("anything", Phase(**counts, chunks=self.turns.randint(1, 5)), j)
 
 
@@ -233,7 +235,7 @@ def record(shape: Shape) -> Program:
     workload = Workload(1, 1, 256, (64, 128)[shape.seed % 2], dtype, causal)
     tile = Tile(64 * shape.consumers, (32, 48, 80)[shape.seed % 3], shape.stages, shape.consumers, shape.cluster)
     softmax = (ONLINE, RUNNING)[shape.seed // 4 % 2]
-    kernel = Kernel(RandomSchedule(shape), "rows", persistent=shape.persistent, softmax=softmax)
+    kernel = Kernel(RandomSchedule(shape), "rows", persistent=shape.persistent, code=Estimate(softmax, shape.persistent))
     return trace(kernel, workload, tile, [(loop, loop // 2) for loop in shape.loops])
 
 
@@ -245,9 +247,12 @@ def devices(draw) -> Device:
         H200,
         wgmma_queue_ksteps=draw(st.integers(1, 8)),
         wgmma_arbitration_ksteps=draw(st.integers(0, 4)),
-        tensor_interference=draw(st.sampled_from((0.0, 0.2, 0.45, 0.9))),
+        issue_beside_wgmma_cycles=draw(st.sampled_from((0.0, 1.97, 4.0))),
+        fma_beside_wgmma_cycles=draw(st.sampled_from((0.0, 1.63, 5.0))),
+        alu_beside_wgmma_cycles=draw(st.sampled_from((0.0, 4.54, 9.0))),
+        mufu_beside_wgmma_cycles=draw(st.sampled_from((0.0, 8.83, 20.0))),
         smem_interference=draw(st.sampled_from((0.0, 0.3, 0.75))),
-        wgmma_dilation=draw(st.sampled_from((0.0, 0.066, 0.5))),
+        wgmma_register_share=draw(st.sampled_from((0.0, 0.77, 1.0))),
         wgmma_issue_cycles=draw(cycles),
         wgmma_step_issue_cycles=draw(st.integers(0, 100)),
         wgmma_step_issue_share=draw(st.sampled_from((0.0, 0.2, 1.0))),
@@ -255,8 +260,7 @@ def devices(draw) -> Device:
         branch_beside_cycles=draw(st.integers(0, 60)),
         chain_dilation=draw(st.sampled_from((0.0, 0.23, 1.0))),
         mbarrier_issue_cycles=draw(st.integers(0, 60)),
-        wgmma_contended_cycles=draw(cycles),
-        wgmma_beside_sparse_cycles=draw(cycles),
+        wgmma_beside_cycles=draw(cycles),
         wgmma_latency_cycles=draw(cycles),
         named_barrier_cycles=draw(st.integers(1, 60)),
         mbarrier_arrive_cycles=draw(st.integers(1, 60)),

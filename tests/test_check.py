@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import H200, is_legal, record, shapes
 
-from fasim.simulator.code.estimate import ONLINE, RUNNING, rescale
+from fasim.simulator.code.estimate import Estimate
+from fasim.simulator.code.phase import Phase
+from fasim.simulator.code.softmax import ONLINE, RUNNING
 from fasim.simulator.errors import UsageError
 from fasim.simulator.language.check import IllegalProgram, check
 from fasim.simulator.language.program import Program, trace
@@ -72,7 +74,7 @@ class Pingpong:
             wg.give(turn)
         if not makes("no take"):
             wg.take(turn)
-        S = wg.gemm("S=QK^T", K[j])
+        S = wg.gemm("S", "Q", K[j])
         if makes("softmax before S"):
             wg.softmax(j)
         if makes("early free of K"):
@@ -83,23 +85,23 @@ class Pingpong:
         if makes("second free of K"):
             wg.free(K[j])
         if makes("read of K after its free"):
-            wg.wait(wg.gemm("S=QK^T", K[j]))
+            wg.wait(wg.gemm("S", "Q", K[j]))
         wg.softmax(j)
         if makes("free of V before it is loaded"):
             wg.free(V[j])
-        PV = wg.gemm("O+=PV", V[j])
+        PV = wg.gemm("O", "P", V[j], add=True)
         if not makes("no give") and not makes("early give"):
             wg.give(turn)
         if makes("second give"):
             wg.give(turn)
         if makes("rescale under PV"):
-            wg.compute("rescale O", rescale(wg.cta.tile), j)
+            wg.compute("rescale O", Phase(fma=8), j, writes=("O",))
         wg.wait(PV)
         wg.free(V[j])
 
 
 def program(schedule, loops=((4, 0), (4, 0)), stages: int = 2, persistent: bool = True, softmax=ONLINE) -> Program:
-    kernel = Kernel(schedule, "rows", persistent=persistent, softmax=softmax)
+    kernel = Kernel(schedule, "rows", persistent=persistent, code=Estimate(softmax, persistent))
     return trace(kernel, Workload(1, 1, 512, 128), Tile(128, 128, stages, 2), loops)
 
 
@@ -167,7 +169,7 @@ def test_a_ring_of_the_wrong_depth_is_named_with_its_depth():
             load.tma(K[j])
         for wg in cta.consumers():
             for j in tile.kv_blocks:
-                wg.wait(wg.gemm("S=QK^T", K[j]))
+                wg.wait(wg.gemm("S", "Q", K[j]))
                 for before in tile.kv_blocks[:j][-1:]:
                     wg.free(K[before])
             wg.free(K[tile.loop - 1])
@@ -186,13 +188,13 @@ def test_weights_may_be_converted_under_a_product_that_reads_the_other_set_alone
                 load.tma(V[j])
             for wg in cta.consumers():
                 for j in tile.kv_blocks:
-                    wg.wait(wg.gemm("S=QK^T", K[j]))
+                    wg.wait(wg.gemm("S", "Q", K[j]))
                     wg.free(K[j])
-                PV = wg.gemm("O+=PV", V[0])
+                PV = wg.gemm("O", "P", V[0], add=True)
                 for j in blocks:
                     wg.softmax(j)
                 wg.wait(PV)
-                wg.wait(wg.gemm("O+=PV", V[1]))
+                wg.wait(wg.gemm("O", "P", V[1], add=True))
                 for j in tile.kv_blocks:
                     wg.free(V[j])
 
@@ -210,7 +212,7 @@ def test_leaving_without_waiting_for_a_gemm_is_a_race(persistent):
         V = cta.ring("V", tile.v_bytes, 2)
         cta.producer().tma(V[0])
         for wg in cta.consumers():
-            wg.gemm("O+=PV", V[0])
+            wg.gemm("O", "P", V[0], add=True)
 
     sentence = refusal(leaves, loops=[(1, 0)] * 2, persistent=persistent)
     assert sentence == "race: WG0 exits without waiting for its 'O+=PV' on V[0]"
@@ -221,7 +223,7 @@ def test_a_gemm_left_running_under_the_output_is_a_race():
         V = cta.ring("V", tile.v_bytes, 1)
         cta.producer().tma(V[0])
         for wg in cta.consumers():
-            wg.gemm("O+=PV", V[0])
+            wg.gemm("O", "P", V[0], add=True)
             wg.store("O")
 
     assert refusal(unfinished, loops=[(1, 0)]).startswith(

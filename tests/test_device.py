@@ -41,7 +41,6 @@ def test_the_pipes_hold_what_the_programming_guide_says():
 
     assert (lanes(hopper, "mufu_cycles"), lanes(ampere, "mufu_cycles")) == (16, 16)
     assert (lanes(hopper, "fma_cycles"), lanes(ampere, "fma_cycles")) == (128, 64)
-    assert (lanes(hopper, "shuffle_cycles"), lanes(ampere, "shuffle_cycles")) == (32, 32)
 
 
 def test_h100_sxm_is_an_h200_but_for_memory_and_l2():

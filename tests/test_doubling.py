@@ -58,7 +58,7 @@ def test_each_resource_shortens_a_workload_that_waits_for_it():
         found = predict(workload, schedule, "h100-sxm", why=True, **asked).savings
         return next(each.saved for each in found if each.resource == resource)
 
-    assert saved("MUFU", Workload(2, 33, 2048, 64)) > 0.1
+    assert saved("MUFU", Workload(2, 33, 2048, 64)) > 0.05  # beside WGMMA the rest of the softmax stays
     assert saved("tensor cores", Workload(1, 33, 2048), clock_hz=1.2e9) > 0.1
     assert saved("HBM", Workload(4, 33, seqlen_q=1, seqlen_k=4096)) > 0.15
     assert saved("power limit", Workload(1, 33, 2048)) > 0.15

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import H200, Scene, scenes
 
-from fasim.simulator.code.estimate import Phase
+from fasim.simulator.code.phase import Phase
 from fasim.simulator.language.program import Program, trace
 from fasim.simulator.predict import default_tile
 from fasim.simulator.problem.tile import Tile
@@ -114,9 +114,9 @@ def test_spans_of_a_lane_are_positive_and_do_not_overlap(scene):
 @settings(random_programs, max_examples=200)
 @given(scenes())
 def test_unit_lanes_sum_to_the_busy_counters(scene):
-    """Without what makes work slower beside other work: interference, dilation, the spacing of MUFU."""
-    none = dict.fromkeys(("tensor_interference", "mufu_interference", "mufu_interference_alone", "wgmma_dilation"), 0.0)
-    calm = replace(scene.device, **none, mufu_spacing_cycles=H200.mufu_cycles)
+    """Without what makes work slower beside other work, and the spacing of MUFU."""
+    none = dict.fromkeys((f"{pipe}_beside_wgmma_cycles" for pipe in ("issue", "fma", "alu", "mufu")), 0.0)
+    calm = replace(scene.device, **none, wgmma_register_share=0.0, mufu_spacing_cycles=H200.mufu_cycles)
     replayed = run(replace(scene, device=calm))
     for unit in (U_TMA, U_TENSOR, U_MUFU, U_FMA):
         name = unit_lanes(scene.programs)[unit].name  # copies are TMA's, or the warps' own
@@ -155,7 +155,7 @@ def gemms_only(cta, tile):
     load = cta.producer()
     load.tma(K[0])
     for wg in cta.consumers():
-        results = [wg.gemm("S=QK^T", K[0]) for _ in range(6)]
+        results = [wg.gemm("S", "Q", K[0]) for _ in range(6)]
         wg.wait(results[-1])
         wg.free(K[0])
 
@@ -177,7 +177,7 @@ def test_a_gemm_is_issued_as_the_queue_of_the_sm_takes_its_k_steps(depth):
         K = cta.ring("K", tile.k_bytes, 1)
         cta.producer().tma(K[0])
         for wg in cta.consumers():
-            first, second = wg.gemm("S=QK^T", K[0]), wg.gemm("O+=PV", K[0])
+            first, second = wg.gemm("S", "Q", K[0]), wg.gemm("O", "P", K[0])
             wg.wait(first)
             wg.wait(second)
             wg.free(K[0])
@@ -186,7 +186,7 @@ def test_a_gemm_is_issued_as_the_queue_of_the_sm_takes_its_k_steps(depth):
     replayed = replay([program], replace(H200, wgmma_queue_ksteps=depth), MEMORY, None, 999)
     spans, executed = lane(replayed, "WG0"), lane(replayed, "tensor cores")
     names = np.array(replayed.labels)
-    issue = spans[(names[spans["label"]] == "O+=PV") & (spans["wait"] == 0)]
+    issue = spans[(names[spans["label"]] == "O=PK") & (spans["wait"] == 0)]
     begin, each, steps = executed["start"].min(), 64, 16
     last = issue["end"].max() - H200.wgmma_step_issue_cycles
     if depth < steps:  # the last k step has room when so many before it have left the queue
@@ -203,7 +203,7 @@ def test_results_go_to_shared_memory_slowly_beside_wgmma():
         for wg in cta.consumers():
             wg.wait(K[0])
             if wg.rank == 0:
-                results = [wg.gemm("S=QK^T", K[0]) for _ in range(6)]
+                results = [wg.gemm("S", "Q", K[0]) for _ in range(6)]
                 wg.wait(results[-1])
             else:
                 wg.compute("stage", Phase(stsm=1, chunks=8))
@@ -221,15 +221,18 @@ def test_results_go_to_shared_memory_slowly_beside_wgmma():
     assert 2 * alone < staged(H200) <= alone / (1 - H200.smem_interference) + 16
 
 
-@pytest.mark.parametrize(("phase", "slower"), [(Phase(other=64, chunks=64), False), (Phase(fma=32, chunks=64), True)])
-def test_gemms_are_slow_beside_arithmetic_and_not_beside_addresses(phase, slower):
+@pytest.mark.parametrize(
+    ("phase", "slower"),
+    [(Phase(other=64, chunks=64), False), (Phase(fma=16, mufu=8, chunks=32), False), (Phase(fma=32, chunks=64), True)],
+)
+def test_gemms_are_slow_beside_a_run_of_fma_and_not_beside_addresses_or_exponentials(phase, slower):
     def body(cta, tile):
         K = cta.ring("K", tile.k_bytes, 1)
         cta.producer().tma(K[0])
         for wg in cta.consumers():
             wg.wait(K[0])
             if wg.rank == 0:
-                wg.wait([wg.gemm("S=QK^T", K[0]) for _ in range(6)][-1])
+                wg.wait([wg.gemm("S", "Q", K[0]) for _ in range(6)][-1])
             else:
                 wg.compute("beside", phase)
             wg.free(K[0])
@@ -239,7 +242,7 @@ def test_gemms_are_slow_beside_arithmetic_and_not_beside_addresses(phase, slower
     steps = lane(replayed, "tensor cores")
     executed = int((steps["end"] - steps["start"]).sum())
     alone = 6 * 8 * 64  # m64n128k16: N / 2 cycles a k step
-    assert executed > 1.02 * alone if slower else executed == alone
+    assert executed > 1.5 * alone if slower else executed == alone
 
 
 def test_arbitration_decides_how_two_warpgroups_take_turns(two_gemm_streams):

@@ -8,8 +8,8 @@ import pytest
 
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.language.check import check
+from fasim.simulator.language.ops import Op
 from fasim.simulator.language.program import disassemble, trace
-from fasim.simulator.language.verbs import Op
 from fasim.simulator.predict import default_tile, predict, programs
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay.engine import Memory, replay
@@ -51,16 +51,16 @@ def test_each_block_is_loaded_once_and_multiplied_twice(name, loop):
     wanted = {(q, 0) for q in parts} | {(ring, j) for ring in "KV" for j in range(loop)}
     assert set(loads) == wanted
     assert set(loads.values()) == {1 if SCHEDULES[name].hopper else tile.consumers}
-    gemms = program.code[np.isin(program.code["op"], [Op.WGMMA, Op.MMA])]
-    flops = 2 * (gemms["a"].astype(int) * gemms["b"] * gemms["c"] * gemms["e"]).sum()
+    _, gemms = program.recorded((Op.WGMMA, Op.MMA))
+    flops = 2 * (gemms["k_steps"].astype(int) * gemms["m"] * gemms["n"] * gemms["k_per_step"]).sum()
     assert flops == 4 * tile.block_m * tile.block_n * loop * workload.head_dim
 
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_exp2_is_counted_once_per_score_and_little_more(name):
     program, _, tile = program_of(name, loops=[(8, 0)])
-    compute = program.code[program.code["op"] == Op.COMPUTE]
-    per_thread = (compute["c"].astype(int) * compute["f"]).sum()
+    _, phases = program.recorded(Op.COMPUTE)
+    per_thread = (phases["mufu"].astype(int) * phases["chunks"]).sum()
     scores = 8 * tile.block_m * tile.block_n // 128
     assert scores <= per_thread <= 1.08 * scores
 
@@ -123,7 +123,8 @@ def test_weights_from_the_maximum_so_far_look_for_a_maximum_in_the_first_block_a
     program, _, tile = program_of("fa3", loops=[(4, 0)])
     code = program.stream(program.warps.index("WG0"))
     softmax = code[[program.labels[i] == "softmax" for i in code["label"]]]
-    alu = {j: int((softmax["b"] * softmax["f"])[softmax["step"] == j].sum()) for j in range(4)}
+    phases = program.phases[softmax["record"]]
+    alu = {j: int((phases["alu"] * phases["chunks"])[softmax["step"] == j].sum()) for j in range(4)}
     scores = tile.block_m // 2 * tile.block_n // 128
     assert alu[0] > scores  # FMNMX of every score
     assert set(list(alu.values())[1:]) == {2}  # a comparison of each row's sum
@@ -177,7 +178,9 @@ def test_a_block_that_a_consumer_sees_nothing_of_leaves_no_maximum():
 
     def exponentials(warp: int) -> list[int]:
         code = program.stream(warp)
-        return [int((code["c"] * code["f"])[(code["op"] == Op.COMPUTE) & (code["step"] == j)].sum()) for j in range(4)]
+        code = code[code["op"] == Op.COMPUTE]
+        phases = program.phases[code["record"]]
+        return [int((phases["mufu"] * phases["chunks"])[code["step"] == j].sum()) for j in range(4)]
 
     first, second = (exponentials(program.warps.index(name)) for name in ("WG0", "WG1"))
     assert first[1] > 2 * 32 > first[2] == second[1]
@@ -197,8 +200,9 @@ def test_a_tile_finds_the_code_cold_that_it_comes_to_first(schedule, copies):
     for blocks, cold in copies.items():
         (program,) = programs(workload, schedule, "h200", kv_blocks=blocks)
         stream = program.stream(program.warps.index("WG0"))
-        softmax = stream[(stream["label"] == program.labels.index("softmax")) & (stream["i"] > 0)]
-        assert set(softmax["step"].tolist()) == cold, (schedule, blocks)
+        softmax = stream[stream["label"] == program.labels.index("softmax")]
+        fetches = program.phases[softmax["record"]]["fetched"] > 0
+        assert set(softmax["step"][fetches].tolist()) == cold, (schedule, blocks)
 
 
 @pytest.mark.parametrize(

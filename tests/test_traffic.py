@@ -65,7 +65,7 @@ def fa1(workload, block_m, block_n):
 
 
 def published_fa1_rows():
-    root = Path(traffic_module.__file__).parents[1] / "traces" / "published" / "hbm_traffic.csv"
+    root = Path(traffic_module.__file__).parents[2] / "traces" / "published" / "hbm_traffic.csv"
     with root.open() as file:
         return [row for row in csv.DictReader(file) if row["block_kv"]]
 
@@ -402,7 +402,7 @@ def swept(mebibytes, groups, passes):
 @pytest.mark.parametrize("mebibytes", [16, 24, 28, 32, 36, 44, 64])
 def test_a_sweep_reads_hbm_as_the_recorded_microbenchmark(pattern, groups, mebibytes):
     """HBM bytes per warm pass over a buffer, over its size: 0 where it stays in L2, 1 where nothing of it does."""
-    path = Path(traffic_module.__file__).parents[1] / "traces" / "recorded" / "calibration" / "l2_capacity.json"
+    path = Path(traffic_module.__file__).parents[2] / "traces" / "recorded" / "calibration" / "l2_capacity.json"
     recorded = json.loads(path.read_text())["results"][f"{mebibytes}MiB_{pattern}"]["warm_hbm_bytes_over_buffer"]
     (few, size), (many, _) = swept(mebibytes, groups, 2), swept(mebibytes, groups, 4)
     assert (many - few) / 2 / size == pytest.approx(recorded, abs=0.12)

@@ -26,7 +26,7 @@ SAID = {
     ("roofline", *PUBLISHED, *TINY): PUBLISHED,
     ("published", "--figure", "ablation"): PUBLISHED,
     ("doctor",): ("compute-sanitizer", "fasim validate", "compute capability 9.0"),
-    ("calibrate", "--recorded", str(store.RECORDED.parent / "calibration")): ("wgmma_contended_cycles", "mufu_interference"),
+    ("calibrate", "--recorded", str(store.RECORDED.parent / "calibration")): ("wgmma_beside_cycles", "issue_beside_wgmma_cycles"),
 }
 
 

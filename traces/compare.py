@@ -259,7 +259,7 @@ def compare_all(
         if run.origin != "measured":
             raise UsageError(f"run {name} is predicted; compare takes measured runs and predicts them itself")
         chosen, notes[name] = _counterpart(name, run, schedule)
-        questions[name] = Question(run.workload, chosen, model_of(name, run, device), _tile(run))
+        questions[name] = Question(run.workload, chosen, model_of(name, run, device), tile_of(run))
     predicted = predict_all(questions.values(), predict, advance, processes)
     return Report(tuple(compare(predicted[questions[name]], run, name, notes[name]) for name, run in runs.items()))
 
@@ -283,7 +283,7 @@ def _counterpart(name: str, run: Run, schedule: str | None) -> tuple[str, str]:
     return nearest, f"{run.schedule} is {whose}: set beside the schedule {nearest}, and not counted"
 
 
-def _tile(run: Run) -> Tile | None:
+def tile_of(run: Run) -> Tile | None:
     """The kernel's tile as the simulator takes it: a cluster only where the Q tiles pair up."""
     tile = run.tile
     if tile and tile.cluster > 1 and -(-run.workload.seqlen_q // tile.block_m) % tile.cluster:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..simulator.errors import UsageError
+from ..simulator.language.ops import Op
 from ..simulator.language.program import Program, trace
-from ..simulator.language.verbs import Op
 from ..simulator.problem.order import work_items
 from ..simulator.results.run import Run
 from ..simulator.schedules import find_schedule
@@ -67,7 +67,7 @@ def _said(program: Program, stream: np.ndarray) -> list[Event]:
             event = Event(tile, label, step)
             groups.append(event)
         elif op == Op.WGMMA_WAIT:
-            over = groups[len(groups) - 1 - int(row["a"])]
+            over = groups[len(groups) - 1 - int(row["target"])]
             event = Event(over.tile, f"wait {over.label}", over.step)
         elif op == Op.STORE:  # the last of a tile is LSE's, from registers
             event = Event(tile, "store O", -1) if label == "store LSE" else None

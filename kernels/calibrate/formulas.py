@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import NormalDist, mean, median
 
 from . import gemm_issue, power_fit
@@ -173,32 +172,6 @@ def _wgmma_queue(tensor_cores: dict) -> Found:
     return Found(mean(waiting), min(waiting), max(waiting), how)
 
 
-def _mufu_interference(running: dict) -> Found:
-    """Of two running softmaxes, cycles per element from the narrowest to the widest tile, beside full tensor cores and alone."""
-    return _running_loss(running, 2, "two warpgroups' running softmax")
-
-
-def _mufu_interference_alone(running: dict) -> Found:
-    return _running_loss(running, 1, "one warpgroup's running softmax")
-
-
-def _running_loss(running: dict, softmaxes: int, what: str) -> Found:
-    cycles = {}
-    for name, case in running["cases"].items():
-        width, count, gemms = name.split("_")
-        if "softmax_cycles" in case and count == f"{softmaxes}softmax" and gemms in ("0gemm", "2gemm"):
-            cycles[gemms, int(width[1:])] = case["softmax_cycles"]["median"]
-    widths = sorted({width for _, width in cycles})
-
-    def lost(low: int, high: int) -> float:
-        alone, beside = (cycles[gemms, high] - cycles[gemms, low] for gemms in ("0gemm", "2gemm"))
-        return 1 - alone / beside
-
-    pairs = [lost(low, high) for low, high in pairwise(widths)]
-    how = f"{what}, cycles per element from N = {widths[0]} to {widths[-1]}, alone over beside full tensor cores"
-    return Found(lost(widths[0], widths[-1]), min(pairs), max(pairs), how)
-
-
 def _wgmma_arbitration(tensor: dict) -> Found:
     errors = {name: entry["to_24_steps"]["mean"] for name, entry in tensor["arbitration_error_cycles"].items()}
     if min(errors, key=errors.get) != "fifo_by_step":
@@ -207,26 +180,43 @@ def _wgmma_arbitration(tensor: dict) -> Found:
     return Found(0, 0, 0, f"mean error in cycles of two or three warpgroups' returns: {shown}")
 
 
-def _pairings(contention: dict) -> tuple[list[float], list[float], list[float]]:
-    """Of softmax and GEMM side by side: rate the softmax loses per tensor cycle, cycles a GEMM comes later, its dilation."""
-    cycles = {
-        name: [unit["median"] for unit in case["cycles_per_unit"].values()] for name, case in contention["cases"].items()
-    }
-    lost, later, dilated = [], [], []
-    for name, found in cycles.items():
-        width, *roles = name.split("_")
-        softmax = [c for c, role in zip(found, roles, strict=True) if role == "softmax"]
-        gemm = [c for c, role in zip(found, roles, strict=True) if role in ("qk", "pv")]
-        if set(roles) - {"softmax", "qk", "pv"} or not softmax or not gemm:
-            continue
-        tensor = 4 * int(width[1:])  # cycles of one GEMM of the tile at the peak, d128
-        alone = mean(cycles["_".join([width] + ["softmax"] * len(softmax))])
-        lost.append((1 - alone / mean(softmax)) / (len(gemm) * tensor / mean(gemm)))
-        if len(gemm) == 1:
-            later.append(gemm[0] - cycles[f"{width}_{next(role for role in roles if role != 'softmax')}"][0])
-        else:
-            dilated.append(mean(gemm) / (len(gemm) * tensor) - 1)
-    return lost, later, dilated
+def _copies(pipes_contended: dict, *names: str) -> list[float]:
+    """Cycles of each pattern beside full tensor cores, with A in shared memory and in registers."""
+    rows = pipes_contended["cycles_per_copy"]
+    return [rows[name][f"cycles_busy_{a}"]["median"] for name in names for a in ("ss", "rs")]
+
+
+def _issue_beside(pipes_contended: dict) -> Found:
+    """What four FFMA add to an EX2, a quarter of it."""
+    alone, with_four = (_copies(pipes_contended, name) for name in ("MUFU.EX2", "EX2+4FFMA"))
+    each = [(longer - short) / 4 for short, longer in zip(alone, with_four, strict=True)]
+    return Found(mean(each), min(each), max(each), "EX2 and four FFMA less EX2, of one warp beside full tensor cores, a quarter")
+
+
+def _fma_beside(pipes_contended: dict) -> Found:
+    each = _copies(pipes_contended, "FFMA", "FADD", "FMUL")
+    return Found(mean(each), min(each), max(each), "FFMA, FADD, FMUL of one warp beside full tensor cores")
+
+
+def _pipe_beside(*names: str) -> Callable[[dict], Found]:
+    def formula(pipes_contended: dict) -> Found:
+        issue = _issue_beside(pipes_contended).value
+        each = [cycles - issue for cycles in _copies(pipes_contended, *names)]
+        how = f"{', '.join(names)} of one warp beside full tensor cores, less the issue of an instruction"
+        return Found(mean(each), min(each), max(each), how)
+
+    return formula
+
+
+def _register_share(pipes_contended: dict) -> Found:
+    """What instructions leave, one a cycle at most, over what GEMMs keep of their rate."""
+    rows, shares = pipes_contended["cycles_per_copy"], []
+    for name in ("FFMA", "FADD", "FMUL"):
+        for a in ("ss", "rs"):
+            cycles, kept = (rows[name][f"{what}_busy_{a}"]["median"] for what in ("cycles", "tensor_utilisation"))
+            shares.append((1 - 1 / cycles) / kept)
+    how = "FFMA, FADD, FMUL of one warp: the issue slots that they leave over the rate that GEMMs keep beside them"
+    return Found(mean(shares), min(shares), max(shares), how)
 
 
 def _beside_exp(contention: dict) -> Found:
@@ -270,14 +260,6 @@ def _tma_store_rate(memory: dict) -> Found:
 def _tma_store_latency(memory: dict) -> Found:
     _, latency = _tma_store(memory)
     return Found(latency, latency, latency, "the same TMA stores, at no bytes")
-
-
-def _mean_of(number: int, how: str) -> Callable[[dict], Found]:
-    def formula(contention: dict) -> Found:
-        values = _pairings(contention)[number]
-        return Found(mean(values), min(values), max(values), f"{how}, mean of {len(values)} pairings")
-
-    return formula
 
 
 def _per_copy(column: str, what: str, *names: str) -> Callable[[dict], Found]:
@@ -513,24 +495,23 @@ DERIVATIONS = (
     Derivation("mma_sync_efficiency", ("mma_sync",), _mma_sync, 4),
     Derivation("ldmatrix_issue_cycles", ("mma_sync",), _ldmatrix, 3),
     Derivation("wgmma_issue_cycles", ("pace",), _wgmma_issue),
-    Derivation("wgmma_contended_cycles", ("contention",), _mean_of(1, "a GEMM with its wait lasts longer beside softmax")),
-    Derivation("wgmma_beside_sparse_cycles", ("contention",), _beside_exp),
+    Derivation("wgmma_beside_cycles", ("contention",), _beside_exp),
     Derivation("wgmma_step_issue_cycles", ("pace",), _wgmma_step),
     Derivation("wgmma_step_issue_share", ("pace",), _wgmma_step_share, 2),
     Derivation("wgmma_latency_cycles", ("pace",), _wgmma_latency),
     Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
     Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
-    Derivation("mufu_interference", ("running",), _mufu_interference, 2),
-    Derivation("mufu_interference_alone", ("running",), _mufu_interference_alone, 2),
-    Derivation("tensor_interference", ("contention",), _mean_of(0, "rate a softmax loses per tensor cycle of WGMMA beside it"), 2),
     Derivation("smem_interference", ("contention",), _smem_interference, 2),
-    Derivation("wgmma_dilation", ("contention",), _mean_of(2, "two GEMM streams beside softmax over their cycles at the peak"), 3),
+    Derivation("wgmma_register_share", ("pipes_contended",), _register_share, 2),
     Derivation("fma_cycles", ("pipes",), _pipe("FFMA", "FADD", "FMUL")),
     Derivation("alu_cycles", ("pipes",), _pipe("FMNMX")),
     Derivation("mufu_cycles", ("pipes",), _pipe("MUFU.EX2")),
     Derivation("mufu_spacing_cycles", ("softmax",), _mufu_spacing),
     Derivation("convert_cycles", ("pipes",), _pipe("F2FP")),
-    Derivation("shuffle_cycles", ("pipes",), _pipe("SHFL.BFLY")),
+    Derivation("issue_beside_wgmma_cycles", ("pipes_contended",), _issue_beside, 2),
+    Derivation("fma_beside_wgmma_cycles", ("pipes_contended",), _fma_beside, 2),
+    Derivation("alu_beside_wgmma_cycles", ("pipes_contended",), _pipe_beside("FMNMX", "F2FP"), 2),
+    Derivation("mufu_beside_wgmma_cycles", ("pipes_contended",), _pipe_beside("MUFU.EX2"), 2),
     Derivation("dependent_latency_cycles", ("pipes",), _latency("FFMA", "FADD", "FMNMX", "F2FP")),
     Derivation("shuffle_latency_cycles", ("pipes",), _latency("SHFL.BFLY")),
     Derivation("mufu_latency_cycles", ("pipes",), _latency("MUFU.EX2")),

@@ -78,18 +78,14 @@ class Device:
     wgmma: int = _quantity("flag", 0, 1)
     tma: int = _quantity("flag", 0, 1)
     wgmma_issue_cycles: int = _quantity("cycles", 0, 10_000)  # a warpgroup's issue of one group, before it runs on
-    wgmma_contended_cycles: int = _quantity("cycles", 0, 10_000)  # added to the issue of a GEMM beside warps in softmax
-    wgmma_beside_sparse_cycles: int = _quantity("cycles", 0, 10_000)  # the same beside warps whose arithmetic MUFU bounds
+    wgmma_beside_cycles: int = _quantity("cycles", 0, 10_000)  # added to the issue of a GEMM beside warps in arithmetic
     wgmma_step_issue_cycles: int = _quantity("cycles", 0, 10_000)  # between the issues of two k steps of a warpgroup, at least
     wgmma_step_issue_share: float = _quantity("ratio", 0, 1)  # the same, of the cycles a k step executes
     wgmma_latency_cycles: int = _quantity("cycles", 0, 10_000)  # tail behind the last k step
     wgmma_queue_ksteps: int = _quantity("k steps", 0, 64)  # k steps a warpgroup may queue before its issue stalls
     wgmma_arbitration_ksteps: int = _quantity("k steps", 0, 64)  # before another's turn; 0: order of issue
-    wgmma_dilation: float = _quantity("ratio", 0, 10)  # how much longer a k step takes beside a softmax
+    wgmma_register_share: float = _quantity("ratio", 0, 1)  # of the register file: instructions beyond the rest slow k steps
     smem_interference: float = _quantity("ratio", 0, 0.99)  # rate that shared-memory accesses lose beside WGMMA
-    mufu_interference: float = _quantity("ratio", 0, 0.99)  # rate MUFU loses beside WGMMA where it binds
-    mufu_interference_alone: float = _quantity("ratio", 0, 0.99)  # rate one warp that MUFU binds loses
-    tensor_interference: float = _quantity("ratio", 0, 0.99)  # rate other pipes lose beside WGMMA
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use
     issue_per_cycle: int = _quantity("1/cycle", 1, 64)  # warp instructions a sub-partition issues
@@ -98,7 +94,11 @@ class Device:
     mufu_cycles: int = _quantity("cycles", 1, 10_000)
     mufu_spacing_cycles: int = _quantity("cycles", 1, 10_000)  # between two EX2 of a softmax, which also feeds them by FFMA
     convert_cycles: int = _quantity("cycles", 1, 10_000)
-    shuffle_cycles: int = _quantity("cycles", 1, 10_000)
+    # while WGMMA executes: of each instruction the issue, of FMA after FMA each one, and what the slower pipes add to the issue
+    issue_beside_wgmma_cycles: float = _quantity("cycles", 0, 1000)
+    fma_beside_wgmma_cycles: float = _quantity("cycles", 0, 1000)
+    alu_beside_wgmma_cycles: float = _quantity("cycles", 0, 1000)
+    mufu_beside_wgmma_cycles: float = _quantity("cycles", 0, 1000)
     dependent_latency_cycles: int = _quantity("cycles", 1, 10_000)
     shuffle_latency_cycles: int = _quantity("cycles", 1, 10_000)
     mufu_latency_cycles: int = _quantity("cycles", 1, 10_000)

@@ -30,7 +30,8 @@ def _mufu(device: Device) -> dict:
     """Cycles of an EX2; what its neighbours in a softmax add to them stays."""
     cycles = _half(device.mufu_cycles)
     spacing = device.mufu_spacing_cycles - device.mufu_cycles + cycles
-    return {"mufu_cycles": cycles, "mufu_spacing_cycles": spacing, "mufu_w": 2 * device.mufu_w}
+    beside = device.mufu_beside_wgmma_cycles / 2
+    return {"mufu_cycles": cycles, "mufu_spacing_cycles": spacing, "mufu_beside_wgmma_cycles": beside, "mufu_w": 2 * device.mufu_w}
 
 
 def _tensor(device: Device) -> dict:

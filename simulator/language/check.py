@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UsageError
+from .ops import BarrierKind, Op
 from .program import Program
-from .verbs import BarrierKind, Op
 
 
 class IllegalProgram(UsageError):
@@ -27,6 +27,8 @@ class _Group(NamedTuple):
     label: str
     slot: str
     where: tuple[int, int]  # tile, step
+    reads: int  # register tensors, as bits
+    writes: int
 
 
 class _Checker:
@@ -86,7 +88,7 @@ class _Checker:
         elif op in (Op.WGMMA, Op.MMA):
             self._read(warp, ins)
         elif op == Op.WGMMA_WAIT:
-            keep = int(ins["a"])
+            keep = int(ins["target"])
             self.pending[warp] = self.pending[warp][-keep:] if keep else []
         elif op == Op.COMPUTE:
             self._compute(warp, ins)
@@ -156,22 +158,30 @@ class _Checker:
         if warp in self.freed[_slot(ins)]:
             raise IllegalProgram(f"race: {program.warps[warp]} issues '{label}' on {slot} after it has freed {slot}")
         if ins["op"] == Op.WGMMA:
-            self.pending[warp].append(_Group(label, slot, (int(ins["tile"]), int(ins["step"]))))
+            where = int(ins["tile"]), int(ins["step"])
+            self.pending[warp].append(_Group(label, slot, where, int(ins["reads"]), int(ins["writes"])))
 
     def _compute(self, warp: int, ins: np.void) -> None:
-        """Registers: scores are there once their GEMM has been waited for; O and the P it reads are the PV's until then."""
+        """Registers: what a GEMM in flight writes is not touched, what it reads is not written, until it has been waited for."""
         label, name = self.program.labels[ins["label"]], self.program.warps[warp]
-        changes_output = label in ("convert P", "rescale O", "normalize O", "stage O")
-        if label.startswith("stage "):
-            self._stage(warp, ins, label.removeprefix("stage "))
-        sets = self.program.operand_sets
+        reads, writes = int(ins["reads"]), int(ins["writes"])
+        for result in self._names(reads):
+            self._stage(warp, ins, result)
         for group in self.pending[warp]:
-            scores = group.label.startswith("S") and label == "softmax" and group.where == (ins["tile"], ins["step"])
-            converts = label == "softmax" and ins["d"] > 0 and (group.where[1] - ins["step"]) % sets == 0
-            if scores or ((changes_output or converts) and group.label.startswith("O")):
+            shared = self._names((reads | writes) & group.writes | writes & group.reads)
+            if any(self._same_registers(tensor, group, ins) for tensor in shared):
                 raise IllegalProgram(
                     f"race: {name} does '{label}' while its '{group.label}' on {group.slot} may still run; wait for it first"
                 )
+
+    def _names(self, bits: int) -> list[str]:
+        return [name for number, name in enumerate(self.program.registers) if bits >> number & 1]
+
+    def _same_registers(self, tensor: str, group: _Group, ins: np.void) -> bool:
+        """Each block has scores of its own, P alternates between its sets from block to block, and there is one of the rest."""
+        if tensor == "S":
+            return group.where == (ins["tile"], ins["step"])
+        return tensor != "P" or (group.where[1] - ins["step"]) % self.program.operand_sets == 0
 
     def _stage(self, warp: int, ins: np.void, result: str) -> None:
         """A result staged over another ring's memory: first all consumers must have met, so that none reads it any more."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..code.phase import PHASE, Phase
 from ..problem.tile import Tile
 from ..problem.workload import Workload
-from .verbs import Barrier, BarrierKind, Cta, Op
+from .ops import COPY, GEMM, INSTRUCTION, Barrier, BarrierKind, Copy, Gemm, Op
+from .verbs import Cta
 from .view import TileView
-
-INSTRUCTION = np.dtype(
-    [(name, "i4") for name in "op label barrier target a b c d e f g h i j k l ring index step tile".split()],
-)
-"""One instruction; what `a` to `l` mean is said at each Op in verbs.py."""
 
 ACCESS_FIELDS = ("tensor", "block", "step", "write", "multicast")
 
@@ -40,6 +37,9 @@ class Program:
     name: str
     code: np.ndarray  # INSTRUCTION, all streams one after another; read-only
     starts: np.ndarray  # first instruction of each stream, and the end of the last
+    phases: np.ndarray  # PHASE: the records of COMPUTE
+    gemms: np.ndarray  # GEMM: those of WGMMA and MMA
+    copies: np.ndarray  # COPY: those of LOAD and STORE
     warps: tuple[str, ...]
     barriers: tuple[Barrier, ...]
     rings: tuple[RingInfo, ...]
@@ -47,6 +47,7 @@ class Program:
     tensors: tuple[str, ...]
     accesses: tuple[tuple, ...]  # ACCESS_FIELDS of the first tile's loads and stores, in program order
     tiles: int
+    registers: tuple[str, ...] = ()  # register tensors, by their bits in `reads` and `writes`
     operand_sets: int = 1  # register sets that P alternates between from block to block
 
     @property
@@ -61,6 +62,18 @@ class Program:
     def stream(self, warp: int) -> np.ndarray:
         """The instructions of one warp role."""
         return self.code[self.starts[warp] : self.starts[warp + 1]]
+
+    @property
+    def tables(self) -> tuple[tuple[tuple[Op, ...], np.ndarray], ...]:
+        """(ops, the table of their records), for each table."""
+        return ((Op.COMPUTE,), self.phases), ((Op.WGMMA, Op.MMA), self.gemms), ((Op.LOAD, Op.STORE), self.copies)
+
+    def recorded(self, ops: Op | Sequence[Op]) -> tuple[np.ndarray, np.ndarray]:
+        """The instructions of these ops, which share a table, and beside each its record."""
+        wanted = np.isin(self.code["op"], ops)
+        table = next(table for owners, table in self.tables if np.ravel(ops)[0] in owners)
+        rows = self.code[wanted]
+        return rows, table[rows["record"]]
 
     def slot_name(self, instruction: np.void) -> str:
         """K[3] for an instruction that concerns load 3 of ring K, else an empty string."""
@@ -78,15 +91,18 @@ class Program:
 def record(cta: Cta, name: str) -> Program:
     """Freeze what a Cta recorded."""
     cta.finish()
-    flat = [instruction for warp in cta.warps for instruction in warp.code]
+    flat = [op for warp in cta.warps for op in warp.ops]
     code = np.array(flat, dtype=INSTRUCTION) if flat else np.zeros(0, INSTRUCTION)
     code.flags.writeable = False
-    starts = np.cumsum([0] + [len(warp.code) for warp in cta.warps]).astype(np.int64)
+    starts = np.cumsum([0] + [len(warp.ops) for warp in cta.warps]).astype(np.int64)
     starts.flags.writeable = False
     return Program(
         name=name,
         code=code,
         starts=starts,
+        phases=_table(PHASE, cta.records[Phase]),
+        gemms=_table(GEMM, cta.records[Gemm]),
+        copies=_table(COPY, cta.records[Copy]),
         warps=tuple(warp.name for warp in cta.warps),
         barriers=tuple(cta.barriers),
         rings=tuple(
@@ -96,8 +112,16 @@ def record(cta: Cta, name: str) -> Program:
         tensors=tuple(cta.tensors),
         accesses=tuple(cta.accesses),
         tiles=cta.tile_number + 1,
-        operand_sets=cta.tile.softmax.operand_sets,
+        registers=cta.register_tensors,
+        operand_sets=cta.code.operand_sets,
     )
+
+
+def _table(row: np.dtype, records: Iterable) -> np.ndarray:
+    """Records as rows, read-only."""
+    table = np.array([tuple(vars(each).values()) for each in records], row)
+    table.flags.writeable = False
+    return table
 
 
 def trace(kernel, workload: Workload, tile: Tile, loops: Sequence[tuple[int, int]]) -> Program:
@@ -108,10 +132,10 @@ def trace(kernel, workload: Workload, tile: Tile, loops: Sequence[tuple[int, int
     tiles) stores zeros only.
     """
     views = [
-        TileView(tile, workload, loop, masked, looped=kernel.walk, softmax=kernel.softmax, splits=kernel.splits)
+        TileView(tile, workload, loop, masked, looped=kernel.walk, splits=kernel.splits)
         for loop, masked in loops
     ]
-    cta = Cta(views[0])
+    cta = Cta(views[0], kernel.code)
     for view in views:
         cta.begin_tile(view, kernel.persistent)
         (kernel.body if view.loop else _store_zeros)(cta, view)
@@ -137,31 +161,31 @@ def disassemble(program: Program) -> str:
         for instruction in program.stream(warp):
             op = Op(int(instruction["op"]))
             step = f"{int(instruction['step']):4d}" if instruction["step"] >= 0 else "    "
-            lines.append(f"  {step}  {op.name:<10} {program.describe(instruction):<18} {_operands(op, instruction)}".rstrip())
+            lines.append(f"  {step}  {op.name:<10} {program.describe(instruction):<18} {_operands(program, instruction)}".rstrip())
     return "\n".join(lines)
 
 
-_OPERANDS = {
-    Op.LOAD: ("a bytes", "c CTAs share", "d cp.async"),
-    Op.STORE: ("a bytes",),
-    Op.WGMMA: ("a k steps", "b m", "c n", "d A in registers"),
-    Op.MMA: ("a k steps", "b m", "c n", "f SMEM bytes per step"),
-    Op.WGMMA_WAIT: ("a groups may be outstanding",),
-    Op.COMPUTE: (
-        *("f chunks of", "a FMA", "b ALU", "c MUFU", "d convert", "e other", "g STSM", "h sparse"),
-        *("target latencies", "i fetched", "j votes", "k divisions", "l branches"),
-    ),
-}
-
-
-def _operands(op: Op, instruction: np.void) -> str:
+def _operands(program: Program, instruction: np.void) -> str:
+    op = Op(int(instruction["op"]))
     if op in (Op.WAIT, Op.ARRIVE):
         target = f" generation {int(instruction['target'])}" if op == Op.WAIT else ""
         return f"b{int(instruction['barrier'])}{target}"
-    parts = []
-    for operand in _OPERANDS.get(op, ()):
-        name, words = operand.split(" ", 1)
-        value = int(instruction[name])
-        if value or op == Op.WGMMA_WAIT:
-            parts.append(f"{value} {words}")
-    return ", ".join(parts)
+    if op == Op.WGMMA_WAIT:
+        return f"{int(instruction['target'])} groups may be outstanding"
+    number = int(instruction["record"])
+    if number < 0:
+        return ""
+    if op in (Op.WGMMA, Op.MMA):
+        gemm = program.gemms[number]
+        source = "registers" if gemm["a_in_registers"] else "shared memory"
+        return f"{gemm['k_steps']} k steps of m{gemm['m']}n{gemm['n']}k{gemm['k_per_step']}, A in {source}"
+    if op in (Op.LOAD, Op.STORE):
+        copy = program.copies[number]
+        shared = f", {copy['sharing']} CTAs share" if copy["sharing"] > 1 else ""
+        how = "by the warps" if copy["by_warps"] else f"{copy['boxes']} boxes"
+        return f"{copy['nbytes']} bytes, {how}{shared}"
+    phase = program.phases[number]
+    return ", ".join(f"{int(phase[name])} {name}" for name in _SHOWN if phase[name])
+
+
+_SHOWN = ("chunks", *(name for name in PHASE.names if name != "chunks"))

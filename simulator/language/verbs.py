@@ -10,47 +10,11 @@ rings and batons go on where they stopped, so the producer runs ahead into the n
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 
-from ..code import estimate as softmax
+from ..code.estimate import STATISTICS, Estimate
+from ..code.phase import Phase
+from .ops import Barrier, BarrierKind, Copy, Gemm, Op
 from .view import TileView
-
-
-class Op(IntEnum):
-    """The instruction set. `a..l` are the operands named here; the interpreter is its living definition."""
-
-    SETUP = 0  # kernel prologue: barrier initialisation, descriptor prefetch
-    LOAD = 1  # asynchronous copy into a ring stage, completes `barrier`: a=bytes, b=tensor, c=CTAs sharing it, d=cp.async, e=boxes
-    STORE = 2  # asynchronous copy out; a=bytes, b=tensor, c=boxes if by TMA; the next STORE_WAIT waits for it
-    STORE_WAIT = 3  # until the stores of this warp have left shared memory
-    WAIT = 4  # until `barrier` has completed `target` generations
-    ARRIVE = 5  # one arrival on `barrier`
-    WGMMA = 6  # asynchronous warpgroup GEMM, committed as one group; a=k steps, b=m, c=n, d=1 if A is in registers, e=k per step
-    WGMMA_WAIT = 7  # until at most a groups of this warp are outstanding
-    MMA = 8  # synchronous mma.sync GEMM; operands as WGMMA, f=SMEM bytes read per k step
-    COMPUTE = 9  # a=FMA, b=ALU, c=MUFU, d=convert, e=other, g=STSM per chunk, f=chunks, h=1 if sparse; `target`=latencies
-    # behind, i=instructions fetched, j=votes, k=divisions, l=branches taken
-    DRAW = 10  # the next number of a queue in memory
-
-
-class BarrierKind(IntEnum):
-    """How an arrival travels to a waiter."""
-
-    MBARRIER = 0
-    NAMED = 1
-    CTA = 2  # all warps of a CTA have left; the next CTA starts
-    CLUSTER = 3  # an mbarrier of every CTA in the cluster: arrivals travel between SMs
-    MEETING = 4  # bar.sync: all consumers arrive and wait
-
-
-@dataclass
-class Barrier:
-    """One barrier: `expected` arrivals complete a generation; `initial` generations are complete at the start."""
-
-    name: str
-    kind: BarrierKind
-    expected: int
-    initial: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,15 +119,11 @@ class Warp:
 
     def __init__(self, cta: Cta, number: int, name: str, rank: int):
         self.cta, self.number, self.name, self.rank = cta, number, name, rank
-        self.code: list[tuple] = []
+        self.ops: list[tuple] = []
+        self.pen = cta.code.pen(rank)
         self.groups = 0
+        self.in_flight: dict[int, str] = {}  # groups not yet waited for -> what they write
         self.tile_number = -1  # the last that it began
-        self.in_pairs = False  # blocks: a loop that writes one set of P while a product reads the other has two copies
-        self.loops = False  # whether such a loop's next GEMM is behind its branch back
-        self.products: set[int] = set()  # groups of O += P V not yet waited for
-        self.scores: set[int] = set()  # and of S
-        self.ahead = False  # whether S of the next block is issued before the softmax of this one
-        self.left: list[softmax.Labelled] = []  # what the last softmax left to do after them
 
     # -- loads and stores ------------------------------------------------------------------------------------------
 
@@ -188,12 +148,10 @@ class Warp:
         if self.rank <= 0 and ring.part == 0:  # however many copy their part of a tile, the access is the CTA's
             self.cta.access(ring.tensor, block, slot.step, write=0, multicast=int(shared > 1))
         if not cp_async:
-            self._compute(softmax.ADDRESS, f"load {ring.tensor}", slot.step)
-        self._emit(
-            Op.LOAD, f"load {ring.tensor}", slot, barrier=ring.full[slot.stage],
-            a=ring.nbytes // (self.cta.tile.consumers if cp_async else 1), b=self.cta.tensor(ring.tensor), c=shared, d=cp_async,
-            e=self.cta.tile.boxes_in,
-        )  # fmt: skip
+            self._run(self.pen.load(), f"load {ring.tensor}", slot.step)
+        nbytes = ring.nbytes // (self.cta.tile.consumers if cp_async else 1)
+        copy = Copy(nbytes, self.cta.tensor(ring.tensor), shared, cp_async, self.cta.tile.boxes_in)
+        self._emit(Op.LOAD, f"load {ring.tensor}", slot, copy, barrier=ring.full[slot.stage])
 
     def reclaim(self, slot: Slot) -> None:
         """Before a stage is overwritten: wait until the previous tile's staged output `slot` has left shared memory."""
@@ -209,25 +167,22 @@ class Warp:
         tile = self.cta.tile
         if self.rank == 0:
             self.cta.access(name, block, step, write=1, multicast=0)
+        tensor, nbytes = self.cta.tensor(name), tile.store_bytes(name)
         if slot is not None and not slot.ring.full:
-            rounds = -(-tile.store_bytes(name) // slot.ring.nbytes)
-            phase = softmax.stage_out(tile, name, once=True)
+            rounds = -(-nbytes // slot.ring.nbytes)
+            (phase,) = self.pen.stage(tile, name)
             for number in range(rounds):
                 self._emit(Op.STORE_WAIT, f"claim {name}", slot, step=step)
                 part = replace(phase, chunks=-(-phase.chunks // rounds), fetched=phase.fetched if number == 0 else 0)
-                self._compute(part, f"stage {name}", step)
-                self._compute(softmax.SEND, f"stage {name}", step)
-                self._emit(
-                    Op.STORE, f"store {name}", slot, a=tile.store_bytes(name) // rounds, b=self.cta.tensor(name),
-                    c=tile.boxes // rounds, step=step,
-                )  # fmt: skip
+                self._run([part, *self.pen.send()], f"stage {name}", step, reads=(name,))
+                self._emit(Op.STORE, f"store {name}", slot, Copy(nbytes // rounds, tensor, boxes=tile.boxes // rounds), step=step)
             return
-        self._compute(softmax.stage_out(tile, name, once=self.cta.persistent), f"stage {name}", step)
-        boxes = tile.boxes if self.cta.persistent and name not in softmax.STATISTICS else 0
+        self._run(self.pen.stage(tile, name), f"stage {name}", step, reads=(name,))
+        boxes = tile.boxes if self.cta.persistent and name not in STATISTICS else 0
         if boxes:
-            self._compute(softmax.SEND, f"stage {name}", step)
-        self._emit(Op.STORE, f"store {name}", None, a=tile.store_bytes(name), b=self.cta.tensor(name), c=boxes, step=step)
-        if name not in softmax.STATISTICS:  # those leave from registers
+            self._run(self.pen.send(), f"stage {name}", step, reads=(name,))
+        self._emit(Op.STORE, f"store {name}", None, Copy(nbytes, tensor, by_warps=int(boxes == 0), boxes=boxes), step=step)
+        if name not in STATISTICS:  # those leave from registers
             self._emit(Op.STORE_WAIT, f"store {name}", None, step=step)
         if slot is not None:
             slot.ring.used = max(slot.ring.used, slot.index + 1)
@@ -243,9 +198,8 @@ class Warp:
             what.ring.used = max(what.ring.used, what.index + 1)
             self._emit(Op.WAIT, "wait", what, barrier=what.ring.full[what.stage], target=what.generation + 1)
         else:
-            self._emit(Op.WGMMA_WAIT, f"wait {what.label}", None, a=self.groups - 1 - what.group)
-            self.products = {group for group in self.products if group > what.group}
-            self.scores = {group for group in self.scores if group > what.group}
+            self._emit(Op.WGMMA_WAIT, f"wait {what.label}", None, target=self.groups - 1 - what.group)
+            self.in_flight = {group: into for group, into in self.in_flight.items() if group > what.group}
 
     def free(self, slot: Slot) -> None:
         """This warp no longer reads the slot; when every reader has said so the producer may refill its stage."""
@@ -269,86 +223,82 @@ class Warp:
 
     # -- arithmetic ------------------------------------------------------------------------------------------------
 
-    def gemm(self, label: str, slot: Slot) -> Result:
-        """Issue this warpgroup's WGMMAs of one block, asynchronously, once the slot is loaded."""
-        if self.cta.persistent:  # blocks are numbered over the kernel's life
-            how = softmax.SCORES if label.startswith("S") else softmax.VALUES
-            looped = self.loops if self.in_pairs else label.startswith("S")
-            self.loops = False
-            self._compute(replace(how, branches=int(looped)), "address", slot.index)
-        self.wait(slot)
-        shape = self.cta.tile.gemm(label)
-        self._emit(
-            Op.WGMMA, label, slot, a=shape.k_steps, b=shape.m, c=shape.n, d=shape.a_in_registers, e=shape.k_per_step
-        )
-        (self.scores if label.startswith("S") else self.products).add(self.groups)
+    def gemm(self, destination: str, a: Slot | str, b: Slot, add: bool = False) -> Result:
+        """Issue this warpgroup's WGMMAs of destination = a b of one block (or += with `add`), once b is loaded.
+
+        `destination` names a register tensor, `a` another one or a slot, `b` is a slot in shared memory.
+        """
+        label, gemm = self._product(destination, a, b, add)
+        self._run(self.pen.gemm(scores=destination == "S"), "address", b.index)
+        self.wait(b)
+        registers = () if isinstance(a, Slot) else (a,)
+        self._emit(Op.WGMMA, label, b, gemm, reads=registers, writes=(destination,))
+        self.in_flight[self.groups] = destination
         self.groups += 1
         return Result(label, self.groups - 1)
 
-    def mma(self, label: str, slot: Slot, step: int = -1) -> None:
+    def mma(self, destination: str, a: Slot | str, b: Slot, step: int = -1, add: bool = False) -> None:
         """The same by mma.sync: operands through registers by ldmatrix, the warp waits for the result.
 
-        `step` is the loop step where it is not the slot's: K and V stay while FlashAttention-1's loop goes over Q.
+        `step` is the loop step where it is not b's: K and V stay while FlashAttention-1's loop goes over Q.
         """
-        self.wait(slot)
-        shape = self.cta.tile.gemm(label)
-        self._emit(
-            Op.MMA, label, slot, a=shape.k_steps, b=shape.m, c=shape.n, d=shape.a_in_registers, e=shape.k_per_step,
-            f=shape.smem_bytes_per_step, step=step,
-        )  # fmt: skip
+        label, gemm = self._product(destination, a, b, add)
+        self.wait(b)
+        self._emit(Op.MMA, label, b, gemm, step=step)
+
+    def _product(self, destination: str, a: Slot | str, b: Slot, add: bool) -> tuple[str, Gemm]:
+        """A GEMM as the papers write it, and its shape."""
+        left, right = a.ring.tensor if isinstance(a, Slot) else a, b.ring.tensor
+        shape = self.cta.tile.gemm(destination, left, right, a_in_registers=not isinstance(a, Slot))
+        transposed = "^T" if self.cta.tile.is_transposed(destination, right) else ""
+        return f"{destination}{'+' if add else ''}={left}{right}{transposed}", shape
 
     def softmax(self, j: int) -> None:
-        """Weights of block j, by the kernel's softmax (simulator/code/estimate.py); what must wait for a PV in flight is left."""
-        if j == 0:
-            self.ahead = bool(self.scores)
-        how = self.cta.tile.softmax
-        phases, self.left = how.block(self.cta.tile, j, under_product=bool(self.products), rank=self.rank, ahead=self.ahead)
-        self.in_pairs = bool(self.products) and self.cta.tile.softmax.operand_sets > 1
-        for phase in phases:
-            self._compute(phase, "softmax", j)
+        """Weights of block j; what must wait for a product in flight is left for `rescale`."""
+        for phase in self.pen.weights(self.cta.tile, j, self.in_flight.values()):
+            self._run([phase], "softmax", j, reads=("S",), writes=("P",) if phase.convert else ())
 
     def rescale(self, j: int) -> None:
         """What the softmax of block j has left: P to the operand type, O times exp(m_old - m_new) (FlashAttention-2, 3.1)."""
-        self.loops = j % 2 == 0
-        for label, phase in self.left:
-            self._compute(phase, label, j)
-        self.left = []
+        for left in self.pen.rescale(j):
+            self._run([left.phase], left.label, j, writes=(left.writes,) if left.writes else ())
 
     def normalize(self, step: int = -1) -> None:
         """Reduce the row sums across the quad, O /= l, LSE = m + log l: the epilogue, or FlashAttention-1's every step."""
-        for phase in softmax.normalize(self.cta.tile, once=self.cta.persistent):
-            self._compute(phase, "normalize O", step)
+        self._run(self.pen.normalize(self.cta.tile), "normalize O", step, writes=("O",))
 
-    def compute(self, label: str, phase: softmax.Phase, j: int = -1) -> None:
-        """Any other register arithmetic, counted by instruction class."""
-        self._compute(phase, label, j)
+    def reading(self, of: str, j: int) -> None:
+        """Read block j of S once, for the "row max", "row sum", "row max and sum" or "probabilities"."""
+        self._run(self.pen.reading(self.cta.tile, of), of, j)
+
+    def compute(
+        self, label: str, phase: Phase, j: int = -1, reads: tuple[str, ...] = (), writes: tuple[str, ...] = ()
+    ) -> None:
+        """Any other register arithmetic, counted by instruction class, and the register tensors that it touches."""
+        self._run([phase], label, j, reads, writes)
 
     # -- recording -------------------------------------------------------------------------------------------------
 
-    def _compute(self, phase: softmax.Phase, label: str, step: int = -1) -> None:
-        self._emit(
-            Op.COMPUTE, label, None, step=step, target=phase.latencies,
-            a=phase.fma, b=phase.alu, c=phase.mufu, d=phase.convert, e=phase.other, f=phase.chunks, g=phase.stsm,
-            h=int(phase.sparse), i=phase.fetched, j=phase.votes, k=phase.divisions, l=phase.branches,
-        )  # fmt: skip
+    def _run(self, phases, label: str, step: int = -1, reads: tuple[str, ...] = (), writes: tuple[str, ...] = ()) -> None:
+        for phase in phases:
+            self._emit(Op.COMPUTE, label, None, phase, reads=reads, writes=writes, step=step)
 
-    def _emit(self, op: Op, label: str, slot: Slot | None, barrier: int = -1, target: int = 0,
-              a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, g: int = 0, h: int = 0,
-              i: int = 0, j: int = 0, k: int = 0, l: int = 0, step: int = -1) -> None:  # fmt: skip
+    def _emit(self, op: Op, label: str, slot: Slot | None, record: Phase | Gemm | Copy | None = None, barrier: int = -1,
+              target: int = 0, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), step: int = -1) -> None:  # fmt: skip
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         cta = self.cta
         if slot is not None and step < 0:
             step = slot.step
-        self.code.append(
-            (int(op), cta.label(label), barrier, target, a, b, c, d, e, f, g, h, i, j, k, l, ring, index, step, cta.tile_number)
-        )
+        number = -1 if record is None else cta.record(record)
+        touched = cta.registers(reads), cta.registers(writes)
+        self.ops.append((int(op), cta.label(label), number, barrier, target, *touched, ring, index, step, cta.tile_number))
 
 
 class Cta:
     """The recorder of one CTA: its rings, barriers, batons and warps, over one tile or (persistent) a sequence of tiles."""
 
-    def __init__(self, tile: TileView):
-        self.tile = tile
+    def __init__(self, tile: TileView, code: Estimate):
+        self.tile, self.code = tile, code
         self.tile_number = -1
         self.persistent = False
         self.barriers: list[Barrier] = []
@@ -359,7 +309,8 @@ class Cta:
         self.labels: dict[str, int] = {}
         self.tensors: dict[str, int] = {}
         self.accesses: list[tuple] = []
-        self._asked = 0
+        self.records: dict[type, dict[Phase | Gemm | Copy, int]] = {Phase: {}, Gemm: {}, Copy: {}}
+        self._register_bits: dict[str, int] = {}
 
     # -- what a schedule asks for ----------------------------------------------------------------------------------
 
@@ -399,18 +350,18 @@ class Cta:
 
     def producer(self) -> Warp:
         """The warp that issues TMA loads."""
-        return self._begun(self._warp("producer", -1), softmax.LOCATE)
+        return self._begun(self._warp("producer", -1))
 
     def consumers(self) -> list[Warp]:
         """The consumer warpgroups, WG0 first."""
-        return [self._begun(self._warp(f"WG{rank}", rank), softmax.NEXT_TILE) for rank in range(self.tile.consumers)]
+        return [self._begun(self._warp(f"WG{rank}", rank)) for rank in range(self.tile.consumers)]
 
-    def _begun(self, warp: Warp, how: softmax.Phase) -> Warp:
+    def _begun(self, warp: Warp) -> Warp:
         """Of a persistent CTA each warp finds its next tile first."""
         if self.persistent and warp.tile_number < self.tile_number:
             if warp.rank < 0 and self.tile.workload.causal:
                 warp._emit(Op.DRAW, "next tile", None)
-            warp.compute("next tile", how)
+            warp._run(warp.pen.next_tile(), "next tile")
             warp.tile_number = self.tile_number
         return warp
 
@@ -445,6 +396,23 @@ class Cta:
     def tensor(self, name: str) -> int:
         """Number of a tensor in this program's table."""
         return self.tensors.setdefault(name, len(self.tensors))
+
+    def record(self, what: Phase | Gemm | Copy) -> int:
+        """Number of a record in this program's table of its kind."""
+        table = self.records[type(what)]
+        return table.setdefault(what, len(table))
+
+    def registers(self, names: tuple[str, ...]) -> int:
+        """Register tensors as bits."""
+        bits = 0
+        for name in names:
+            bits |= 1 << self._register_bits.setdefault(name, len(self._register_bits))
+        return bits
+
+    @property
+    def register_tensors(self) -> tuple[str, ...]:
+        """Their names, in the order of their bits."""
+        return tuple(self._register_bits)
 
     def label(self, text: str) -> int:
         """Number of a label in this program's table."""

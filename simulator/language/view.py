@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..code.estimate import ONLINE, Softmax
+from ..errors import UsageError
 from ..problem.tile import Tile
 from ..problem.workload import LSE_BYTES, Workload
+from .ops import Gemm
 
 K_PER_STEP_BYTES = 32
 """One WGMMA or mma.sync k step reads 32 bytes of K per row: 16 fp16 or 32 e4m3 values (PTX ISA, wgmma shapes)."""
-
-
-@dataclass(frozen=True)
-class Gemm:
-    """One consumer's share of a block GEMM: m x n, `k_steps` instructions deep."""
-
-    m: int
-    n: int
-    k_steps: int
-    k_per_step: int
-    a_in_registers: int
-    smem_bytes_per_step: int  # read by ldmatrix in the mma.sync form, all four warps together
 
 
 @dataclass(frozen=True)
@@ -34,7 +23,6 @@ class TileView:
     masked: int = 0  # how many of them, from the first walked, cross the diagonal or the ragged end
     looped: frozenset[str] = field(default=frozenset({"K", "V"}))  # rings that advance once per loop step
     splits: int = 1  # CTAs that the Q blocks of a head are dealt to (FlashAttention-1)
-    softmax: Softmax = ONLINE
 
     @property
     def stages(self) -> int:
@@ -150,11 +138,26 @@ class TileView:
         """The loop step of a ring's load, -1 for what is loaded outside the loop."""
         return index if ring in self.looped else -1
 
-    def gemm(self, label: str) -> Gemm:
-        """Shape of "S=QK^T" (A and B from shared memory) or "O+=PV" (P from registers)."""
+    def gemm(self, destination: str, a: str, b: str, a_in_registers: bool) -> Gemm:
+        """One consumer's share of destination = a b: what a and b have in common is summed over, the rest is rows and columns."""
+        unknown = {destination, a, b} - _AXES.keys()
+        if unknown:
+            raise UsageError(f"gemm: no tensor {min(unknown)!r} is known ({', '.join(_AXES)})")
+        (rows, columns), depth = _AXES[destination], set(_AXES[a]) & set(_AXES[b])
+        if len(depth) != 1 or set(_AXES[a]) ^ set(_AXES[b]) != {rows, columns}:
+            raise UsageError(f"gemm: {destination} is no product of {a} and {b}")
+        depth = depth.pop()
+        size = {"rows": self.rows, "keys": self.block_n, "dims": self.head_dim}
         per_step = K_PER_STEP_BYTES // self.element_bytes
-        scores = label.startswith("S")
-        n, k = (self.block_n, self.head_dim) if scores else (self.head_dim, self.block_n)
-        b_bytes = 4 * n * K_PER_STEP_BYTES  # each of the four warps reads all of B
-        a_bytes = self.rows * K_PER_STEP_BYTES if scores else 0
-        return Gemm(self.rows, n, -(-k // per_step), per_step, int(not scores), a_bytes + b_bytes)
+        b_bytes = 4 * size[columns] * K_PER_STEP_BYTES  # each of the four warps reads all of B
+        a_bytes = 0 if a_in_registers else size[rows] * K_PER_STEP_BYTES
+        return Gemm(size[rows], size[columns], -(-size[depth] // per_step), per_step, int(a_in_registers), a_bytes + b_bytes)
+
+    def is_transposed(self, destination: str, b: str) -> bool:
+        """Whether b stands transposed in destination = a b."""
+        return _AXES[b][1] != _AXES[destination][1]
+
+
+_AXES = {"Q": ("rows", "dims"), "K": ("keys", "dims"), "V": ("keys", "dims"), "O": ("rows", "dims")}
+_AXES |= {"S": ("rows", "keys"), "P": ("rows", "keys")}
+"""What a tile of a tensor extends over."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..devices.device import Device
 from ..jit import SLICE, compiled
+from ..language.ops import Op
 from ..language.program import Program, trace
-from ..language.verbs import Op
 from ..language.view import TileView
 from ..problem.tile import Tile
 from ..problem.workload import Workload
@@ -98,8 +98,9 @@ def recorded(kernel: Kernel, workload: Workload, tile: Tile, blocks: int, masked
 
 def gemm_flops(program: Program) -> float:
     """FLOPs of all GEMMs of a program, per tile."""
-    gemms = program.code[np.isin(program.code["op"], (Op.WGMMA, Op.MMA))].astype([(n, "i8") for n in program.code.dtype.names])
-    return float((2 * gemms["a"] * gemms["b"] * gemms["c"] * gemms["e"]).sum()) / program.tiles
+    _, gemms = program.recorded((Op.WGMMA, Op.MMA))
+    wide = gemms.astype([(name, "i8") for name in gemms.dtype.names])
+    return float((2 * wide["k_steps"] * wide["m"] * wide["n"] * wide["k_per_step"]).sum()) / program.tiles
 
 
 def measure_durations(
@@ -150,9 +151,9 @@ def measure_durations(
 
 def _room(program: Program) -> int:
     """Spans that a replay of it has at most: one per k step, per chunk and pipe, and per instruction."""
-    code = program.code
-    gemms, arithmetic = np.isin(code["op"], (Op.WGMMA, Op.MMA)), code["op"] == Op.COMPUTE
-    return int(2 * len(code) + 2 * code["a"][gemms].sum() + 4 * code["f"][arithmetic].sum())
+    _, gemms = program.recorded((Op.WGMMA, Op.MMA))
+    _, phases = program.recorded(Op.COMPUTE)
+    return int(2 * len(program.code) + 2 * gemms["k_steps"].sum() + 4 * phases["chunks"].sum())
 
 
 def compose(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int) -> float:

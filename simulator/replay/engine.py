@@ -6,11 +6,12 @@ the four of an SM: each warpgroup has one warp on each, and they do the same.
 
 The units, one function each, in the order of the code below:
 - arithmetic: `issue_rate` warp instructions issued per cycle; FMA, ALU, MUFU, convert and STSM pipes hold an instruction
-  for their own cycles. While WGMMA executes, the pipes lose `interference` of their rate: both need the register file.
+  for their own cycles, and for more while WGMMA executes, since both need the register file. Then MUFU and the other pipes
+  no longer work side by side, and instructions that come faster than WGMMA leaves room for slow it down.
 - tensor cores: the SM has one queue of k steps; an arbiter serves them in order of issue (`arbitration` 0) or round
   robin, `arbitration` k steps at a time; a warp blocks at issue while the queue is full, and a k step's issue takes a
   share of its execution, at least some cycles. A group is complete `latency` after its last k step.
-  Issue is `contended` slower, and a k step `dilation` longer, beside dense arithmetic; beside sparse, issue a little.
+  Beside arithmetic a GEMM's issue begins a little later.
 - copies: a port per SM, then the chip's L2 and HBM, are servers passed in turn; latency follows. Barriers complete then.
 
 interpreter.py says the same in plain Python; the tests hold the two together, bit for bit.
@@ -29,8 +30,8 @@ import numpy as np
 
 from ..devices.device import Device
 from ..jit import SLICE, compiled
+from ..language.ops import BarrierKind, Op
 from ..language.program import Program
-from ..language.verbs import BarrierKind, Op
 from ..results.run import SPAN
 from .machine import K_STEP, UNITS, Deadlock, Memory, Replay, Tables, machine_of
 
@@ -53,10 +54,10 @@ it. SASS of kernels/cuda/fa3.cu, d128: of 350 a block, 233 are softmax, 80 are 1
 MAX_QUEUE = 64
 """Room of a warpgroup's WGMMA queue in k steps; a device's `wgmma_queue_ksteps` beyond it (or below 1) is cut to fit."""
 
-# A number that moves in verbs.py or machine.py is an error here, not a stale cache.
+# A number that moves in ops.py or machine.py is an error here, not a stale cache.
 for _member in (*Op, *BarrierKind):
     if globals().get(_member.name) != _member:
-        raise ImportError(f"{_member!r} of verbs.py has another number in engine.py; change both together")
+        raise ImportError(f"{_member!r} of ops.py has another number in engine.py; change both together")
 if UNITS != ("TMA", "tensor cores", "MUFU", "FMA", "ALU", "barriers", "issue", "smem bytes"):
     raise ImportError("UNITS of machine.py are numbered otherwise in engine.py; change both together")
 
@@ -66,6 +67,9 @@ class State(NamedTuple):
 
     machine: np.ndarray  # MACHINE, one
     code: np.ndarray  # INSTRUCTION
+    phases: np.ndarray  # PHASE, records of COMPUTE
+    gemms: np.ndarray  # GEMM, of WGMMA and MMA
+    copies: np.ndarray  # COPY, of LOAD and STORE
     warps: np.ndarray  # WARP
     queues: np.ndarray  # K_STEP (warp, MAX_QUEUE), a ring per warp
     barriers: np.ndarray  # BARRIER
@@ -222,71 +226,85 @@ def _note(state, time):
 def _compute(state, warp, row, now):
     """One chunk: its instructions pass the issue port while each pipe it needs works; the last one waits for results."""
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
-    instructions = row["a"] + row["b"] + row["c"] + row["d"] + row["e"] + row["g"]
+    phase = state.phases[row["record"]]
+    instructions = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + phase["stsm"]
     start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
-    horizon, rate = max(now, sm["wgmma_until"]), 1024  # WGMMA already issued executes until then
-    if row["h"] == 0:
-        horizon, rate = horizon + sm["queued"], rate - machine["interference_q10"]
-    else:
-        horizon, rate = horizon + sm["pending"], rate - machine["interference_sparse_q10"]
+    horizon = max(now, sm["wgmma_until"]) + sm["pending"]  # WGMMA already begun executes until then
 
-    end = start + _slowed(-(-instructions // machine["issue_rate"]), start, horizon, rate)
+    fma_run = phase["fma"] > 0 and phase["alu"] + phase["mufu"] + phase["convert"] == 0
+    end = start
     if instructions > 0:
+        each = machine["fma_beside_q10"] if fma_run else machine["issue_beside_q10"]
+        end += _beside(-(-instructions // machine["issue_rate"]), instructions * each >> 10, start, horizon)
         sm["issue_free"] = end
     state.busy[s, U_ISSUE] += instructions
     for pipe in range(PIPES):
-        end = max(end, _hold_pipe(state, warp, row, pipe, start, horizon, rate))
-        if pipe == CONVERT and row["h"] == 0 and row["a"] + row["b"] + row["c"] + row["d"] > 0:
-            sm["dense_until"] = max(sm["dense_until"], end)
+        end = max(end, _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions))
+    reading = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"]
+    if reading > 0 and start < horizon:
+        _crowd(state, s, start, end, reading)
 
     warp["part"] += 1
-    finished = warp["part"] == row["f"]
+    finished = warp["part"] == phase["chunks"]
     if finished:
         warp["part"] = 0
-        chain = row["target"] * machine["shuffle_latency"] + row["j"] * machine["vote"] + row["k"] * machine["divide"]
+        chain = phase["latencies"] * machine["shuffle_latency"] + phase["votes"] * machine["vote"]
+        chain += phase["divisions"] * machine["divide"]
         branch = machine["branch"]
         if _pipes_free(state, s) > end:  # others' arithmetic is under way
             chain += chain * machine["chain_q10"] >> 10
             branch = machine["branch_beside"]
-        end += chain + row["l"] * branch
+        end += chain + phase["branches"] * branch
         code = (row["tile"] << 20) + row["step"] + 2
-        if row["i"] > 0 and state.fetched[warp["slot"], row["label"]] < code:  # who comes first fetches it for all
+        if phase["fetched"] > 0 and state.fetched[warp["slot"], row["label"]] < code:  # who comes first fetches it for all
             state.fetched[warp["slot"], row["label"]] = code
-            end += machine["fetch_latency"] + (row["i"] * machine["fetch_q10"] >> 10)
-        end += machine["mufu_latency"] if row["c"] > 0 else machine["dependent"]
+            end += machine["fetch_latency"] + (phase["fetched"] * machine["fetch_q10"] >> 10)
+        end += machine["mufu_latency"] if phase["mufu"] > 0 else machine["dependent"]
     _draw(state, warp["lane"], warp, row, 0, now, end)
     warp["time"] = end
     return finished
 
 
 @_unit
-def _hold_pipe(state, warp, row, pipe, start, horizon, rate):
+def _crowd(state, s, start, end, instructions):
+    """Arithmetic that needs more of the register file than WGMMA leaves it takes it from WGMMA, until it is done."""
+    sm, port = state.sms[s], state.machine[0]["port_q10"]
+    left = 1024 - min(1024 * instructions // (end - start), 960)
+    longer = port * 1024 // left - 1024
+    if longer > 0 and (sm["crowded_until"] <= start or longer > sm["crowded_q10"]):
+        sm["crowded_until"], sm["crowded_q10"] = end, longer
+
+
+@_unit
+def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
     """Hold one pipe, once it is free, for its instructions of the chunk; when it has done them (0 without any)."""
     machine, s = state.machine[0], warp["sm"]
-    sparse = row["h"] == 1
+    issue = instructions * machine["issue_beside_q10"]  # of all, which a slow pipe beside WGMMA does not hide
     if pipe == FMA:
-        unit, count, cycles, busy = U_FMA, row["a"], machine["fma"], machine["fma"]
+        unit, count, cycles, busy = U_FMA, phase["fma"], machine["fma"], machine["fma"]
+        slow = count * machine["fma_beside_q10"] >> 10
     elif pipe == ALU:
-        unit, count, cycles, busy = U_ALU, row["b"], machine["alu"], machine["alu"]
+        unit, count, cycles, busy = U_ALU, phase["alu"], machine["alu"], machine["alu"]
+        slow = count * machine["alu_beside_q10"] + issue >> 10
     elif pipe == MUFU:
-        unit, count, cycles, busy = U_MUFU, row["c"], machine["mufu_spacing"], machine["mufu"]
-        if sparse:
+        unit, count, cycles, busy = U_MUFU, phase["mufu"], machine["mufu_spacing"], machine["mufu"]
+        if phase["interleaved"] == 1:
             cycles = busy
+        slow = count * machine["mufu_beside_q10"] + issue >> 10
     elif pipe == CONVERT:
-        unit, count, cycles, busy = U_ALU, row["d"], machine["convert"], machine["convert"]
+        unit, count, cycles, busy = U_ALU, phase["convert"], machine["convert"], machine["convert"]
+        slow = count * machine["alu_beside_q10"] + issue >> 10
     else:  # STSM: the tensor cores read their operands through the same port
-        unit, count, cycles, busy = U_SMEM, row["g"], machine["stsm"], machine["stsm"] * machine["smem_bytes"]
-        rate = 1024 - machine["smem_interference_q10"]
+        unit, count, cycles, busy = U_SMEM, phase["stsm"], machine["stsm"], machine["stsm"] * machine["smem_bytes"]
+        slow = count * cycles * machine["smem_beside_q10"] >> 10
     if count == 0:
         return 0
     begin = max(start, state.pipe_free[s, pipe])
-    end = begin + _slowed(count * cycles, begin, horizon, rate)
+    end = begin + _beside(count * cycles, slow, begin, horizon)
     state.pipe_free[s, pipe] = end
     state.busy[s, unit] += count * busy
     if pipe < CONVERT:
         _draw(state, state.unit_lane + unit, warp, row, 0, begin, end)
-    if sparse and pipe == MUFU:  # one warp alone does not reach the pipe's rate beside WGMMA
-        end = max(end, start + _slowed(count * cycles, start, horizon, 1024 - machine["interference_alone_q10"]))
     return end
 
 
@@ -298,14 +316,13 @@ def _pipes_free(state, s):
 
 
 @_unit
-def _slowed(work, start, horizon, rate):
-    """Cycles that `work` takes from `start` when it proceeds at rate / 1024 until `horizon` and in full after."""
-    if start >= horizon or work == 0:
+def _beside(work, slow, start, horizon):
+    """Cycles from `start` of what takes `work` alone and `slow` beside WGMMA, which executes until `horizon`."""
+    if start >= horizon or slow <= work:
         return work
-    slow = (work * 1024 + rate - 1) // rate
     if start + slow <= horizon:
         return slow
-    return (horizon - start) + work - (horizon - start) * rate // 1024
+    return (horizon - start) + work - (horizon - start) * work // slow
 
 
 # -- tensor cores -------------------------------------------------------------------------------------------------------
@@ -316,15 +333,14 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     """First the start of the group, then one k step at a time into the SM's queue, while it has room."""
     machine, warp = state.machine[0], state.warps[i]
     sm, s = state.sms[warp["sm"]], warp["sm"]
+    gemm = state.gemms[row["record"]]
     if warp["part"] == 0:
         warp["part"] = 1
         warp["since"] = now
-        sm["pending"] += row["a"] * _k_step_cycles(machine, row, eight_bit)
+        sm["pending"] += gemm["k_steps"] * _k_step_cycles(machine, gemm, eight_bit)
         warp["time"] = now + machine["wgmma_start"]
-        if sm["dense_until"] > now:  # beside a warp in its softmax
-            warp["time"] += machine["wgmma_contended"]
-        elif _pipes_free(state, s) > now:
-            warp["time"] += machine["wgmma_beside_sparse"]
+        if _pipes_free(state, s) > now:
+            warp["time"] += machine["wgmma_beside"]
         return False
     if warp["admitted"] == 0:
         if sm["steps"] >= min(max(1, machine["queue"]), MAX_QUEUE):
@@ -337,16 +353,15 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     sm["issuer"] = i + 1
 
     step = state.queues[i, (warp["queue_head"] + warp["queue_length"]) % MAX_QUEUE]
-    step["cycles"], step["issued"], step["instruction"] = _k_step_cycles(machine, row, eight_bit), now, warp["pc"]
-    step["ends_group"] = warp["part"] == row["a"]
+    step["cycles"], step["issued"], step["instruction"] = _k_step_cycles(machine, gemm, eight_bit), now, warp["pc"]
+    step["ends_group"] = warp["part"] == gemm["k_steps"]
     warp["queue_length"] += 1
-    sm["queued"] += step["cycles"]
-    state.busy[s, U_SMEM] += _operand_bytes(row)
+    state.busy[s, U_SMEM] += _operand_bytes(gemm)
     state.busy[s, U_ISSUE] += AROUND
 
     warp["time"] = now + max(machine["wgmma_issue"], step["cycles"] * machine["wgmma_issue_q10"] >> 10)
     warp["part"] += 1
-    if warp["part"] <= row["a"]:
+    if warp["part"] <= gemm["k_steps"]:
         return False
     warp["part"] = 0
     sm["issuer"] = 0
@@ -356,16 +371,17 @@ def _issue_wgmma(state, i, row, now, eight_bit):
 
 
 @_unit
-def _operand_bytes(row):
+def _operand_bytes(gemm):
     """What one k step reads from shared memory: 32 bytes of K per row of A and B, of B alone where A is in registers."""
-    return 32 * (row["c"] if row["d"] == 1 else row["b"] + row["c"])
+    return 32 * (gemm["n"] if gemm["a_in_registers"] == 1 else gemm["m"] + gemm["n"])
 
 
 @_unit
-def _k_step_cycles(machine, row, eight_bit):
+def _k_step_cycles(machine, gemm, eight_bit):
     """Cycles of the tensor cores for one k step: its products, or the reading of its operands."""
     rate = machine["tensor_flops_8bit"] if eight_bit else machine["tensor_flops"]
-    return max(-(-2 * row["b"] * row["c"] * row["e"] // rate), -(-_operand_bytes(row) // machine["smem_bytes"]))
+    products = -(-2 * gemm["m"] * gemm["n"] * gemm["k_per_step"] // rate)
+    return max(products, -(-_operand_bytes(gemm) // machine["smem_bytes"]))
 
 
 @_unit
@@ -382,10 +398,9 @@ def _serve_k_step(state, s, now):
     sm["steps"] -= 1
 
     end = now + step["cycles"]
-    if sm["dense_until"] > now:  # beside a warp in its softmax
-        end += step["cycles"] * machine["dilation_q10"] >> 10
+    if sm["crowded_until"] > now:
+        end += step["cycles"] * sm["crowded_q10"] >> 10
     sm["tensor_free"] = sm["wgmma_until"] = end
-    sm["queued"] -= step["cycles"]
     sm["pending"] -= step["cycles"]
     state.busy[s, U_TENSOR] += step["cycles"]
     _draw(state, state.unit_lane + U_TENSOR, warp, state.code[step["instruction"]], 0, now, end)
@@ -451,8 +466,8 @@ def _offers(state, i, s, now):
 
 @_unit
 def _wait_for_group(state, warp, row, now):
-    """Until at most row["a"] groups of the warp are outstanding; with none to wait for it takes no time."""
-    target = warp["committed"] - row["a"]
+    """Until at most row["target"] groups of the warp are outstanding; with none to wait for it takes no time."""
+    target = warp["committed"] - row["target"]
     if target <= 0:
         return True
     if warp["finished"] < target:
@@ -471,7 +486,8 @@ def _mma(state, warp, row, now):
     The sub-partition's issue port serves nothing else meanwhile: mma.sync and arithmetic exclude each other.
     """
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
-    m, n, k, operand_bytes = row["b"], row["c"], row["e"], row["f"]
+    gemm = state.gemms[row["record"]]
+    m, n, k, operand_bytes = gemm["m"], gemm["n"], gemm["k_per_step"], gemm["smem_bytes"]
     cycles = -(-2 * m * n * k * 1024 // machine["mma_flops_q10"])
     copied = max(now, sm["smem_free"]) + -(-operand_bytes // machine["smem_bytes"])
     sm["smem_free"] = copied
@@ -486,7 +502,7 @@ def _mma(state, warp, row, now):
     _draw(state, state.unit_lane + U_TENSOR, warp, row, 0, begin, begin + cycles)
 
     warp["part"] += 1
-    finished = warp["part"] == row["a"]
+    finished = warp["part"] == gemm["k_steps"]
     warp["time"] = begin
     if finished:
         warp["part"] = 0
@@ -576,28 +592,27 @@ def _service(nbytes, q20):
 def _load(state, warp, row, now):
     """A copy into shared memory. By TMA one instruction does it; by cp.async the warp issues 16 bytes per lane itself."""
     machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
-    nbytes, shared = row["a"], max(1, row["c"])
-    missed_q10 = state.tensors[warp["first_tensor"] + row["b"]]["read_miss_q10"]
+    copy = state.copies[row["record"]]
+    nbytes, shared, tensor = copy["nbytes"], max(1, copy["sharing"]), state.tensors[warp["first_tensor"] + copy["tensor"]]
     latency = machine["l2_latency"]
-    if row["d"] == 1:
+    if copy["by_warps"] == 1:
         instructions = max(1, nbytes // (512 * 4))  # four warps, 32 lanes each
         warp["time"] = max(now, sm["issue_free"]) - (-instructions // machine["issue_rate"])
         sm["issue_free"] = warp["time"]
     else:
         instructions = 1
-        warp["time"] = now + row["e"] * machine["tma_issue"]
+        warp["time"] = now + copy["boxes"] * machine["tma_issue"]
         latency += machine["tma_latency"]
 
     start = max(warp["time"], sm["load_free"])
     sm["load_free"] = start + _service(nbytes, machine["port_q20"])
     chip["l2_free"] = max(chip["l2_free"], start) + _service(nbytes // shared, machine["l2_q20"])
     done = max(sm["load_free"], chip["l2_free"])
-    missed = nbytes * missed_q10 >> 10
+    missed = nbytes * tensor["read_miss_q10"] >> 10
     if missed > 0:
         chip["hbm_free"] = max(chip["hbm_free"], start) + _service(missed // shared, machine["hbm_q20"])
         done = max(done, chip["hbm_free"])
-    late_q10 = state.tensors[warp["first_tensor"] + row["b"]]["read_late_q10"]
-    latency += (machine["hbm_latency"] - machine["l2_latency"]) * late_q10 >> 10
+    latency += (machine["hbm_latency"] - machine["l2_latency"]) * tensor["read_late_q10"] >> 10
     state.busy[s, U_ISSUE] += instructions
     state.busy[s, U_TMA] += sm["load_free"] - start
     state.busy[s, U_SMEM] += nbytes
@@ -608,15 +623,15 @@ def _load(state, warp, row, now):
 
 @_unit
 def _store(state, warp, row, now):
-    """A copy out of shared memory, asynchronous: the warp runs on. By TMA, or (c = 0) by the warp's own stores."""
+    """A copy out of shared memory, asynchronous: the warp runs on. By TMA, or by the warp's own stores."""
     machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
-    nbytes = row["a"]
-    by_tma = row["c"] > 0
+    copy = state.copies[row["record"]]
+    nbytes, by_tma = copy["nbytes"], copy["boxes"] > 0
     start = max(now, sm["store_free"])
     sm["store_free"] = start + _service(nbytes, machine["store_q20"] if by_tma else machine["port_q20"])
     chip["l2_free"] = max(chip["l2_free"], start) + _service(nbytes, machine["l2_q20"])
     done = max(sm["store_free"], chip["l2_free"])
-    written = nbytes * state.tensors[warp["first_tensor"] + row["b"]]["write_through_q10"] >> 10
+    written = nbytes * state.tensors[warp["first_tensor"] + copy["tensor"]]["write_through_q10"] >> 10
     if written > 0:
         chip["hbm_free"] = max(chip["hbm_free"], start) + _service(written, machine["hbm_q20"])
         done = max(done, chip["hbm_free"])
@@ -624,7 +639,7 @@ def _store(state, warp, row, now):
     state.busy[s, U_SMEM] += nbytes
     state.busy[s, U_ISSUE] += 1
     _note(state, warp["store_done"])
-    warp["time"] = now + max(1, row["c"] * machine["tma_issue"])
+    warp["time"] = now + max(1, copy["boxes"] * machine["tma_issue"])
     return True
 
 
@@ -664,6 +679,9 @@ def replay(
     state = State(
         machine=machine_of(device, memory),
         code=tables.code,
+        phases=tables.phases,
+        gemms=tables.gemms,
+        copies=tables.copies,
         warps=tables.warps,
         queues=np.zeros((len(tables.warps), MAX_QUEUE), K_STEP),
         barriers=tables.barriers,

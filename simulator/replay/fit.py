@@ -34,7 +34,7 @@ def register_parts(schedule: Schedule, workload: Workload, tile: Tile) -> dict[s
     """Registers per consumer thread by what holds them: fp32 S and O accumulators, sets of P as operand, addressing."""
     rows = tile.block_m // tile.consumers
     scores = -(-rows * tile.block_n // WARPGROUP)
-    sets = schedule.kernels[0].softmax.operand_sets
+    sets = schedule.kernels[0].code.operand_sets
     parts = {
         "S": scores * schedule.scores_live,
         "P": scores * workload.element_bytes // 4 * sets,

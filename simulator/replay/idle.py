@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..language.ops import BarrierKind, Op
 from ..language.program import Program
-from ..language.verbs import BarrierKind, Op
 from ..results.breakdown import REASONS
 from .engine import U_TENSOR, UNITS, Replay
 

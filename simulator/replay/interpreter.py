@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..devices.device import Device
-from ..language.program import INSTRUCTION, Program
-from ..language.verbs import BarrierKind, Op
+from ..language.ops import INSTRUCTION, BarrierKind, Op
+from ..language.program import Program
 from ..results.run import SPAN, Lane
 from .engine import AROUND, MAX_QUEUE
 from .machine import DRAWN_UNITS, MACHINE, UNITS, Deadlock, Memory, Replay, machine_of, unit_lanes
@@ -28,6 +28,15 @@ PIPES = (*ARITHMETIC, "STSM")
 
 def _ceil(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
+
+
+def _paced(work: int, slow: int, start: int, until: int) -> int:
+    """Cycles from `start` of what takes `work` alone and `slow` beside WGMMA, which executes `until` then."""
+    if start >= until or slow <= work:
+        return work
+    if start + slow <= until:
+        return slow
+    return until - start + work - (until - start) * work // slow
 
 
 class Server:
@@ -110,32 +119,28 @@ class Sm:
         self.busy = dict.fromkeys(UNITS, 0)
         self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
         self.pipes = {name: Server() for name in PIPES}
-        self.wgmma_until = self.last_served = self.dense_until = 0
+        self.wgmma_until = self.last_served = 0
+        self.crowded_until = self.crowded_q10 = 0
         self.owner: Warp | None = None
         self.pending = 0  # cycles of all k steps of the GEMMs under way
         self.waiting: list[Warp] = []  # for room in the queue
         self.issuer: Warp | None = None  # the last to issue a k step, while its GEMM has more
         self.turn = 0  # k steps the owner has had in a row
 
-    def in_softmax(self, now: int) -> bool:
+    def in_arithmetic(self, now: int) -> bool:
         """Whether any warp's arithmetic is under way."""
         return any(self.pipes[name].free > now for name in ARITHMETIC)
 
-    def pace(self, now: int, interference_q10: int, sparse: int) -> Callable[[int, int], int]:
-        """Cycles that work takes from a start: at a lower rate as long as WGMMA executes that was issued, or begun, by `now`."""
-        queued = sum(step.cycles for warp in self.warps for step in warp.queue)
-        until = max(now, self.wgmma_until) + (self.pending if sparse else queued)
-        rate = 1024 - interference_q10
+    def tensor_busy_until(self, now: int) -> int:
+        """Until when WGMMA executes that has begun, or whose issue has, by `now`."""
+        return max(now, self.wgmma_until) + self.pending
 
-        def cycles(work: int, start: int) -> int:
-            slow = _ceil(work * 1024, rate)
-            if start >= until or not work:
-                return work
-            if start + slow <= until:
-                return slow
-            return until - start + work - (until - start) * rate // 1024
-
-        return cycles
+    def crowd(self, start: int, end: int, instructions: int) -> None:
+        """Arithmetic takes from WGMMA what it needs of the register file beyond what that leaves it."""
+        left_q10 = 1024 - min(1024 * instructions // (end - start), 960)
+        longer_q10 = self.chip.cycles.port_q10 * 1024 // left_q10 - 1024
+        if longer_q10 > 0 and (self.crowded_until <= start or longer_q10 > self.crowded_q10):
+            self.crowded_until, self.crowded_q10 = end, longer_q10
 
     @property
     def room(self) -> bool:
@@ -157,7 +162,7 @@ class Sm:
         warp = self._arbitrate(now)
         self.owner = warp
         step = warp.queue.popleft()
-        longer = step.cycles * self.chip.cycles.dilation_q10 >> 10 if self.dense_until > now else 0
+        longer = step.cycles * self.crowded_q10 >> 10 if self.crowded_until > now else 0
         self.tensor.take(now, step.cycles + longer)
         self.wgmma_until, self.last_served = self.tensor.free, now
         self.pending -= step.cycles
@@ -187,6 +192,10 @@ class Warp:
         self.sm, self.chip, self.order = sm, sm.chip, (0, number)
         self.program, self.name = program, program.warps[stream]
         self.code = [Instruction(*row) for row in program.stream(stream).tolist()]
+        self.phases, self.gemms, self.copies = (
+            [SimpleNamespace(**dict(zip(table.dtype.names, row, strict=True))) for row in table.tolist()]
+            for table in (program.phases, program.gemms, program.copies)
+        )
         self.stream, self.barriers, self.tile_ends = stream, barriers, ends
         self.lane = 0
         self.at = self.time = 0
@@ -241,68 +250,74 @@ class Warp:
 
     def compute(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Chunk by chunk: all instructions pass the issue port; each pipe works through its own."""
-        cycles, sm = self.chip.cycles, self.sm
-        counts = dict(zip(PIPES, (ins.a, ins.b, ins.c, ins.d, ins.g), strict=True))
-        mufu = cycles.mufu if ins.h else cycles.mufu_spacing
+        cycles, sm, phase = self.chip.cycles, self.sm, self.phases[ins.record]
+        counts = dict(zip(PIPES, (phase.fma, phase.alu, phase.mufu, phase.convert, phase.stsm), strict=True))
+        instructions = sum(counts.values()) + phase.other
+        mufu = cycles.mufu if phase.interleaved else cycles.mufu_spacing
         held = {"FMA": cycles.fma, "ALU": cycles.alu, "MUFU": mufu, "convert": cycles.convert, "STSM": cycles.stsm}
-        lost_here = cycles.interference_sparse_q10 if ins.h else cycles.interference_q10
-        lost = dict.fromkeys(ARITHMETIC, lost_here) | {"STSM": cycles.smem_interference_q10}
-        instructions = sum(counts.values()) + ins.e
-        for chunk in range(ins.f):
+        issue_q10 = instructions * cycles.issue_beside_q10  # which a slow pipe beside WGMMA does not hide
+        beside_q10 = {
+            "FMA": counts["FMA"] * cycles.fma_beside_q10,
+            "ALU": counts["ALU"] * cycles.alu_beside_q10 + issue_q10,
+            "MUFU": counts["MUFU"] * cycles.mufu_beside_q10 + issue_q10,
+            "convert": counts["convert"] * cycles.alu_beside_q10 + issue_q10,
+            "STSM": counts["STSM"] * cycles.stsm * cycles.smem_beside_q10,
+        }
+        fma_run = phase.fma > 0 == phase.alu + phase.mufu + phase.convert
+        for chunk in range(phase.chunks):
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
+            until = sm.tensor_busy_until(now)
             if instructions:
-                sm.issue.take(begin, sm.pace(now, lost_here, ins.h)(_ceil(instructions, cycles.issue_rate), begin))
+                slow = (instructions * cycles.fma_beside_q10 if fma_run else issue_q10) >> 10
+                sm.issue.take(begin, _paced(_ceil(instructions, cycles.issue_rate), slow, begin, until))
                 sm.busy["issue"] += instructions
                 end = sm.issue.free
             for name, pipe in sm.pipes.items():
-                if name == "STSM" and not ins.h and ins.a + ins.b + ins.c + ins.d:  # addresses alone are not dense
-                    sm.dense_until = max(sm.dense_until, end)
-                work = counts[name] * held[name]
-                if not work:
+                if not counts[name]:
                     continue
                 start = max(begin, pipe.free)
-                pipe.take(start, sm.pace(now, lost[name], ins.h)(work, start))
+                pipe.take(start, _paced(counts[name] * held[name], beside_q10[name] >> 10, start, until))
                 end = max(end, pipe.free)
-                if ins.h and name == "MUFU":  # one warp alone does not reach the pipe's rate beside WGMMA
-                    end = max(end, begin + sm.pace(now, cycles.interference_alone_q10, 1)(work, begin))
                 held_for = {"MUFU": cycles.mufu, "STSM": cycles.stsm * cycles.smem_bytes}.get(name, held[name])
                 sm.busy[{"convert": "ALU", "STSM": "smem bytes"}.get(name, name)] += counts[name] * held_for
                 if name in UNITS:
                     self.chip.draw(name, self, ins, start, pipe.free)
-            if chunk + 1 == ins.f:
-                chain = ins.target * cycles.shuffle_latency + ins.j * cycles.vote + ins.k * cycles.divide
-                beside = sm.in_softmax(end)
+            reading = instructions - phase.other - phase.stsm
+            if reading and begin < until:
+                sm.crowd(begin, end, reading)
+            if chunk + 1 == phase.chunks:
+                chain = phase.latencies * cycles.shuffle_latency + phase.votes * cycles.vote + phase.divisions * cycles.divide
+                beside = sm.in_arithmetic(end)
                 end += chain + (chain * cycles.chain_q10 >> 10 if beside else 0)
-                end += ins.l * (cycles.branch_beside if beside else cycles.branch)
+                end += phase.branches * (cycles.branch_beside if beside else cycles.branch)
                 code, place = (ins.tile, ins.step), (id(self.barriers), self.program.labels[ins.label])
-                if ins.i and self.chip.fetched.get(place, (-1, 0)) < code:  # who comes first fetches it for all
+                if phase.fetched and self.chip.fetched.get(place, (-1, 0)) < code:  # who comes first fetches it for all
                     self.chip.fetched[place] = code
-                    end += cycles.fetch_latency + (ins.i * cycles.fetch_q10 >> 10)
+                    end += cycles.fetch_latency + (phase.fetched * cycles.fetch_q10 >> 10)
                 end += cycles.mufu_latency if counts["MUFU"] else cycles.dependent
             self.chip.draw("", self, ins, now, end)
-            if chunk + 1 < ins.f:
+            if chunk + 1 < phase.chunks:
                 yield end
             now = end
         return now
 
     def wgmma(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Asynchronous: the k steps go into the SM's queue one by one, while it has room; together they are one group."""
-        cycles, sm, began = self.chip.cycles, self.sm, now
-        k_steps, m, n, a_in_registers, k = ins.a, ins.b, ins.c, ins.d, ins.e
-        operand_bytes = 32 * (n + (0 if a_in_registers else m))
-        work = max(_ceil(2 * m * n * k, self.chip.tensor_rate), _ceil(operand_bytes, cycles.smem_bytes))
-        sm.pending += k_steps * work
-        beside = cycles.wgmma_contended if sm.dense_until > now else cycles.wgmma_beside_sparse if sm.in_softmax(now) else 0
-        now += cycles.wgmma_start + beside
+        cycles, sm, began, gemm = self.chip.cycles, self.sm, now, self.gemms[ins.record]
+        operand_bytes = 32 * (gemm.n + (0 if gemm.a_in_registers else gemm.m))
+        products = _ceil(2 * gemm.m * gemm.n * gemm.k_per_step, self.chip.tensor_rate)
+        work = max(products, _ceil(operand_bytes, cycles.smem_bytes))
+        sm.pending += gemm.k_steps * work
+        now += cycles.wgmma_start + (cycles.wgmma_beside if sm.in_arithmetic(now) else 0)
         yield now
-        for step in range(k_steps):
+        for step in range(gemm.k_steps):
             if not sm.room:
                 sm.waiting.append(self)
                 yield lambda: sm.admits(self)
                 sm.waiting.remove(self)
                 now = sm.last_served
             sm.issuer = self
-            last = step + 1 == k_steps
+            last = step + 1 == gemm.k_steps
             self.queue.append(SimpleNamespace(cycles=work, issued=now, ends_group=last, instruction=ins))
             sm.busy["smem bytes"] += operand_bytes
             sm.busy["issue"] += AROUND
@@ -315,8 +330,8 @@ class Warp:
         return now
 
     def wgmma_wait(self, ins: Instruction, now: int) -> Iterator[Step]:
-        """Until at most a groups of this warp are outstanding."""
-        wanted = self.groups - ins.a
+        """Until at most `target` groups of this warp are outstanding."""
+        wanted = self.groups - ins.target
         if wanted <= 0:
             return now
         if len(self.groups_done) < wanted:
@@ -325,10 +340,10 @@ class Warp:
 
     def mma(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Synchronous: each k step's operands are read under the one before, the last one is waited for."""
-        cycles, sm = self.chip.cycles, self.sm
-        k_steps, m, n, k, operand_bytes = ins.a, ins.b, ins.c, ins.e, ins.f
-        work = _ceil(2 * m * n * k * 1024, cycles.mma_flops_q10)
-        for step in range(k_steps):
+        cycles, sm, gemm = self.chip.cycles, self.sm, self.gemms[ins.record]
+        m, n, operand_bytes = gemm.m, gemm.n, gemm.smem_bytes
+        work = _ceil(2 * m * n * gemm.k_per_step * 1024, cycles.mma_flops_q10)
+        for step in range(gemm.k_steps):
             sm.smem.take(now, _ceil(operand_bytes, cycles.smem_bytes))
             ready = sm.smem.free + (cycles.smem_latency if step == 0 else 0)
             begin = sm.tensor.take(max(ready, sm.issue.free), work)
@@ -337,10 +352,10 @@ class Warp:
             sm.busy["smem bytes"] += operand_bytes
             sm.busy["issue"] += max(1, m // 64) * (n // 8) + operand_bytes // 2048
             self.chip.draw("tensor cores", self, ins, begin, begin + work)
-            end = begin if step + 1 < k_steps else begin + work + cycles.mma_latency
+            end = begin if step + 1 < gemm.k_steps else begin + work + cycles.mma_latency
             self.chip.draw("", self, ins, now, end)
             now = end
-            if step + 1 < k_steps:
+            if step + 1 < gemm.k_steps:
                 yield now
         return now
 
@@ -378,17 +393,17 @@ class Warp:
 
     def load(self, ins: Instruction, now: int) -> int:
         """An asynchronous copy in; it arrives on its barrier when the last byte has."""
-        cycles, chip, sm, nbytes = self.chip.cycles, self.chip, self.sm, ins.a
-        shared, latency = max(1, ins.c), cycles.l2_latency
-        if ins.d:  # cp.async: each of four warps issues 16 bytes per lane, instruction after instruction
+        cycles, chip, sm, copy = self.chip.cycles, self.chip, self.sm, self.copies[ins.record]
+        nbytes, shared, latency = copy.nbytes, max(1, copy.sharing), cycles.l2_latency
+        if copy.by_warps:  # cp.async: each of four warps issues 16 bytes per lane, instruction after instruction
             instructions = max(1, nbytes // (4 * 32 * 16))
             sm.issue.take(now, _ceil(instructions, cycles.issue_rate))
             issued = sm.issue.free
         else:
-            instructions, issued = 1, now + ins.e * cycles.tma_issue
+            instructions, issued = 1, now + copy.boxes * cycles.tma_issue
             latency += cycles.tma_latency
         start = max(issued, sm.load_port.free)
-        missed = chip.memory.read_miss.get(tensor := self.program.tensors[ins.b], 0.0)
+        missed = chip.memory.read_miss.get(tensor := self.program.tensors[copy.tensor], 0.0)
         missed_q10, late_q10 = round(1024 * missed), round(1024 * chip.memory.read_late.get(tensor, missed))
         latency += (cycles.hbm_latency - cycles.l2_latency) * late_q10 >> 10
         ends = [sm.load_port.pass_bytes(start, nbytes, cycles.port_q20)]
@@ -404,10 +419,10 @@ class Warp:
 
     def store(self, ins: Instruction, now: int) -> int:
         """An asynchronous copy out."""
-        cycles, chip, sm, nbytes = self.chip.cycles, self.chip, self.sm, ins.a
-        start = max(now, sm.store_port.free)
-        rate, latency = (cycles.store_q20, cycles.store_latency) if ins.c else (cycles.port_q20, cycles.smem_latency)
-        through_q10 = round(1024 * chip.memory.write_through.get(self.program.tensors[ins.b], 1.0))
+        cycles, chip, sm, copy = self.chip.cycles, self.chip, self.sm, self.copies[ins.record]
+        start, nbytes = max(now, sm.store_port.free), copy.nbytes
+        rate, latency = (cycles.store_q20, cycles.store_latency) if copy.boxes else (cycles.port_q20, cycles.smem_latency)
+        through_q10 = round(1024 * chip.memory.write_through.get(self.program.tensors[copy.tensor], 1.0))
         ends = [sm.store_port.pass_bytes(start, nbytes, rate)]
         ends.append(chip.l2.pass_bytes(start, nbytes, cycles.l2_q20))
         if written := nbytes * through_q10 >> 10:
@@ -416,7 +431,7 @@ class Warp:
         sm.busy["issue"] += 1
         self.store_done = max(self.store_done, max(ends) + latency)
         chip.note(self.store_done)
-        return now + max(1, ins.c * cycles.tma_issue)
+        return now + max(1, copy.boxes * cycles.tma_issue)
 
     def store_wait(self, ins: Instruction, now: int) -> int:
         """Until the warp's stores have left shared memory."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..devices.device import Device
+from ..language.ops import Op
 from ..language.program import Program
-from ..language.verbs import Op
 from ..results.run import Lane
 
 UNITS = ("TMA", "tensor cores", "MUFU", "FMA", "ALU", "barriers", "issue", "smem bytes")
@@ -22,8 +22,8 @@ DRAWN_UNITS = 6
 
 def unit_lanes(programs: Sequence[Program]) -> tuple[Lane, ...]:
     """The units' lanes; copies are named by what moves them: cp.async where no load goes by TMA."""
-    loads = [program.code[program.code["op"] == Op.LOAD] for program in programs]
-    by_warps = any(len(each) for each in loads) and all((each["d"] == 1).all() for each in loads)
+    loads = [program.recorded(Op.LOAD)[1] for program in programs]
+    by_warps = any(len(each) for each in loads) and all((each["by_warps"] == 1).all() for each in loads)
     names = ("cp.async" if by_warps else UNITS[0], *UNITS[1:DRAWN_UNITS])
     return tuple(Lane(name, "unit") for name in names)
 
@@ -71,13 +71,14 @@ MACHINE = _record(
     "issue_rate fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency "
     "vote divide branch branch_beside chain_q10 "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
-    "wgmma_start wgmma_contended wgmma_beside_sparse wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration "
-    "interference_q10 interference_sparse_q10 interference_alone_q10 smem_interference_q10 dilation_q10 "
+    "wgmma_start wgmma_beside wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration port_q10 "
+    "issue_beside_q10 fma_beside_q10 alu_beside_q10 mufu_beside_q10 smem_beside_q10 "
     "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency "
     "tma_latency hbm_latency tma_issue "
     "mbarrier_arrive mbarrier_wait mbarrier_issue named_arrive named_wait cluster_arrive cta_launch setup"
 )
-"""Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte)."""
+"""Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte). `_beside_q10`
+are the cycles that an instruction takes while WGMMA executes; that of shared memory is a factor."""
 
 WARP = _record(
     "sm slot lane first_tensor pc end time state "
@@ -93,12 +94,12 @@ BARRIER = _record("kind expected initial first_completion arrivals latest genera
 """One barrier: arrivals of the generation that is open, and how many are complete."""
 
 SM = _record(
-    "tensor_free tensor_owner tensor_run wgmma_until queued pending steps tickets served issuer dense_until "
+    "tensor_free tensor_owner tensor_run wgmma_until pending steps tickets served issuer crowded_until crowded_q10 "
     "issue_free smem_free load_free store_free"
 )
-"""One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of all k steps queued, and of those of the
-GEMMs under way, how many are in the queue, how often a warp had to wait for room in it, when a k step left it, and the number,
-from 1, of the warp that is amid the issue of a GEMM."""
+"""One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of those of the GEMMs under way, how many are
+in the queue, how often a warp had to wait for room in it, when a k step left it, the number, from 1, of the warp that is amid the
+issue of a GEMM, and until when, and by how much, arithmetic makes k steps longer."""
 
 K_STEP = _record("cycles ends_group issued instruction")
 """One queued k step of a WGMMA."""
@@ -138,18 +139,18 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "mma_latency": device.mma_latency_cycles,
         "ldmatrix_q10": round(1024 * device.ldmatrix_issue_cycles),
         "wgmma_start": device.wgmma_issue_cycles,
-        "wgmma_contended": device.wgmma_contended_cycles,
-        "wgmma_beside_sparse": device.wgmma_beside_sparse_cycles,
+        "wgmma_beside": device.wgmma_beside_cycles,
         "wgmma_issue": device.wgmma_step_issue_cycles,
         "wgmma_issue_q10": round(1024 * device.wgmma_step_issue_share),
         "wgmma_latency": device.wgmma_latency_cycles,
         "queue": device.wgmma_queue_ksteps,
         "arbitration": device.wgmma_arbitration_ksteps,
-        "interference_q10": round(1024 * device.tensor_interference),
-        "interference_sparse_q10": round(1024 * device.mufu_interference),
-        "interference_alone_q10": round(1024 * device.mufu_interference_alone),
-        "smem_interference_q10": round(1024 * device.smem_interference),
-        "dilation_q10": round(1024 * device.wgmma_dilation),
+        "port_q10": round(1024 * device.wgmma_register_share),
+        "issue_beside_q10": round(1024 * device.issue_beside_wgmma_cycles),
+        "fma_beside_q10": round(1024 * device.fma_beside_wgmma_cycles),
+        "alu_beside_q10": round(1024 * device.alu_beside_wgmma_cycles),
+        "mufu_beside_q10": round(1024 * device.mufu_beside_wgmma_cycles),
+        "smem_beside_q10": round(1024 / (1 - device.smem_interference)),
         "smem_bytes": device.smem_bytes_per_cycle,
         "smem_latency": device.smem_latency_cycles,
         "stsm": -(-STSM_BYTES // device.smem_bytes_per_cycle),
@@ -183,11 +184,15 @@ class Tables:
         labels: dict[str, int] = {}
         code, warps, barriers, tensors, names = [], [], [], [], []
         position = groups = 0
+        records = dict.fromkeys(Op, 0)  # how many rows of its op's table there are so far
         for slot, program in enumerate(programs):
             rows = program.code.copy()
             remap = np.array([labels.setdefault(text, len(labels)) for text in program.labels], np.int32)
             rows["label"] = remap[rows["label"]]
             rows["barrier"][rows["barrier"] >= 0] += len(barriers)
+            for ops, table in program.tables:
+                rows["record"][np.isin(rows["op"], ops)] += records[ops[0]]
+                records[ops[0]] += len(table)
             for number, name in enumerate(program.warps):
                 begin, end = (position + int(program.starts[number + k]) for k in (0, 1))
                 state = {"sm": placement[slot], "slot": slot, "pc": begin, "end": end}
@@ -199,6 +204,9 @@ class Tables:
             tensors += program.tensors
             position += len(rows)
         self.code = np.concatenate(code)
+        self.phases = np.concatenate([program.phases for program in programs])
+        self.gemms = np.concatenate([program.gemms for program in programs])
+        self.copies = np.concatenate([program.copies for program in programs])
         self.labels = tuple(labels)
         self._names = names
         self.warps = _rows(WARP, warps)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import UsageError
+from ..language.ops import Op
 from ..language.program import Program, trace
-from ..language.verbs import Op
 from ..problem.tile import Tile
 from ..problem.workload import Workload
 from ..results.run import Copies
@@ -34,8 +34,8 @@ def chosen_kernel(schedule: Schedule, asked: str | None, workload: Workload, til
 
 def _takes_exponentials(kernel, workload: Workload, tile: Tile) -> bool:
     short = replace(workload, seqlen_q=tile.block_m, seqlen_k=tile.block_n) if kernel.grid == "heads" else workload
-    code = trace(kernel, short, tile, [(1, 0)]).code
-    return bool((code["c"][code["op"] == Op.COMPUTE] > 0).any())
+    _, phases = trace(kernel, short, tile, [(1, 0)]).recorded(Op.COMPUTE)
+    return bool((phases["mufu"] > 0).any())
 
 
 def copies(program: Program, memory: Memory) -> tuple[Copies, ...]:
@@ -44,15 +44,16 @@ def copies(program: Program, memory: Memory) -> tuple[Copies, ...]:
     loads = program.code[program.code["op"] == Op.LOAD]
     for label in np.unique(loads["label"]).tolist():
         first = loads[loads["label"] == label][0]
-        tensor = program.tensors[first["b"]]
-        nbytes = int(first["a"]) // max(1, int(first["c"]))
+        copy = program.copies[first["record"]]
+        tensor = program.tensors[copy["tensor"]]
+        nbytes = int(copy["nbytes"]) // max(1, int(copy["sharing"]))
         out.append(Copies(program.labels[label], "read", nbytes, nbytes * memory.read_miss.get(tensor, 0.0)))
     stream = program.stream(len(program.warps) - 1)  # a consumer
     stores = stream[stream["op"] == Op.STORE]
     for label in np.unique(stores["label"]).tolist():
         first = stores[stores["label"] == label][0]
-        tensor = program.tensors[first["b"]]
+        tensor = program.tensors[program.copies[first["record"]]["tensor"]]
         together = stores[(stores["label"] == label) & (stores["tile"] == first["tile"]) & (stores["step"] == first["step"])]
-        nbytes = int(together["a"].sum())
+        nbytes = int(program.copies[together["record"]]["nbytes"].sum())
         out.append(Copies(f"stage {tensor}", "written", nbytes, nbytes * memory.write_through.get(tensor, 1.0)))
     return tuple(out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..code.estimate import ONLINE, RUNNING, Softmax
+from ..code.estimate import OURS, PLAIN, SHIPPED, Estimate
 from ..errors import UsageError, did_you_mean
 from .forward.fa1 import fa1
 from .forward.fa1_published import fa1_published
@@ -33,7 +33,7 @@ class Kernel:
     descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
     skips_masked: bool = True  # whether blocks above the diagonal are left out
     by_row: bool = False  # a row goes through all passes before the next: what a pass reads again, L2 has just delivered
-    softmax: Softmax = ONLINE
+    code: Estimate = PLAIN  # what its warps execute around the points of the order
     fills: bool = False  # of grid "heads": Q blocks are dealt to as many CTAs as fill the SMs (`order.splits_that_fill`)
     splits: int = 1  # so many, once workload and device are known
 
@@ -71,8 +71,8 @@ class Schedule:
         return int(self.hopper)
 
 
-def _rows(body: Callable, persistent: bool, softmax: Softmax = ONLINE) -> Kernel:
-    return Kernel(body, "rows", persistent=persistent, descending=True, softmax=softmax)
+def _rows(body: Callable, code: Estimate) -> Kernel:
+    return Kernel(body, "rows", persistent=code.persistent, descending=True, code=code)
 
 
 def _published(name: str, body: Callable, section: str) -> Schedule:
@@ -81,7 +81,7 @@ def _published(name: str, body: Callable, section: str) -> Schedule:
         f"{name} as FlashAttention-3 ships it: online softmax, its tiles, O staged over V",
         f"FlashAttention-3 (arXiv:2407.08608) {section}, and its source",
         "published",
-        (_rows(body, persistent=True),),
+        (_rows(body, SHIPPED),),
         dtypes=_HOPPER_DTYPES,
     )
 
@@ -129,14 +129,14 @@ _ALL = (
         "Q outer loop, O stays in registers; cp.async and mma.sync",
         "FlashAttention-2 (arXiv:2307.08691) Algorithm 1",
         "mma",
-        (_rows(fa2, persistent=False),),
+        (_rows(fa2, PLAIN),),
     ),
     Schedule(
         "warp-specialized",
         "a producer warp loads by TMA, free-running consumer warpgroups compute by WGMMA",
         "FlashAttention-3 (arXiv:2407.08608) section 3.1, Algorithm 1",
         "hopper",
-        (_rows(warp_specialized, persistent=True, softmax=RUNNING),),
+        (_rows(warp_specialized, OURS),),
         dtypes=_HOPPER_DTYPES,
     ),
     Schedule(
@@ -144,7 +144,7 @@ _ALL = (
         "one warpgroup's softmax hides under the other's GEMMs, by named barriers",
         "FlashAttention-3 (arXiv:2407.08608) section 3.1",
         "hopper",
-        (_rows(pingpong, persistent=True, softmax=RUNNING),),
+        (_rows(pingpong, OURS),),
         dtypes=_HOPPER_DTYPES,
     ),
     Schedule(
@@ -152,7 +152,7 @@ _ALL = (
         "a warpgroup's softmax runs under its own PV of the block before",
         "FlashAttention-3 (arXiv:2407.08608) section 3.2, Algorithm 2",
         "hopper",
-        (_rows(overlap_2stage, persistent=True, softmax=RUNNING),),
+        (_rows(overlap_2stage, OURS),),
         dtypes=_HOPPER_DTYPES,
     ),
     Schedule(
@@ -160,7 +160,7 @@ _ALL = (
         "softmax under both the PV before and the QK^T after; two score blocks live",
         "FlashAttention-3 (arXiv:2407.08608) appendix B.3",
         "3-stage",
-        (_rows(overlap_3stage, persistent=True, softmax=RUNNING),),
+        (_rows(overlap_3stage, OURS),),
         scores_live=2,
         dtypes=_HOPPER_DTYPES,
     ),
@@ -169,7 +169,7 @@ _ALL = (
         "pingpong between warpgroups and two-stage overlap within each",
         "FlashAttention-3 (arXiv:2407.08608) sections 3.1 and 3.2",
         "hopper",
-        (_rows(fa3, persistent=True, softmax=RUNNING),),
+        (_rows(fa3, OURS),),
         dtypes=_HOPPER_DTYPES,
     ),
     _published("warp-specialized", warp_specialized_published, "section 3.1"),

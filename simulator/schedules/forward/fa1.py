@@ -22,12 +22,12 @@ def fa1(cta, tile):
                 for buffer in (Q, O, l, m):
                     warps.cp_async(buffer[step], block=i)
                 warps.wait(Q[step])
-                warps.mma("S=QK^T", K[j], step)
+                warps.mma("S", Q[step], K[j], step)
                 warps.free(Q[step])
                 warps.softmax(step)
                 for buffer in (O, l, m):
                     warps.wait(buffer[step])
-                warps.mma("O+=PV", V[j], step)
+                warps.mma("O", "P", V[j], step, add=True)
                 warps.normalize(step)
                 for buffer in (O, l, m):
                     warps.free(buffer[step])

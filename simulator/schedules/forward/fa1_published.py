@@ -26,14 +26,14 @@ def fa1_published(cta, tile):
                 for buffer in (O, l, m):
                     warps.cp_async(buffer[step], block=i)
                 warps.wait(Q[step])
-                warps.mma("S=QK^T", K[j], step)
+                warps.mma("S", Q[step], K[j], step)
                 warps.free(Q[step])
                 for following in blocks[n + 1 : n + 2]:
                     warps.cp_async(Q[step + 1], block=following)
                 warps.softmax(step)
                 for buffer in (O, l, m):
                     warps.wait(buffer[step])
-                warps.mma("O+=PV", V[j], step)
+                warps.mma("O", "P", V[j], step, add=True)
                 warps.normalize(step)
                 for buffer in (O, l, m):
                     warps.free(buffer[step])

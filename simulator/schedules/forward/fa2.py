@@ -17,12 +17,12 @@ def fa2(cta, tile):
         warps.wait(Q[0])
         for j in tile.kv_blocks:
             warps.cp_async(V[j])
-            warps.mma("S=QK^T", K[j])
+            warps.mma("S", Q[0], K[j])
             warps.free(K[j])
             for following in tile.kv_blocks[j + 1 : j + 2]:
                 warps.cp_async(K[following])
             warps.softmax(j)
-            warps.mma("O+=PV", V[j])
+            warps.mma("O", "P", V[j], add=True)
             warps.free(V[j])
         warps.free(Q[0])
         warps.normalize()

@@ -25,7 +25,7 @@ def fa3(cta, tile):
 
     for wg in cta.consumers():
         wg.wait(Q[wg])
-        S = wg.gemm("S=QK^T", K[0])
+        S = wg.gemm("S", Q[wg], K[0])
         wg.wait(S)
         wg.free(K[0])
         if last == 0:
@@ -33,8 +33,8 @@ def fa3(cta, tile):
         wg.softmax(0)
         for j in tile.kv_blocks[1:]:
             wg.take(turn)
-            S = wg.gemm("S=QK^T", K[j])
-            PV = wg.gemm("O+=PV", V[j - 1])
+            S = wg.gemm("S", Q[wg], K[j])
+            PV = wg.gemm("O", "P", V[j - 1], add=True)
             wg.give(turn)  # the tensor cores are yours; I do softmax
             wg.wait(S)
             wg.free(K[j])
@@ -44,7 +44,7 @@ def fa3(cta, tile):
             wg.wait(PV)
             wg.free(V[j - 1])
             wg.rescale(j)
-        PV = wg.gemm("O+=PV", V[last])
+        PV = wg.gemm("O", "P", V[last], add=True)
         wg.wait(PV)
         wg.free(V[last])
         wg.normalize()

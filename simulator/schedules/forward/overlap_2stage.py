@@ -24,15 +24,15 @@ def overlap_2stage(cta, tile):
 
     for wg in cta.consumers():
         wg.wait(Q[wg])
-        S = wg.gemm("S=QK^T", K[0])
+        S = wg.gemm("S", Q[wg], K[0])
         wg.wait(S)
         wg.free(K[0])
         if last == 0:
             wg.free(Q[wg])
         wg.softmax(0)
         for j in tile.kv_blocks[1:]:
-            S = wg.gemm("S=QK^T", K[j])
-            PV = wg.gemm("O+=PV", V[j - 1])
+            S = wg.gemm("S", Q[wg], K[j])
+            PV = wg.gemm("O", "P", V[j - 1], add=True)
             wg.wait(S)
             wg.free(K[j])
             if j == last:
@@ -41,7 +41,7 @@ def overlap_2stage(cta, tile):
             wg.wait(PV)
             wg.free(V[j - 1])
             wg.rescale(j)
-        PV = wg.gemm("O+=PV", V[last])
+        PV = wg.gemm("O", "P", V[last], add=True)
         wg.wait(PV)
         wg.free(V[last])
         wg.normalize()

@@ -27,16 +27,16 @@ def overlap_3stage(cta, tile):
 
     for wg in cta.consumers():
         wg.wait(Q[wg])
-        S = wg.gemm("S=QK^T", K[0])
+        S = wg.gemm("S", Q[wg], K[0])
         wg.wait(S)
         wg.free(K[0])
         if last == 0:
             wg.free(Q[wg])
         for j in tile.kv_blocks:
             if j > 0:
-                PV = wg.gemm("O+=PV", V[j - 1])
+                PV = wg.gemm("O", "P", V[j - 1], add=True)
             if j < last:
-                S = wg.gemm("S=QK^T", K[j + 1])
+                S = wg.gemm("S", Q[wg], K[j + 1])
             wg.softmax(j)  # under PV of block j-1 and QK^T of block j+1
             if j > 0:
                 wg.wait(PV)
@@ -48,7 +48,7 @@ def overlap_3stage(cta, tile):
                 wg.free(Q[wg])
             if j > 0:
                 wg.rescale(j)
-        PV = wg.gemm("O+=PV", V[last])
+        PV = wg.gemm("O", "P", V[last], add=True)
         wg.wait(PV)
         wg.free(V[last])
         wg.normalize()

@@ -25,7 +25,7 @@ def pingpong(cta, tile):
         wg.wait(Q[wg])
         wg.take(turn)
         for j in tile.kv_blocks:
-            S = wg.gemm("S=QK^T", K[j])
+            S = wg.gemm("S", Q[wg], K[j])
             wg.give(turn)  # the tensor cores are yours; I do softmax
             wg.wait(S)
             wg.free(K[j])
@@ -34,7 +34,7 @@ def pingpong(cta, tile):
             wg.softmax(j)
             wg.rescale(j)
             wg.take(turn)
-            PV = wg.gemm("O+=PV", V[j])
+            PV = wg.gemm("O", "P", V[j], add=True)
             wg.wait(PV)
             wg.free(V[j])
         wg.give(turn)

@@ -5,8 +5,6 @@ takes a row at a time through all three, as kernels/triton/standard.py does, so 
 (`Kernel.by_row`).
 """
 
-from ...code.estimate import CHUNK, Phase, scores_per_thread
-
 
 def scores(cta, tile):
     """S = Q K^T: one CTA per tile of S; a causal mask saves nothing here."""
@@ -16,7 +14,7 @@ def scores(cta, tile):
         warps.cp_async(Q[0])
         warps.cp_async(K[0])
         warps.wait(Q[0])
-        warps.mma("S=QK^T", K[0])
+        warps.mma("S", Q[0], K[0])
         warps.free(Q[0])
         warps.free(K[0])
         warps.store("S")
@@ -25,16 +23,15 @@ def scores(cta, tile):
 def softmax_three_pass(cta, tile):
     """P = softmax(S): the row's maximum over all blocks of S, then its sum, then the probabilities."""
     S = cta.ring("S", tile.s_bytes, stages=1)
-    chunks = -(-scores_per_thread(tile) // CHUNK)
     for warps in cta.consumers():
-        for reading, label in enumerate(READINGS):
+        for reading, of in enumerate(("row max", "row sum", "probabilities")):
             for j in tile.kv_blocks:
                 block = S.again(j, reading, len(tile.kv_blocks))
                 warps.cp_async(block)
                 warps.wait(block)
-                warps.compute(label, phase_of(reading, chunks), j)
+                warps.reading(of, j)
                 warps.free(block)
-                if label == "probabilities":
+                if of == "probabilities":
                     warps.store("P", block=j, step=j)
 
 
@@ -52,17 +49,7 @@ def values(cta, tile):
                 warps.cp_async(P[following])
                 warps.cp_async(V[following])
             warps.wait(P[j])
-            warps.mma("O=PV", V[j])
+            warps.mma("O", P[j], V[j])
             warps.free(P[j])
             warps.free(V[j])
         warps.store("O")
-
-
-READINGS = ("row max", "row sum", "probabilities")
-
-
-def phase_of(reading: int, chunks: int) -> Phase:
-    """Instructions of one reading of S: FMNMX; then FFMA, EX2, FADD; then FFMA, EX2, FMUL."""
-    if reading == 0:
-        return Phase(alu=CHUNK, chunks=chunks, latencies=2)
-    return Phase(fma=2 * CHUNK, mufu=CHUNK, chunks=chunks, latencies=2 if reading == 1 else 0)

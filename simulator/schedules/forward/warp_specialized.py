@@ -22,14 +22,14 @@ def warp_specialized(cta, tile):
     for wg in cta.consumers():
         wg.wait(Q[wg])
         for j in tile.kv_blocks:
-            S = wg.gemm("S=QK^T", K[j])
+            S = wg.gemm("S", Q[wg], K[j])
             wg.wait(S)
             wg.free(K[j])
             if j == last:
                 wg.free(Q[wg])
             wg.softmax(j)
             wg.rescale(j)
-            PV = wg.gemm("O+=PV", V[j])
+            PV = wg.gemm("O", "P", V[j], add=True)
             wg.wait(PV)
             wg.free(V[j])
         wg.normalize()

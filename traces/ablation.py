@@ -1,0 +1,127 @@
+"""Ablation: what each mechanism of the model is worth, by the errors without it, on three sets of runs.
+
+A mechanism is switched off by the device fields that describe it. It earns its place if the mean or the worst error of a
+set that it was not made from grows without it. No field comes from any of these runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from ..simulator.devices.device import load_device
+from ..simulator.results import metrics
+from ..simulator.results.run import Run
+from . import published, store
+from .compare import held_out, tile_of
+from .predictions import Advance, Question, predict_all
+
+MECHANISMS: Mapping[str, Mapping[str, float]] = {
+    "instructions are slower beside WGMMA": dict.fromkeys(
+        (f"{pipe}_beside_wgmma_cycles" for pipe in ("issue", "fma", "alu", "mufu")), 0.0
+    ),
+    "instructions slow WGMMA down": {"wgmma_register_share": 0.0},
+    "a GEMM begins later beside arithmetic": {"wgmma_beside_cycles": 0},
+    "results wait for shared memory beside WGMMA": {"smem_interference": 0.0},
+    "a GEMM takes time to issue": {"wgmma_issue_cycles": 0, "wgmma_step_issue_cycles": 0, "wgmma_step_issue_share": 0.0},
+    "the tensor cores' queue is short": {"wgmma_queue_ksteps": 64},
+    "a GEMM's result takes time to return": {"wgmma_latency_cycles": 0},
+    "exponentials come nine cycles apart": {"mufu_spacing_cycles": 8},
+    "chains of instructions, branches and votes": {
+        "shuffle_latency_cycles": 1, "dependent_latency_cycles": 1, "mufu_latency_cycles": 1, "vote_cycles": 0,
+        "branch_cycles": 0, "branch_beside_cycles": 0, "divide_cycles": 0,
+    },
+    "chains are slower beside others' arithmetic": {"chain_dilation": 0.0},
+    "code is fetched": {"fetch_cycles": 0.0, "fetch_latency_cycles": 0},
+    "barriers take time": {
+        "mbarrier_arrive_cycles": 1, "mbarrier_wait_cycles": 1, "mbarrier_issue_cycles": 1, "named_barrier_cycles": 1,
+    },
+    "loads take time to issue and to arrive": {"tma_issue_cycles": 1, "tma_latency_cycles": 1, "l2_hit_latency_cycles": 1},
+    "loads wait for those of other SMs": {"l2_queue_cycles": 0.0, "hbm_queue_cycles": 0.0},
+    "tiles are drawn from a queue in memory": {"draw_latency_cycles": 1},
+    "launch and prologue": {"kernel_launch_cycles": 0, "cta_launch_cycles": 1, "setup_cycles": 1},
+}  # fmt: skip
+"""What the model has learnt, and the fields that switch it off."""
+WHOLE = "whole model"
+OURS, LATER, OTHERS = "ours", "ours, later", "others"
+BLIND = store.RECORDED.parent / "blind"
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean absolute and worst error of a set."""
+
+    mean: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The errors of each set with the whole model (`WHOLE`) and without each mechanism, and how many runs a set has."""
+
+    device: str
+    runs: dict[str, int]
+    errors: dict[str, dict[str, Errors]]  # mechanism -> set -> errors
+
+    def to_dict(self) -> dict:
+        """As plain JSON values."""
+        return {
+            "device": self.device,
+            "runs": self.runs,
+            "errors": {without: {name: vars(each) for name, each in sets.items()} for without, sets in self.errors.items()},
+        }
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One run of a set: what to predict, and what was measured: cycles, or TFLOP/s of a bar."""
+
+    question: Question
+    measured: float
+    is_bar: bool
+
+    def error(self, predicted: Run) -> float:
+        """In time: of cycles, or of what a bar's rate says."""
+        if self.is_bar:
+            return self.measured / metrics.paper_tflops(predicted) - 1
+        return predicted.cycles / self.measured - 1
+
+
+def ablate(base: str = "h200", advance: Advance | None = None, processes: int = 1) -> Ablation:
+    """Predict three sets once whole and once without each mechanism.
+
+    "ours" is the third of our recorded runs that no change was judged by when most mechanisms were made, "ours, later" the
+    runs that were compared when the model had been finished, "others" FlashAttention-3's and FlashAttention-2's bars on an
+    H200 (`traces/published`). Raises UsageError where a recording cannot be read.
+    """
+    device = load_device(base)
+    models = {WHOLE: device} | {name: replace(device, **fields) for name, fields in MECHANISMS.items()}
+    sets = {OURS: _recorded(store.RECORDED, third=True), LATER: _recorded(BLIND, third=False), OTHERS: _bars()}
+    asked = {(name, each): replace(each.question, device=model) for name, model in models.items() for each in _all(sets)}
+    found = predict_all(asked.values(), advance=advance, processes=processes)
+    errors = {
+        name: {kind: _errors([each.error(found[asked[name, each]]) for each in members]) for kind, members in sets.items()}
+        for name in models
+    }
+    return Ablation(base, {kind: len(members) for kind, members in sets.items()}, errors)
+
+
+def _all(sets: Mapping[str, list[_Asked]]) -> list[_Asked]:
+    return [each for members in sets.values() for each in members]
+
+
+def _errors(each: list[float]) -> Errors:
+    return Errors(fmean(map(abs, each)), max(each, key=abs))
+
+
+def _recorded(folder: Path, third: bool) -> list[_Asked]:
+    runs = [run for run in store.load_folder(folder).values() if run.measurement.implementation == "cuda"]
+    chosen = [run for run in runs if not third or held_out(run)]
+    return [_Asked(Question(run.workload, run.schedule, tile=tile_of(run)), run.cycles, False) for run in chosen]
+
+
+def _bars() -> list[_Asked]:
+    bars = [bar for bar in published.select("h200") if bar.schedule and bar.tflops and bar.workload.dtype != "e4m3"]
+    return [_Asked(Question(bar.workload, bar.schedule, regime=bar.regime), bar.tflops, True) for bar in bars]
