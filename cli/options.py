@@ -37,11 +37,15 @@ Schedules = Annotated[
         consume_multiple=True,
         validator=lambda _, names: _require(names),
         show_default=" ".join,
-        help="Schedules (see `fasim schedules`); several are set beside each other. --schedule may be left out.",
+        help="Schedules (see `fasim schedules`), or your own as ./mine.py:my_schedule, whose code is run; several are set beside each other. --schedule may be left out.",
     ),
 ]
 Schedule = Annotated[
-    str, Parameter(name="--schedule", help="A schedule (see `fasim schedules`). --schedule may be left out.")
+    str,
+    Parameter(
+        name="--schedule",
+        help="A schedule (see `fasim schedules`), or your own as ./mine.py:my_schedule, whose code is run. --schedule may be left out.",
+    ),
 ]
 
 

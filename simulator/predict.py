@@ -13,7 +13,7 @@ from .code.estimate import STATISTICS
 from .devices.device import Device, load_device
 from .devices.doubling import RESOURCES, saving
 from .errors import UsageError
-from .language.check import check
+from .language.check import IllegalProgram, check
 from .language.program import ACCESS_FIELDS, Program, trace
 from .language.view import TileView
 from .limits import affordable, recordable
@@ -34,6 +34,8 @@ _MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
 TIMELINE_BLOCKS = 10
 """Loop length of the two tiles whose spans a Run keeps for the timeline."""
 MAX_SPANS = 40_000
+OWN_BLOCKS = 12
+"""Blocks of a user's own schedule that are checked, whose later blocks may differ; of ours the third is as any other."""
 
 
 def predict(
@@ -201,9 +203,9 @@ def _lay_out(
     else:
         np.maximum.at(masked, items["blocks"], items["masked"])
 
-    brief = 1 if kernel.grid == "heads" else min(3, longest)
+    brief = 1 if kernel.grid == "heads" else min(OWN_BLOCKS if kernel.where else 3, longest)
     short = trace(kernel, workload, tile, [(brief, int(masked[longest] > 0))] * 2)
-    check(short)
+    _checked(kernel, short)
     room = occupancy(schedule, workload, tile, device, short)
     launch = Launch(
         items=items,
@@ -216,6 +218,14 @@ def _lay_out(
         dealing=dealing,
     )
     return Grid(kernel, items, room, launch, masked)
+
+
+def _checked(kernel: Kernel, program: Program) -> None:
+    """`check`; of a user's own schedule the fault is said with file and line of its function."""
+    try:
+        check(program)
+    except IllegalProgram as error:
+        raise IllegalProgram(f"{kernel.where}: {kernel.name}: {error}" if kernel.where else str(error)) from None
 
 
 @functools.lru_cache(maxsize=64)

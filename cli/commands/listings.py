@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from ...simulator.errors import UsageError
 from .. import output
 from ..options import Json, Schedule, ShapeOptions, TileOptions
@@ -11,14 +14,26 @@ _TILE = TileOptions()
 MAX_KV_BLOCKS = 1000
 
 
-def schedules(*, json: Json = False) -> None:
-    """List the schedules: the idea of each and where it comes from.
+def schedules(*, new: Path | None = None, json: Json = False) -> None:
+    """List the schedules: the idea of each and where it comes from; or start one of your own.
+
+    A schedule of your own is a Python file with a function of verbs. Wherever a schedule is named, name it as
+    ./mine.py:my_schedule. The file is your own code and is run as such; what it says is checked before it is replayed.
 
     Example: fasim schedules
 
     Theory: two neighbours in the list differ by one idea; the difference of their files is that idea.
+
+    Parameters
+    ----------
+    new
+        Write a schedule that works at once to this file, to be changed; a file that is there is left alone.
     """
     from ...simulator.schedules import SCHEDULES
+
+    if new is not None:
+        _start(new)
+        return
 
     if json:
         output.emit_json([{"name": s.name, "summary": s.summary, "paper": s.paper} for s in SCHEDULES.values()])
@@ -26,6 +41,17 @@ def schedules(*, json: Json = False) -> None:
     from .. import tables
 
     output.stdout().print(tables.schedules(SCHEDULES.values()))
+
+
+def _start(path: Path) -> None:
+    from ...simulator.schedules import own, template
+
+    if path.suffix != ".py":
+        raise UsageError(f"--new {path} is not the name of a Python file: give one that ends in .py, such as mine.py")
+    if os.path.lexists(path):
+        raise UsageError(f"{path} is there already and is left as it is: give another name")
+    output.write_file(path, Path(template.__file__).read_text(encoding="utf-8").replace("./mine.py", own.shown_path(path)))
+    output.note(f"wrote {path}; try: fasim predict --schedule {own.shown_path(path)}:my_schedule")
 
 
 def devices(name: str | None = None, /, *, json: Json = False) -> None:

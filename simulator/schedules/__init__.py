@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..code.estimate import OURS, PLAIN, SHIPPED, Estimate
 from ..errors import UsageError, did_you_mean
+from . import own
 from .forward.fa1 import fa1
 from .forward.fa1_published import fa1_published
 from .forward.fa2 import fa2
@@ -36,6 +37,7 @@ class Kernel:
     code: Estimate = PLAIN  # what its warps execute around the points of the order
     fills: bool = False  # of grid "heads": Q blocks are dealt to as many CTAs as fill the SMs (`order.splits_that_fill`)
     splits: int = 1  # so many, once workload and device are known
+    where: str = ""  # of a user's own: file and line of its function
 
     @property
     def name(self) -> str:
@@ -180,7 +182,15 @@ SCHEDULES: dict[str, Schedule] = {schedule.name: schedule for schedule in _ALL}
 
 
 def find_schedule(name: str) -> Schedule:
-    """The schedule of that name; UsageError naming those there are."""
+    """The schedule of that name, or the user's own of a name such as ./mine.py:my_schedule, whose file is run.
+
+    Raises UsageError naming those there are, or what is wrong with the file, and at which line.
+    """
+    if own.is_own(name):
+        body, where = own.load(name)
+        kernel = _rows(body, persistent=True, softmax=RUNNING)
+        return Schedule(name, "your own", where, "hopper", (replace(kernel, where=where),), dtypes=_HOPPER_DTYPES)
     if name not in SCHEDULES:
-        raise UsageError(f"schedule {name!r} is not known ({', '.join(SCHEDULES)}){did_you_mean(name, SCHEDULES)}")
+        known = f"{', '.join(SCHEDULES)}, or your own as ./mine.py:my_schedule"
+        raise UsageError(f"schedule {name!r} is not known ({known}){did_you_mean(name, SCHEDULES)}")
     return SCHEDULES[name]
