@@ -28,6 +28,7 @@ def _require(names: tuple[str, ...]) -> None:
 
 _DEFAULT_SEQLEN = 8448  # FlashAttention-3 Table 2: divisible by 132 SMs x 64 rows
 
+_NAMES = "(see `fasim schedules`), or your own as ./mine.py:my_schedule, a file that is run"
 Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON, alone, on stdout.")]
 Schedules = Annotated[
     tuple[str, ...],
@@ -37,14 +38,14 @@ Schedules = Annotated[
         consume_multiple=True,
         validator=lambda _, names: _require(names),
         show_default=" ".join,
-        help="Schedules (see `fasim schedules`), or your own as ./mine.py:my_schedule, whose code is run; several are set beside each other. --schedule may be left out.",
+        help=f"Schedules {_NAMES}; several are set beside each other. --schedule may be left out.",
     ),
 ]
 Schedule = Annotated[
     str,
     Parameter(
         name="--schedule",
-        help="A schedule (see `fasim schedules`), or your own as ./mine.py:my_schedule, whose code is run. --schedule may be left out.",
+        help=f"A schedule {_NAMES}. --schedule may be left out.",
     ),
 ]
 
