@@ -188,7 +188,7 @@ def find_schedule(name: str) -> Schedule:
     """
     if own.is_own(name):
         body, where = own.load(name)
-        kernel = _rows(body, persistent=True, softmax=RUNNING)
+        kernel = _rows(body, OURS)
         return Schedule(name, "your own", where, "hopper", (replace(kernel, where=where),), dtypes=_HOPPER_DTYPES)
     if name not in SCHEDULES:
         known = f"{', '.join(SCHEDULES)}, or your own as ./mine.py:my_schedule"

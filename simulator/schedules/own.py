@@ -133,7 +133,7 @@ def _guarded(body: Callable, file: str, name: str, where: str) -> Callable:
 
 def _recorded(cta) -> int:
     """Instructions so far."""
-    return sum(len(warp.code) for warp in tuple(cta.warps))
+    return sum(len(warp.ops) for warp in tuple(cta.warps))
 
 
 # -- faults ---------------------------------------------------------------------------------------------------------------
