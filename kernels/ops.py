@@ -1,8 +1,8 @@
 """The kernels as PyTorch operators: `flash_attn_func`, differentiable, traceable by torch.compile, on any stream.
 
-Two operators are registered: `fasim::attention` (O and LSE) and `fasim::attention_backward` (dQ, dK, dV). Kernels are
-imported on first use. Where nobody traces, a CUDA kernel is launched past the dispatcher, whose price is several times
-the launch's.
+Two operators are registered here: `fasim::attention` (O and LSE) and `fasim::attention_backward` (dQ, dK, dV); those of FP8
+are in `fp8/operator.py`. Kernels are imported on first use. Where nobody traces, a CUDA kernel is launched past the dispatcher,
+whose price is several times the launch's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from . import build
 from .arguments import check_gradients, check_inputs, check_storage, flag_of, is_dense, scale_of
 from .cuda import config as cuda
 from .cuda import driver
+from .fp8.arguments import Descales
+from .fp8.operator import attend, flash_attn_fp8, is_e4m3
 
 if TYPE_CHECKING:
     from .cuda.launch import Plan
@@ -30,6 +32,15 @@ try:
     from torch._C._dynamo.guards import TensorGuards
 except ImportError:  # not in this PyTorch: every call is checked in full
     TensorGuards = None
+
+__all__ = [
+    "SCHEDULES",
+    "attention",
+    "attention_backward",
+    "flash_attn_fp8",
+    "flash_attn_func",
+    "runnable",
+]
 
 TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.fa2"}
 """Schedule -> module whose `forward(q, k, v, softmax_scale, causal) -> (O, LSE)` runs it."""
@@ -46,6 +57,9 @@ def flash_attn_func(
     causal: bool = False,
     schedule: str = "auto",
     return_lse: bool = False,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * Q K^T) V by a kernel of ours, O shaped as q; with return_lse, (O, LSE).
 
@@ -58,10 +72,24 @@ def flash_attn_func(
     Larger magnitudes, infinities and NaN are refused. P has a relative error of |scale * S| 2^-24 and
     dQ and dK one of |scale| times the rounding of O, as of every kernel that keeps S in fp32 and O in 16 bits.
 
+    In FP8, forward only, q, k and v are torch.float8_e4m3fn alike and O is bf16. A descale is fp32 of (B, H_kv): what an element
+    stands for is its value times the descale of its batch entry and K/V head, q's shared by a group's query heads; None is 1.
+    softmax_scale is above 0. It runs on an H100 or H200, and is emulated, slowly, on the CPU. `fp8.operator.flash_attn_fp8` takes
+    16-bit tensors and quantises them.
+
     Raises UsageError, one sentence, for whatever is not supported, and when a second derivative is asked for.
     """
     causal, schedule = flag_of(causal), _known(schedule)
-    plan, head_dim = _accepted_before(q, k, v, causal, schedule) or _accept(q, k, v, causal, schedule)
+    found = None
+    if q_descale is k_descale is v_descale is None:
+        found = _accepted_before(q, k, v, causal, schedule)
+    if found is None:
+        descales = (q_descale, k_descale, v_descale)
+        if is_e4m3(q, k, v) or any(x is not None for x in descales):
+            o, lse = _in_fp8(q, k, v, descales, softmax_scale, causal, schedule)
+            return (o, lse) if return_lse else o
+        found = _accept(q, k, v, causal, schedule)
+    plan, head_dim = found
     softmax_scale = scale_of(softmax_scale, head_dim)
     if plan is None:
         o, lse = attention(q, k, v, softmax_scale, causal, schedule)
@@ -70,6 +98,19 @@ def flash_attn_func(
     else:
         o, lse = plan.run(q, k, v, softmax_scale)
     return (o, lse) if return_lse else o
+
+
+def _in_fp8(
+    q: Tensor, k: Tensor, v: Tensor, descales: Descales, softmax_scale: float | None, causal: bool, schedule: str
+) -> tuple[Tensor, Tensor]:
+    """O and LSE of e4m3 tensors, past the dispatcher where it has nothing to do."""
+    if schedule not in ("auto", FASTEST_ON_HOPPER):
+        raise UsageError(f"schedule={schedule!r} has no FP8 kernel (auto, {FASTEST_ON_HOPPER})")
+    if not torch.compiler.is_compiling():
+        _check_tangents(q, k, v, *descales)
+    tensors = (q, k, v, *(x for x in descales if x is not None))
+    observed = any(_observed(x, x, x) for x in tensors) if all(isinstance(x, Tensor) for x in tensors) else True
+    return attend(q, k, v, descales, softmax_scale, causal, observed)
 
 
 def runnable(device: str | torch.device) -> tuple[str, ...]:

@@ -20,6 +20,15 @@ from fasim.kernels.fp8.tensor_cores import HOPPER, exponent, multiply, power_of_
 E4M3 = plain.E4M3
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several threads would spend their time on waiting for each other: what is emulated are many small operations."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def by_hand(a, b, c, bits, depth):
     """c + sum a b with Python's fractions, one product at a time: the model's definition written a second time."""
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ....simulator.errors import UsageError
 from ... import build
+from ...fp8.arguments import check
 from .. import driver, launch
-from .config import HEAD_DIMS, Fp8Config, config_for
+from .config import Fp8Config, config_for
 
 OUTPUTS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 ROW_BYTES = 128
@@ -44,7 +45,7 @@ def forward(
     no key gives O = 0, LSE = -inf. Weights are rounded to e4m3 for the second GEMM (FlashAttention-3 section 3.3).
     Raises UsageError for what is not supported, build.CompileError and build.MissingCompiler.
     """
-    _check(q, k, v, (q_descale, k_descale, v_descale), softmax_scale, dtype)
+    check(q, k, v, (q_descale, k_descale, v_descale), softmax_scale, dtype)
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     config = config_for(schedule, OUTPUTS[dtype], q.shape[-1], bool(causal), k.shape[1])
     plan = plan_for(config, tuple(q.shape), tuple(k.shape), (q.stride(), k.stride(), v.stride()), q.get_device())
@@ -181,29 +182,3 @@ class _Operand:
                 self.maps.clear()
             found = self.maps[pointer] = driver.TensorMap(pointer, self.dtype, self.sizes, self.strides_bytes, self.box)
         return found
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, descales: tuple[Tensor | None, ...], scale: float | None, dtype: torch.dtype) -> None:
-    """UsageError where the tensors do not fit each other or the kernels."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype != torch.float8_e4m3fn or x.dim() != 4:
-            raise UsageError(f"{name} must be torch.float8_e4m3fn of (B, S, H, D), and is {x.dtype} of {tuple(x.shape)}")
-        if x.device != q.device:
-            raise UsageError(f"{name} is on {x.device} and q on {q.device}: move them to one device")
-    batch, _, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != head_dim:
-        shapes = f"k {tuple(k.shape)} and v {tuple(v.shape)}"
-        raise UsageError(f"{shapes} must be equal and share batch and head_dim with q {tuple(q.shape)}")
-    if head_dim not in HEAD_DIMS:
-        raise UsageError(f"head_dim={head_dim} is not supported in FP8 ({', '.join(map(str, HEAD_DIMS))})")
-    if heads and (not kv_heads or heads % kv_heads):
-        raise UsageError(f"{heads} query heads cannot share {kv_heads} K/V heads: the first must be a multiple of the second")
-    for name, x in zip(("q_descale", "k_descale", "v_descale"), descales, strict=True):
-        if x is not None and (x.shape != (batch, kv_heads) or x.dtype != torch.float32 or x.device != q.device):
-            found = f"{x.dtype} of {tuple(x.shape)} on {x.device}"
-            raise UsageError(f"{name} must be fp32 of (B, H_kv) = {(batch, kv_heads)} on {q.device}, and is {found}")
-    if scale is not None and not scale > 0:
-        raise UsageError(f"softmax_scale={scale} is not above 0, as the FP8 kernels need it")
-    if dtype not in OUTPUTS:
-        raise UsageError(f"dtype={dtype} is not supported for O ({', '.join(map(str, OUTPUTS))})")
