@@ -17,6 +17,7 @@ from ..simulator.errors import UsageError
 from ..simulator.values import printable
 from . import process, usage
 from .calibrate import calibrate
+from .commands.accuracy import accuracy
 from .commands.kernels import kernels
 from .commands.learn import learn
 from .commands.listings import devices, disasm, schedules
@@ -50,6 +51,7 @@ for _place, _command in enumerate(
         devices,
         disasm,
         validate,
+        accuracy,
         measure,
         calibrate,
         compare,
