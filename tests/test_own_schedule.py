@@ -58,7 +58,7 @@ def test_a_changed_file_is_predicted_anew(fasim, mine, monkeypatch, tmp_path):
     assert predictions._place(predictions.Question(Workload(1, 1, 512), asked[1])) is None
 
 
-GEMM = '            S = wg.gemm("S=QK^T", K[j])  # is issued, and runs on without the warpgroup\n'
+GEMM = '            S = wg.gemm("S", Q[wg], K[j])'
 WAIT = "            wg.wait(S)\n"
 FREE = "            wg.free(V[j])\n"
 DEF = "def my_schedule"

@@ -6,7 +6,7 @@
 
 The file is Python and is run as such. The function only says who does what and in which order; it is recorded, checked for
 deadlocks, leaks and races, and replayed. It starts out as warp specialisation (FlashAttention-3, section 3.1): a producer warp
-loads, consumer warpgroups compute. Ideas to try: issue the next S=QK^T before this block's softmax (overlap within a
+loads, consumer warpgroups compute. Ideas to try: issue the next S = Q K^T before this block's softmax (overlap within a
 warpgroup); make the warpgroups take turns with `turn = cta.baton(first=0)`, `wg.take(turn)`, `wg.give(turn)` (pingpong).
 """
 
@@ -30,14 +30,14 @@ def my_schedule(cta, tile):
     for wg in cta.consumers():
         wg.wait(Q[wg])
         for j in tile.kv_blocks:
-            S = wg.gemm("S=QK^T", K[j])  # is issued, and runs on without the warpgroup
+            S = wg.gemm("S", Q[wg], K[j])  # S = Q K^T: is issued, and runs on without the warpgroup
             wg.wait(S)
             wg.free(K[j])  # the producer may load over it
             if j == last:
                 wg.free(Q[wg])
             wg.softmax(j)
             wg.rescale(j)
-            PV = wg.gemm("O+=PV", V[j])
+            PV = wg.gemm("O", "P", V[j], add=True)  # O += P V
             wg.wait(PV)
             wg.free(V[j])
         wg.normalize()
