@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ...simulator.errors import UsageError, did_you_mean
-from . import why_slow
+from . import loop_order, recomputation, roofline, softmax, tiling, why_slow
 from .course import DEVICE, Course
 from .parts import Lesson
 
@@ -32,7 +32,7 @@ class Entry:
 
 
 __all__ = ("DEVICE", "LESSONS", "Course", "Entry", "find_lesson")
-_MODULES = (why_slow,)
+_MODULES = (why_slow, softmax, tiling, loop_order, recomputation, roofline)
 LESSONS = tuple(
     Entry(number, module.__name__.rpartition(".")[2].replace("_", "-"), module.TITLE, module.ABOUT, module)
     for number, module in enumerate(_MODULES, start=1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 from ...simulator.devices.device import Device
 from ...simulator.predict import predict
@@ -10,6 +13,7 @@ from ...simulator.problem.workload import Workload
 from ...simulator.results.run import Run
 from .. import store
 from ..predictions import Advance, Question, predict_all
+from .parts import Listing
 
 WORKLOAD = Workload(batch=4, heads=16, seqlen=4096, head_dim=128)
 """Of all lessons: large enough that every effect of a long sequence is there, and recorded on the H200 in most schedules."""
@@ -60,3 +64,15 @@ class Course:
 @lru_cache(maxsize=32)
 def _with_spans(workload: Workload, schedule: str, device: Device) -> Run:
     return predict(workload, schedule, device)
+
+
+def hbm_bytes(run: Run, *names: str) -> int:
+    """Bytes of some tensors, or of all, over HBM in both directions."""
+    moved = run.traffic.by_tensor
+    return sum(moved[name].hbm_read + moved[name].hbm_write for name in names or moved)
+
+
+def source(body: Callable) -> Listing:
+    """A schedule's function as it stands in its file."""
+    path = Path(inspect.getsourcefile(body)).relative_to(Path(store.__file__).parents[1])
+    return Listing(inspect.getsource(body), path.as_posix())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...simulator.results import metrics
 from ...simulator.results.run import Run
 from ..published import beside
-from .course import Course
+from .course import Course, hbm_bytes
 from .parts import (
     Bars,
     Cell,
@@ -138,7 +138,7 @@ def _memory(course: Course) -> Section:
 def _standard(course: Course, run: Run) -> Section:
     gpu, work, traffic = course.device, course.workload, run.traffic
     scores = 4 * course.standard_bytes
-    moved = _hbm(run)
+    moved = hbm_bytes(run)
     rows = tuple(
         (name, nbytes(each.hbm_read), nbytes(each.hbm_write))
         for name, each in traffic.by_tensor.items()
@@ -156,7 +156,7 @@ def _standard(course: Course, run: Run) -> Section:
             say(
                 """Of {moved} in all, S and P are {part}. The two products need {flops}, which the tensor cores could do in {compute};
                 the bytes alone take {memory}. The model predicts {time} for the whole.""",
-                moved=nbytes(moved), part=share(_hbm(run, ("S", "P")) / moved), flops=Number(work.flops, "FLOP"),
+                moved=nbytes(moved), part=share(hbm_bytes(run, "S", "P") / moved), flops=Number(work.flops, "FLOP"),
                 compute=seconds(work.flops / (gpu.sms * gpu.tensor_rate(work.element_bytes) * gpu.max_clock_hz)),
                 memory=seconds(moved / gpu.hbm_bytes_per_s), time=seconds(metrics.time_s(run)),
             ),
@@ -183,7 +183,7 @@ def _standard(course: Course, run: Run) -> Section:
 def _ladder(course: Course, runs: tuple[Run, ...]) -> Section:
     first, last = runs[0], runs[-1]
     rows = tuple(
-        (run.schedule, nbytes(_hbm(run)), seconds(metrics.time_s(run)), Number(metrics.tflops(run) * 1e12, "FLOP/s"),
+        (run.schedule, nbytes(hbm_bytes(run)), seconds(metrics.time_s(run)), Number(metrics.tflops(run) * 1e12, "FLOP/s"),
          share(metrics.tensor_utilization(run)))
         for run in runs
     )  # fmt: skip
@@ -197,19 +197,19 @@ def _ladder(course: Course, runs: tuple[Run, ...]) -> Section:
                 shipped.)"""
             ),
             Bars("time, predicted", tuple((run.schedule, seconds(metrics.time_s(run))) for run in runs)),
-            Bars("bytes over HBM, predicted", tuple((run.schedule, nbytes(_hbm(run))) for run in runs)),
+            Bars("bytes over HBM, predicted", tuple((run.schedule, nbytes(hbm_bytes(run))) for run in runs)),
             Facts(("schedule", ">HBM", ">time", ">throughput", ">tensor cores busy"), rows),
             *_measured(course, runs),
             Question(
                 say("How many times fewer bytes does `fa2` move over HBM than `standard`?"),
-                answer=_hbm(first) / _hbm(runs[2]),
+                answer=hbm_bytes(first) / hbm_bytes(runs[2]),
                 unit="times",
                 tolerance=0.05,
                 hint=say("Divide the two entries in the column HBM."),
                 why=say(
                     """And `fa3` is {faster} faster than `standard`, with {fewer} fewer bytes: once bytes no longer bind, something else
                     does. The later lessons are about that something.""",
-                    faster=times(metrics.time_s(first) / metrics.time_s(last)), fewer=times(_hbm(first) / _hbm(last)),
+                    faster=times(metrics.time_s(first) / metrics.time_s(last)), fewer=times(hbm_bytes(first) / hbm_bytes(last)),
                 ),
             ),
         ),
@@ -239,9 +239,3 @@ def _measured(course: Course, runs: tuple[Run, ...]) -> tuple[Say | Facts, ...]:
         say("And on hardware, where somebody measured this very workload, with the prediction at the clock it ran at:"),
         Facts(("schedule", ">measured", ">predicted", "what was measured"), tuple(rows), unknown if missing else None),
     )
-
-
-def _hbm(run: Run, names: tuple[str, ...] = ()) -> int:
-    """Bytes of some tensors, or of all, over HBM in both directions."""
-    moved = run.traffic.by_tensor
-    return sum(moved[name].hbm_read + moved[name].hbm_write for name in names or moved)
