@@ -33,7 +33,7 @@ def part(shown: parts.Part) -> RenderableType:
 
 def heading(lesson: parts.Lesson, section: parts.Section, number: int) -> RenderableType:
     """Which lesson, and which of its pages."""
-    place = f"lesson {lesson.number}, {lesson.title.lower()} · page {number} of {len(lesson.sections)} · {lesson.device}"
+    place = f"lesson {lesson.number}, {lesson.title} · page {number} of {len(lesson.sections)} · {lesson.device}"
     return Group(Text(place, "dim"), Text(section.title, "bold underline"))
 
 

@@ -10,7 +10,22 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ...simulator.errors import UsageError, did_you_mean
-from . import loop_order, recomputation, roofline, softmax, tiling, why_slow
+from . import (
+    clock,
+    fp8,
+    hardware,
+    loop_order,
+    machines,
+    overlap,
+    own_schedule,
+    pingpong,
+    recomputation,
+    roofline,
+    softmax,
+    tiling,
+    warp_specialization,
+    why_slow,
+)  # fmt: skip
 from .course import DEVICE, Course
 from .parts import Lesson
 
@@ -32,7 +47,10 @@ class Entry:
 
 
 __all__ = ("DEVICE", "LESSONS", "Course", "Entry", "find_lesson")
-_MODULES = (why_slow, softmax, tiling, loop_order, recomputation, roofline)
+_MODULES = (
+    why_slow, softmax, tiling, loop_order, recomputation, roofline, machines, warp_specialization, pingpong, overlap, fp8, clock,
+    hardware, own_schedule,
+)  # fmt: skip
 LESSONS = tuple(
     Entry(number, module.__name__.rpartition(".")[2].replace("_", "-"), module.TITLE, module.ABOUT, module)
     for number, module in enumerate(_MODULES, start=1)

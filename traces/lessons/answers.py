@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import operator
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ class Verdict:
 def check(question: Question, answer: str) -> Verdict:
     """Hold an answer to the question's own, within its tolerance. Raises UsageError where it is no number."""
     given = read(answer, question.unit)
-    return Verdict(math.isclose(given, question.answer, rel_tol=question.tolerance, abs_tol=1e-12), given)
+    return Verdict(abs(given - question.answer) <= question.tolerance * abs(question.answer) + 1e-12, given)
 
 
 def read(answer: str, unit: str = "") -> float:
