@@ -37,7 +37,7 @@ class TerminalKeys:
             char = self._read()
             if char == "\x1b":
                 return _ARROWS.get(self._escape(), "escape")
-        if char in ("", "\x04"):
+        if char in ("", "\x04", "\0"):  # the end of input, which a terminal marks by a zero where it came before it was asked
             return QUIT
         if char == "\x03":
             raise KeyboardInterrupt

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 import fasim as package
+from fasim.cli.keys import TerminalKeys
 from fasim.cli.learn.session import Session, run_through
 from fasim.cli.output import stdout
 from fasim.simulator.devices.device import load_device
@@ -197,7 +199,9 @@ class Pressed:
 
 
 def read(lesson: parts.Lesson, capsys, keys: Pressed) -> tuple[bool, str]:
-    finished = Session(stdout(80), keys).read(lesson)
+    console = stdout(80)
+    console.height = 500  # no pauses but those asked for
+    finished = Session(console, keys).read(lesson)
     return finished, capsys.readouterr().out
 
 
@@ -215,3 +219,43 @@ def test_a_reader_finishes_a_lesson_with_hints_and_wrong_answers(built, capsys):
 def test_a_reader_may_leave_anywhere(built, capsys):
     assert not read(built["why-slow", "h200"], capsys, Pressed())[0]
     assert not read(built["why-slow", "h200"], capsys, Pressed(lines=("q",)))[0]
+
+
+def test_keys_step_through_a_timeline_block_by_block_and_back(built, capsys):
+    lesson = built["pingpong", "h200"]
+    finished, out = read(lesson, capsys, Pressed("npp" + "pn"))
+    assert not finished
+    drawn = [block.splitlines()[0] for block in out.split("\nWG0 ")[1:]]
+    assert len(drawn) >= 3 and drawn[0] != drawn[1] and drawn[0] == drawn[2], "one on, one back"
+
+
+def test_keys_step_through_a_walk_and_pages_go_back(built, capsys):
+    out = read(built["tiling", "h200"], capsys, Pressed("nn", ("",)))[1]
+    assert "1 of 11" in out and "2 of 11" in out and "3 of 11" in out and "4 of 11" not in out
+    lesson, keys = built["why-slow", "h200"], Pressed(lines=("",) * 9)
+    turned = iter(["enter", "b", "q"])
+    keys.key = lambda: next(turned)
+    out = read(lesson, capsys, keys)[1]
+    assert re.findall(r"page (\d) of", out) == ["1", "2", "1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_keys_of_a_terminal_are_heard_as_they_are_pressed():
+    main, terminal = os.openpty()
+    keys = TerminalKeys(terminal)
+    pressed = {b"n": "n", b"\x1b[C": "n", b"\x1b[A": "p", b"\r": "enter", b"Q": "q", b"\xc3\xa9": "\u00e9"}
+    pressed |= {b"\x1b": "escape", b"\x04": "q"}
+    for typed, meant in pressed.items():
+        os.write(main, typed)
+        assert keys.key() == meant
+    os.write(main, b"8.6 GB\n")
+    assert keys.line() == "8.6 GB"
+    os.close(main)
+    os.close(terminal)
+
+
+def test_keys_of_what_is_no_terminal_are_lines_and_its_end_is_quit(tmp_path):
+    (tmp_path / "typed").write_bytes(b"next\n\n8.6")
+    with open(tmp_path / "typed", "rb") as typed:
+        keys = TerminalKeys(typed.fileno())
+        assert [keys.key(), keys.key(), keys.line(), keys.line(), keys.key()] == ["n", "enter", "8.6", None, "q"]

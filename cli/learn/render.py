@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ...traces.lessons import parts
+from ...traces.lessons import LESSONS, parts
 from ...traces.window import by_iterations
 from ..breakdown import shares_of_several
 from ..loglog import LogLog
@@ -68,6 +68,14 @@ def reading(found: parts.Reading) -> RenderableType:
     lines += [Paragraph(Text.assemble((path, "bold"), f"  {what}"), 2) for path, what in found.code]
     lines += [Paragraph(Text(paper), 2) for paper in found.papers]
     return Group(*lines)
+
+
+def onward(lesson: parts.Lesson, answering: bool = False) -> RenderableType:
+    """How to answer, where that is to be said, and what comes after."""
+    lines = [f"Answer with: fasim learn {lesson.number} --answer 1=.. --answer 2=.."] if answering else []
+    following = next((entry for entry in LESSONS if entry.number == lesson.number + 1), None)
+    lines.append(f"Next: fasim learn {following.number}, {following.title}" if following else "That was the last lesson.")
+    return Text("\n".join(lines), "dim")
 
 
 def _facts(shown: parts.Facts) -> RenderableType:

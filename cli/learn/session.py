@@ -38,6 +38,7 @@ class Session:
         except Quit:
             return False
         self.show(render.reading(lesson.reading))
+        self.console.print(render.onward(lesson))
         return True
 
     def show(self, part: RenderableType) -> None:
@@ -150,4 +151,4 @@ def run_through(console: Console, lesson: parts.Lesson) -> None:
             console.print()
     console.print(render.reading(lesson.reading))
     console.print()
-    console.print(render.Paragraph(Text(f"Answer with: fasim learn {lesson.number} --answer 1=.. --answer 2=..", "dim")))
+    console.print(render.onward(lesson, answering=True))
