@@ -18,6 +18,7 @@ from ..simulator.values import printable
 from . import process, usage
 from .calibrate import calibrate
 from .commands.accuracy import accuracy
+from .commands.inspect import inspect
 from .commands.kernels import kernels
 from .commands.learn import learn
 from .commands.listings import devices, disasm, schedules
@@ -57,6 +58,7 @@ for _place, _command in enumerate(
         compare,
         doctor,
         kernels,
+        inspect,
     )
 ):
     app.command(_command, sort_key=_place, help_format="markdown")

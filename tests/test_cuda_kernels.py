@@ -11,11 +11,14 @@ import pytest
 
 from fasim.kernels import build
 from fasim.kernels.calibrate import sass
+from fasim.kernels.compile import disassemble
+from fasim.kernels.compile.inspect import inspect
 from fasim.kernels.cuda import catalog
 from fasim.kernels.cuda.config import HEAD_DIMS, SCHEDULES, config_for, variants
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.predict import default_tile
 from fasim.simulator.problem.workload import Workload
+from fasim.traces import static
 
 pytestmark = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
 
@@ -119,3 +122,29 @@ def test_a_stamp_of_its_trace_build_is_a_clock_and_a_store_and_disturbs_nothing_
         gemms.append([opcode for opcode, _ in code if opcode.startswith("HGMMA")])
     assert clocks[0] == 0 < clocks[1] == stores[1] - stores[0]
     assert gemms[0] == gemms[1]
+
+
+@each
+def test_the_machine_code_stands_in_the_order_that_the_schedule_says(compiled, config):
+    if sass.disassembler() is None:
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    (kernel,) = disassemble.of_cubin(compiled[config].cubin)
+    workload = Workload(1, 1, 8448, config.head_dim, config.dtype, config.causal)
+    assert static.differs(kernel, config.schedule, workload, config.tile) == ""
+    found = inspect(kernel)
+    assert found.local == 0 and not found.remarks
+    elements = config.tile.block_m // config.tile.consumers * config.tile.block_n // WARPGROUP
+    main = next(turn for turn in found.turns if turn.scores)
+    assert main.scores % elements == 0 and main.pipes["mufu"] >= main.scores
+    assert {turn for turn in found.means if "WGMMA" in turn or "TMA" in turn} == {"loads by TMA", "GEMMs by WGMMA"}
+
+
+def test_a_wait_for_both_gemms_where_the_schedule_waits_for_one_is_found():
+    """Planted in a copy of fa3: right numbers, and no softmax under its own P V any more."""
+    if sass.disassembler() is None:
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    config = config_for("fa3", "fp16", 128, causal=False)
+    planted = config.source.text.replace("wg.wait_scores<1>(S, j);", "wg.wait_scores<0>(S, j);")
+    assert planted != config.source.text
+    (kernel,) = disassemble.of_cubin(build.build(replace(config.source, text=planted)).cubin)
+    assert "where fa3 says" in static.differs(kernel, "fa3", Workload(1, 1, 8448, 128), config.tile)

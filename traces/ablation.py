@@ -92,8 +92,8 @@ class _Asked:
 def ablate(base: str = "h200", advance: Advance | None = None, processes: int = 1) -> Ablation:
     """Predict three sets once whole and once without each mechanism.
 
-    "ours" is the third of our recorded runs that no change was judged by when most mechanisms were made, "ours, later" the
-    runs that were compared when the model had been finished, "others" FlashAttention-3's and FlashAttention-2's bars on an
+    "ours" is a third of our recorded runs, "ours, later" the
+    44 that were recorded after most mechanisms had been made, "others" FlashAttention-3's and FlashAttention-2's bars on an
     H200 (`traces/published`). Raises UsageError where a recording cannot be read.
     """
     device = load_device(base)

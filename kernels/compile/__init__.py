@@ -1,0 +1,1 @@
+"""Compile: what compilers and disassemblers say of a kernel. Needs no GPU."""

@@ -1,0 +1,99 @@
+"""Disassemble: the machine code of a file as text, by CUDA's own tools. It runs nothing of the file.
+
+`nvdisasm` and `cuobjdump` are taken from PATH, from CUDA_HOME, or from Triton's wheel, which brings both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ...simulator.code import sass
+from ...simulator.errors import UsageError
+
+MAX_BYTES = 1 << 30
+"""Of a library; the largest wheels of attention kernels hold 800 MB."""
+SECONDS = 300
+"""Of one run of a tool."""
+_ELF, _CUDA_MACHINE = b"\x7fELF", 190
+
+
+class MissingDisassembler(RuntimeError):
+    """No disassembler is installed; the message says what to install."""
+
+
+def tool(name: str) -> str:
+    """The path of `nvdisasm` or `cuobjdump`. Raises MissingDisassembler, saying what to install."""
+    homes = [os.environ.get(variable) for variable in ("CUDA_HOME", "CUDA_PATH")]
+    places = [Path(home, "bin") for home in homes if home]
+    if found := importlib.util.find_spec("triton"):
+        places.append(Path(found.submodule_search_locations[0], "backends", "nvidia", "bin"))
+    where = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)])
+    if path := shutil.which(name, path=where):
+        return path
+    raise MissingDisassembler(f"{name} is not here: pip install triton, or set CUDA_HOME to a CUDA toolkit")
+
+
+def kernels_of(path: Path, wanted: str | None = None) -> list[sass.Code]:
+    """The kernels in a .cubin, or for sm_90a in a library or object with such code inside.
+
+    `wanted` is a part of a name: only cubins that mention it are read. Raises UsageError, one sentence, where the file is
+    none or has none, and MissingDisassembler.
+    """
+    head = _head(path)
+    if head[:4] != _ELF:
+        raise UsageError(f"{path} holds no machine code: give a .cubin, or a library (.so) or object with CUDA code in it")
+    is_cubin = int.from_bytes(head[18:20], "little") == _CUDA_MACHINE
+    found = _read(path) if is_cubin else _inside(path, wanted)
+    chosen = [code for code in found if wanted is None or wanted in code.name]
+    if not chosen:
+        raise UsageError(f"{path} has no kernel" + (f" with {wanted!r} in its name" if wanted else ""))
+    return chosen
+
+
+def of_cubin(cubin: bytes) -> list[sass.Code]:
+    """The kernels of a cubin that was just compiled. Raises MissingDisassembler."""
+    with tempfile.TemporaryDirectory(prefix="fasim-") as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        return _read(path)
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        raise UsageError(f"{str(path)!r} is no file, and no CUDA kernel of ours has that name")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UsageError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are read")
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _read(path: Path) -> list[sass.Code]:
+    return sass.read(_run(path, tool("nvdisasm"), "-hex", str(path)))
+
+
+def _inside(path: Path, wanted: str | None) -> list[sass.Code]:
+    """The cubins of a library, one after the other."""
+    with tempfile.TemporaryDirectory(prefix="fasim-") as folder:
+        _run(path, tool("cuobjdump"), "-arch", "sm_90a", "-xelf", "all", str(path.resolve()), cwd=folder)
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        if not cubins:
+            raise UsageError(f"{path} has no machine code for sm_90a in it")
+        kept = [each for each in cubins if wanted is None or wanted.encode() in each.read_bytes()]
+        return [code for each in kept for code in _read(each)]
+
+
+def _run(path: Path, *command: str, cwd: str | None = None) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, cwd=cwd, check=False)
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"{path} takes more than {SECONDS} s to disassemble: name one kernel with --kernel") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[:200]
+        raise UsageError(f"{path} cannot be disassembled: {said or Path(command[0]).name + ' failed'}")
+    return done.stdout

@@ -1,0 +1,275 @@
+"""SASS: a disassembler's text of a kernel, read as instructions, points of order, and the segments between them.
+
+`nvdisasm -hex` prints each instruction with its 128 bits. Since Volta bits 105 to 125 are the compiler's control: the cycles
+that the warp stalls, whether it yields, the scoreboards that the instruction sets and those it waits for. Nothing here runs the
+kernel, and nothing is read but text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+_TEXT = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,6})\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]{16}) \*/")
+_SECOND_HALF = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
+_LABEL = re.compile(r"\s*(\.L_\w+):")
+_PARTS = re.compile(r"(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*)")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+_SHAPE = re.compile(r"\.64x(\d+)x(\d+)")
+
+_PIPES = {
+    "fma": "FFMA FADD FMUL FFMA2 FADD2 FMUL2 FSWZADD HFMA2 HADD2 HMUL2 IMAD",
+    "alu": "FMNMX FSEL FSETP ISETP SEL LOP3 LEA IADD3 SHF PRMT IMNMX VIMNMX IADD PLOP3 MOV FSET P2R R2P SGXT BMSK IABS VIADD",
+    "mufu": "MUFU I2F F2I POPC FLO BREV",
+    "convert": "F2FP F2F I2FP F2IP",
+    "shared": "LDS STS LDSM STSM ATOMS",
+    "local": "LDL STL",
+    "global": "LDG STG LD ST LDGSTS ATOM ATOMG RED",
+}
+_PIPE_OF = {opcode: pipe for pipe, opcodes in _PIPES.items() for opcode in opcodes.split()}
+PIPES = (*_PIPES, "other")
+"""What an instruction holds beside its issue slot; "other": nothing that counts here, as on the uniform datapath."""
+MUFU_CYCLES = 8
+"""Of a sub-partition for one warp's exponential (16 a cycle per SM, CUDA programming guide, compute capability 9.0)."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction, with the control bits that the compiler chose."""
+
+    address: int
+    predicate: str
+    opcode: str  # with its modifiers
+    operands: str
+    stall: int  # cycles until the warp's next instruction, at least
+    sets: tuple[int, int]  # scoreboards for its result and for its operands, 7 for none
+    waits: int  # bits of the scoreboards that it waits for
+
+    @property
+    def name(self) -> str:
+        """The opcode without its modifiers."""
+        return self.opcode.split(".")[0]
+
+    @property
+    def pipe(self) -> str:
+        """One of PIPES."""
+        return _PIPE_OF.get(self.name, "other")
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel's instructions, and where its labels stand."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+
+    def target(self, at: int) -> int | None:
+        """Where the branch at this instruction goes, by number; None if it is none."""
+        each = self.instructions[at]
+        found = _TARGET.search(each.operands) if each.name == "BRA" else None
+        return self.labels.get(found[1]) if found else None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a warp executes between two points: instructions by pipe, and the stalls that the compiler gave them."""
+
+    start: int  # number of the first instruction
+    instructions: int
+    pipes: dict[str, int]
+    stalls: int  # cycles that one warp alone needs to issue it, at least
+    branches: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of order: `what` is wait, arrive, sync, hand over, gemm, gemm wait, load, store or draw."""
+
+    what: str
+    at: int  # number of its first instruction
+    instructions: int = 1
+    m: int = 0
+    n: int = 0
+    k: int = 0  # of one step
+    steps: int = 0
+    a_in_registers: bool = False
+    b_transposed: bool = False
+    outstanding: int = 0  # of a gemm wait: groups that may still run
+
+    def __str__(self) -> str:
+        if self.what == "gemm":
+            source = "registers" if self.a_in_registers else "shared memory"
+            return f"gemm {self.steps} x m{self.m}n{self.n}k{self.k}, A in {source}"
+        return f"{self.what} ({self.outstanding} may run)" if self.what == "gemm wait" else self.what
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop: its first and last instruction by number, and what stands in it, in order."""
+
+    start: int
+    end: int
+    parts: tuple[Point | Segment, ...] = field(default=())
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points alone."""
+        return tuple(part for part in self.parts if isinstance(part, Point))
+
+    @property
+    def pipes(self) -> Counter[str]:
+        """Instructions by pipe, of all segments."""
+        return sum((Counter(part.pipes) for part in self.parts if isinstance(part, Segment)), Counter())
+
+    @property
+    def scores(self) -> int:
+        """Scores that one thread makes in a turn of the loop: of the GEMMs whose A lies in shared memory, n / 2 each."""
+        return sum(point.n // 2 for point in self.points if point.what == "gemm" and not point.a_in_registers)
+
+
+def read(text: str) -> list[Code]:
+    """Every kernel in the text of `nvdisasm -hex` (or `cuobjdump -sass`, without labels)."""
+    pieces = _TEXT.split(text)
+    return [_code(name, body) for name, body in zip(pieces[1::2], pieces[2::2], strict=True)]
+
+
+def _code(name: str, body: str) -> Code:
+    rows, labels = [], {}
+    for line in body.splitlines():
+        if line.startswith("//---"):
+            break
+        if found := _LABEL.match(line):
+            labels[found[1]] = len(rows)
+        elif found := _INSTRUCTION.match(line):
+            rows.append([int(found[1], 16), found[2], int(found[3], 16), 0])
+        elif rows and (found := _SECOND_HALF.match(line)):
+            rows[-1][3] = int(found[1], 16)
+    return Code(name, tuple(_instruction(*row) for row in rows), labels)
+
+
+def _instruction(address: int, text: str, low: int, high: int) -> Instruction:
+    predicate, opcode, operands = _PARTS.match(text).groups() if _PARTS.match(text) else ("", text.split()[0], "")
+    bits = (high << 64 | low) >> 105
+    return Instruction(address, predicate or "", opcode, operands, bits & 15, (bits >> 5 & 7, bits >> 8 & 7), bits >> 11 & 63)
+
+
+# -- loops --------------------------------------------------------------------------------------------------------------
+
+
+def loops(code: Code) -> list[Loop]:
+    """The innermost loops with a GEMM in them, from the first to the last; polling a barrier is no loop."""
+    edges = [(target, at) for at in range(len(code.instructions)) if (target := code.target(at)) is not None and target <= at]
+    edges = [(start, end) for start, end in edges if not _polls(code, start)]
+    found = [(start, end) for start, end in edges if any(_is_gemm(each) for each in code.instructions[start : end + 1])]
+    inner = [a for a in found if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in found)]
+    return [Loop(start, end, tuple(parts(code, start, end))) for start, end in sorted(set(inner))]
+
+
+def _polls(code: Code, start: int) -> bool:
+    """Whether a branch to `start` goes back behind a try_wait whose first try failed."""
+    before = code.instructions[max(0, start - 3) : start]
+    return bool(before) and before[-1].name == "BRA" and any("TRYWAIT" in each.opcode for each in before)
+
+
+def _is_gemm(each: Instruction) -> bool:
+    return each.name in ("HGMMA", "QGMMA", "HMMA", "QMMA")
+
+
+# -- points and segments --------------------------------------------------------------------------------------------------
+
+
+def parts(code: Code, start: int, end: int) -> Iterator[Point | Segment]:
+    """Points of order and the segments between them, from instruction `start` to `end`."""
+    at = begun = start
+    while at <= end:
+        point = _point(code, at, end)
+        if point is None:
+            at += 1
+            continue
+        if at > begun:
+            yield segment(code, begun, at)
+        yield point
+        at = begun = at + point.instructions
+    if end + 1 > begun:
+        yield segment(code, begun, end + 1)
+
+
+def segment(code: Code, start: int, end: int) -> Segment:
+    """The instructions from `start` up to `end`, that one left out."""
+    inside = code.instructions[start:end]
+    pipes = Counter(each.pipe for each in inside)
+    return Segment(
+        start, len(inside), {pipe: pipes[pipe] for pipe in PIPES if pipes[pipe]},
+        sum(each.stall for each in inside), sum(each.name == "BRA" for each in inside),
+    )  # fmt: skip
+
+
+def _point(code: Code, at: int, end: int) -> Point | None:
+    each = code.instructions[at]
+    opcode = each.opcode
+    if each.name in ("HGMMA", "QGMMA"):
+        return _warpgroup_gemm(code, at, end)
+    if each.name == "WARPGROUP" and "DEPBAR" in opcode:
+        return Point("gemm wait", at, outstanding=int(each.operands.rsplit(",", 1)[-1].strip(), 16))
+    if each.name == "SYNCS" and "TRYWAIT" in opcode:
+        return Point("wait", at)
+    if each.name == "SYNCS" and ".ARRIVE" in opcode:
+        return Point("arrive", at)
+    if each.name == "BAR":
+        return Point("hand over" if ".ARV" in opcode else "sync", at)
+    if each.name == "UTMALDG":
+        return Point("load", at)
+    if each.name in ("UTMASTG", "UTMAREDG"):
+        return Point("store", at)
+    return None
+
+
+def _warpgroup_gemm(code: Code, at: int, end: int) -> Point:
+    """One group: HGMMAs up to the one that commits (gsb0), with the addresses made between them."""
+    first, steps, last = code.instructions[at], 0, at
+    for number in range(at, end + 1):
+        each = code.instructions[number]
+        if each.name in ("HGMMA", "QGMMA"):
+            steps, last = steps + 1, number
+            if "gsb0" in each.operands:
+                break
+    n, k = map(int, _SHAPE.search(first.opcode).groups())
+    sources = [part.strip() for part in first.operands.split(",")]
+    return Point(
+        "gemm", at, last - at + 1, 64, n, k, steps,
+        a_in_registers=not sources[1].startswith("gdesc"), b_transposed="tnspB" in first.operands,
+    )  # fmt: skip
+
+
+# -- the order, in the words of a schedule ----------------------------------------------------------------------------------
+
+
+def order(points: Iterable[Point]) -> list[str]:
+    """Points as words that a schedule has too; arrivals one behind the other are one, since some are by predicate, and so are
+    waits, since a barrier is tried before it is waited for."""
+    words: list[str] = []
+    for point in points:
+        if point.what == "gemm":
+            word = "O += P V" if point.a_in_registers else "S = Q K^T"
+        elif point.what == "gemm wait":
+            word = f"gemms but {point.outstanding}"
+        elif point.what in ("load", "store"):
+            continue
+        else:
+            word = point.what
+        if word not in ("arrive", "wait") or words[-1:] != [word]:
+            words.append(word)
+    return words
+
+
+def turns(found: Sequence[str], block: Sequence[str]) -> int:
+    """How many blocks a loop's order is, wherever in the block it begins; 0 if it is no whole number of them."""
+    times, rest = divmod(len(found), len(block) or 1)
+    if rest or not times:
+        return 0
+    rotations = (list(block[k:]) + list(block[:k]) for k in range(len(block)))
+    return times if any(list(found) == rotation * times for rotation in rotations) else 0
