@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...simulator.errors import UsageError
+from ...simulator.reading import read_json
 from ..files import write_whole
 
 SCHEMA = "fasim.learn/1"
@@ -45,9 +46,9 @@ def load() -> Progress:
     """What is kept; nothing where there is no file, or none that makes sense."""
     path = state_file()
     try:
-        if path is None or path.stat().st_size > MAX_BYTES:
+        if path is None:
             return Progress({}, {})
-        found = json.loads(path.read_bytes())
+        found = read_json(path, "progress", MAX_BYTES)
         answered = {str(name): frozenset(map(int, numbers)) for name, numbers in found["answered"].items()}
         return Progress(answered, {str(name): int(number) for name, number in found["questions"].items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
