@@ -57,7 +57,7 @@ def calibrate(
         Built-in device to compare with and to start a new file from.
     ablate
         Predict recorded runs and published bars without each mechanism of the model, and show what its absence costs.
-        Runs nothing on a GPU; some ten minutes once, seconds afterwards.
+        Runs nothing on a GPU; a quarter of an hour once on two cores, seconds afterwards.
     """
     if ablate:
         if out or recorded or only or write:

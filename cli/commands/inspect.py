@@ -36,7 +36,8 @@ def inspect(
     Example: fasim inspect fa3 --head-dim 128 --causal
 
     Theory: the compiler writes into each instruction how many cycles the warp stalls behind it. So a loop's least cycles, its
-    exponentials and the order of its waits, GEMMs and barriers can be read before anything runs.
+    exponentials and the order of its waits, GEMMs and barriers can be read before anything runs. Counts are of all that
+    stands in a loop, also of what a branch skips most of the time, such as another try of a softmax.
 
     Parameters
     ----------
@@ -82,10 +83,10 @@ def _shown(found: Inspection, whole: bool) -> RenderableType:
     lines = [Text(found.kernel, "bold"), Text(f"{found.instructions:,} instructions; {'; '.join(found.means) or 'no GEMM'}")]
     for number, turn in enumerate(found.turns, start=1):
         per_score = f"{turn.per_score:.2f} a score" if turn.per_score else "no scores"
-        lines.append(Text(f"\nloop {number}: {turn.instructions} instructions, {per_score}"))
+        lines.append(Text(f"\nloop {number}: {turn.instructions} instructions stand in it, {per_score}"))
         lines.append(Text(f"  GEMMs       {'; '.join(turn.gemms) or 'synchronous, by mma.sync'}"))
         lines.append(Text(f"  between     {', '.join(f'{count} {pipe}' for pipe, count in turn.pipes.items())}"))
-        lines.append(Text(f"  one warp    stalls {turn.stalls:,} cycles at least, MUFU {turn.mufu_cycles:,} cycles"))
+        lines.append(Text(f"  one warp    stalls {turn.stalls:,} cycles between the points, MUFU {turn.mufu_cycles:,} cycles"))
         lines.append(Text(f"  order       {' > '.join(turn.order)}"))
         if whole:
             lines += [Text(f"    {part}") for part in turn.parts]

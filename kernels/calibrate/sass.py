@@ -1,26 +1,21 @@
 """Count machine instructions in the hot loop of a kernel, from the cubin's disassembly; needs no GPU."""
 
 import collections
-import pathlib
 import re
-import shutil
 import subprocess
 import tempfile
+
+from ..compile.disassemble import MissingDisassembler, tool
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 
 
 def disassembler():
-    """The path of `cuobjdump`: on PATH, or the one that triton's wheel ships; None if there is none."""
-    found = shutil.which("cuobjdump")
-    if found:
-        return found
+    """The path of `cuobjdump`; None if there is none."""
     try:
-        import triton
-    except ImportError:
+        return tool("cuobjdump")
+    except MissingDisassembler:
         return None
-    shipped = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return str(shipped) if shipped.exists() else None
 
 
 def instructions(cubin):

@@ -132,7 +132,7 @@ class Loop:
 
 
 def read(text: str) -> list[Code]:
-    """Every kernel in the text of `nvdisasm -hex` (or `cuobjdump -sass`, without labels)."""
+    """Every kernel in the text of `nvdisasm -hex`."""
     pieces = _TEXT.split(text)
     return [_code(name, body) for name, body in zip(pieces[1::2], pieces[2::2], strict=True)]
 
