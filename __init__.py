@@ -21,7 +21,7 @@ _HOME = {
     "Run": ".simulator.results.run",
     "UsageError": ".simulator.errors",
     "predict": ".simulator.predict",
-    "measure": ".kernels.measure",
+    "measure": ".kernels.measure.runs",
     "compare": ".traces.compare",
     "validate": ".kernels.validation.suite",
 }
@@ -29,7 +29,7 @@ _HOME = {
 __all__ = ["Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict", "validate"]
 
 if TYPE_CHECKING:
-    from .kernels.measure import measure
+    from .kernels.measure.runs import measure
     from .kernels.validation.suite import validate
     from .simulator.errors import UsageError
     from .simulator.predict import predict

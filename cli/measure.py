@@ -52,7 +52,7 @@ def measure(
     kernel
         A kernel by name, or package.module:function.
     plan
-        Take many runs instead: a TOML file of [[runs]] blocks (see kernels/plan.py).
+        Take many runs instead: a TOML file of [[runs]] blocks (see kernels/measure/plan.py).
     counters
         Also count cycles, bytes and utilisations under Nsight Compute.
     regime
@@ -74,8 +74,8 @@ def measure(
         raise UsageError("--plan names its workloads in the file: leave --batch, --seqlen and the others out")
     if regime == "burst" and seconds is not None:
         raise UsageError("--seconds is the length of a sustained run, and --regime burst takes the first 30 ms: give one of them")
-    from ..kernels import measure as room
-    from ..kernels.plan import Entry, read
+    from ..kernels.measure import runs as room
+    from ..kernels.measure.plan import Entry, read
     from ..kernels.validation.check import Fault, MissingTool
     from ..traces import store
 

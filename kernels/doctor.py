@@ -10,8 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import counters
-from .board import Board
+from .measure import counters
+from .measure.board import Board
 from .validation import sanitize
 from .validation.check import MissingTool
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..simulator.errors import UsageError
-from . import build
 from .arguments import check_gradients, check_inputs, check_storage, flag_of, is_dense, scale_of
+from .compile import build
 from .cuda import config as cuda
 from .cuda import driver
 from .fp8.arguments import Descales
@@ -367,7 +367,7 @@ def _check_runnable(q: Tensor) -> None:
         if torch.cuda.get_device_capability(q.device) < (8, 0):
             name = torch.cuda.get_device_name(q.device)
             raise UsageError(f"the kernels need an NVIDIA GPU of compute capability 8.0 or more, and {name} has less")
-        from . import triton_cache
+        from .compile import triton_cache
 
         triton_cache.ensure_writable()
         return

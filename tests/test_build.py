@@ -1,4 +1,4 @@
-"""kernels/build.py: what is compiled once is found again, and what is wrong is said with file and line. No GPU."""
+"""kernels/compile/build.py: what is compiled once is found again, and what is wrong is said with file and line. No GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from fasim.kernels import build
+from fasim.kernels.compile import build
 from fasim.simulator.errors import UsageError
 
 needs_nvrtc = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
@@ -61,7 +61,7 @@ def test_a_second_build_compiles_nothing_and_gives_the_same_bytes(no_compiler):
 @needs_nvrtc
 def test_a_second_process_compiles_nothing(own_cache):
     code = (
-        "from fasim.kernels import build; import test_build\n"
+        "from fasim.kernels.compile import build; import test_build\n"
         "build._compile = None\n"
         "raise SystemExit(0 if build.build(test_build.SOURCE).cached else 1)"
     )
@@ -272,7 +272,7 @@ def test_a_constant_is_read_from_the_cubin_and_an_unknown_one_is_none():
 def test_the_first_compilations_of_a_process_may_be_side_by_side(tmp_path):
     """cuda.core, imported by two threads at once, gives one of them half a module."""
     code = (
-        "from fasim.kernels import build\n"
+        "from fasim.kernels.compile import build\n"
         "text = 'extern \"C\" __global__ void attention_forward() {}'\n"
         "made = build.build_all([build.Source('side.cu', text, {}, {'N': i}) for i in range(8)])\n"
         "raise SystemExit(0 if all(isinstance(each, build.Built) for each in made) else 1)"

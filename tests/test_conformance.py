@@ -291,7 +291,7 @@ def test_the_command_exits_1_where_the_order_does_not_hold(tmp_path, fasim):
 @pytest.mark.parametrize("schedule", ["fa3", "overlap-3stage"])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_the_schedules_shared_memory_is_the_kernels(schedule, head_dim):
-    from fasim.kernels import build
+    from fasim.kernels.compile import build
     from fasim.kernels.cuda.config import config_for
     from fasim.simulator.predict import programs
 
@@ -306,8 +306,8 @@ def test_the_schedules_shared_memory_is_the_kernels(schedule, head_dim):
 
 
 def test_a_recording_keeps_three_ctas_of_the_traced_build_and_what_tracing_costs(monkeypatch):
-    from fasim.kernels import timeline
-    from fasim.kernels.plan import Entry
+    from fasim.kernels.measure import timeline
+    from fasim.kernels.measure.plan import Entry
 
     loops = loops_of("fa3", FULL)
     words = np.stack([stamps("fa3", FULL, loops, apart=100 + n) for n in range(5)])
@@ -338,15 +338,15 @@ def test_a_recording_keeps_three_ctas_of_the_traced_build_and_what_tracing_costs
 
 def test_counters_and_a_timeline_are_not_of_one_build():
     pytest.importorskip("torch")
-    from fasim.kernels import measure
-    from fasim.kernels.plan import Entry
+    from fasim.kernels.measure import runs as measure
+    from fasim.kernels.measure.plan import Entry
 
     with pytest.raises(UsageError, match="take them apart"):
         list(measure.measure_all([Entry("fa3", FULL)], counters=True, timeline=True))
 
 
 def test_the_plan_has_a_timeline_of_every_schedule():
-    from fasim.kernels.plan import read
+    from fasim.kernels.measure.plan import read
 
     assert {entry.kernel for entry in read(store.TIMELINES / "plan.toml")} == set(KERNELS)
 
@@ -357,9 +357,9 @@ def test_on_a_gpu_every_kernel_conforms(schedule, workload):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("no GPU of compute capability 9.0")
-    from fasim.kernels.measure import random_inputs
-    from fasim.kernels.plan import Entry
-    from fasim.kernels.timeline import Traced
+    from fasim.kernels.measure.bench import random_inputs
+    from fasim.kernels.measure.plan import Entry
+    from fasim.kernels.measure.timeline import Traced
 
     words = Traced(Entry(schedule, workload)).stamps(*random_inputs(workload))
     found = conforms(measured(schedule, workload, words, range(0, len(words), 7)))

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fasim.kernels.cuda import bench
+from fasim.kernels.measure import beside_cuda as bench
 from fasim.simulator.problem.workload import Workload
 
 

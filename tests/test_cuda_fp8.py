@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fasim.kernels import build
 from fasim.kernels.calibrate import sass
+from fasim.kernels.compile import build
 from fasim.kernels.cuda.fp8 import config
 from fasim.kernels.cuda.fp8.wgmma import header
 from fasim.simulator.errors import UsageError

@@ -9,9 +9,8 @@ from functools import cache
 
 import pytest
 
-from fasim.kernels import build
 from fasim.kernels.calibrate import sass
-from fasim.kernels.compile import disassemble
+from fasim.kernels.compile import build, disassemble
 from fasim.kernels.compile.inspect import inspect
 from fasim.kernels.cuda import catalog
 from fasim.kernels.cuda.config import HEAD_DIMS, SCHEDULES, config_for, variants

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fasim.kernels import build
+from fasim.kernels.compile import build
 from fasim.kernels.cuda import catalog
 from fasim.kernels.cuda.config import available, config_for
 

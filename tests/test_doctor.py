@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from fasim.kernels import board, counters, doctor
+from fasim.kernels import doctor
+from fasim.kernels.measure import board, counters
 from fasim.kernels.validation import sanitize
 from fasim.kernels.validation.check import MissingTool
 

@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fasim.kernels import build  # noqa: E402
 from fasim.kernels.calibrate import fp8_accumulation  # noqa: E402
+from fasim.kernels.compile import build  # noqa: E402
 from fasim.kernels.fp8 import emulate, plain  # noqa: E402
 from fasim.kernels.fp8.emulate import FLASH_ATTENTION_3, OURS  # noqa: E402
 from fasim.kernels.fp8.quantise import quantise  # noqa: E402

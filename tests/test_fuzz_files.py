@@ -12,7 +12,7 @@ from fuzz import VALUES, answer_or_sentence, bounded, command_line, examples, sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasim.kernels import plan
+from fasim.kernels.measure import plan
 from fasim.simulator.devices.device import FIELDS, load_device
 from fasim.simulator.schedules import SCHEDULES
 from fasim.traces import nsight, store

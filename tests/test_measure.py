@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fasim.kernels import counters, plan, trains
-from fasim.kernels.board import Sample
-from fasim.kernels.clock_probe import clocks_hz
-from fasim.kernels.trains import Look, Train
+from fasim.kernels.measure import counters, plan, trains
+from fasim.kernels.measure.board import Sample
+from fasim.kernels.measure.clock_probe import clocks_hz
+from fasim.kernels.measure.trains import Look, Train
 from fasim.kernels.validation.check import MissingTool
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.workload import Workload
@@ -186,15 +186,15 @@ def raises(q, k, v, causal=False, softmax_scale=None):
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
-    from fasim.kernels import measure
+    from fasim.kernels.measure import bench as room
 
     (tmp_path / "their_attention.py").write_text(USER, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "their_attention", raising=False)
-    monkeypatch.setattr(measure, "MAX_BUFFERS", 2)
+    monkeypatch.setattr(room, "MAX_BUFFERS", 2)
     monkeypatch.setattr(trains, "IDLE_S", 0.01)
 
-    real = measure.Bench
+    real = room.Bench
 
     def with_regime(regime: str = "sustained", l2: str = "cold", seconds: float = 0.25):
         return real(regime, l2, min(seconds, 0.25), MadeUpGpu(torch))
@@ -232,15 +232,15 @@ def test_the_same_inputs_every_time_keep_l2_warm(bench):
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "e4m3"])
 def test_a_wrong_kernel_is_not_timed(bench, monkeypatch, dtype):
-    from fasim.kernels import measure
+    from fasim.kernels.measure import bench as room
     from fasim.kernels.validation.check import Fault
 
     def timed(*_):
         raise AssertionError("it was timed")
 
-    monkeypatch.setattr(measure, "work_of", timed)
+    monkeypatch.setattr(room, "work_of", timed)
     workload = replace(SMALL, dtype=dtype)
-    monkeypatch.setattr(measure, "subject_of", lambda kernel, device: made_up(kernel))
+    monkeypatch.setattr(room, "subject_of", lambda kernel, device: made_up(kernel))
     with pytest.raises(Fault, match="their_attention:wrong is wrong on .* relative error"):
         bench().measure(plan.Entry("their_attention:wrong", workload))
     with pytest.raises(AssertionError, match="it was timed"):
@@ -267,7 +267,7 @@ def made_up(kernel):
 
 def test_the_clock_is_right_past_the_first_block_of_moments(monkeypatch):
     torch = pytest.importorskip("torch")
-    from fasim.kernels import clock_probe
+    from fasim.kernels.measure import clock_probe
 
     class Module:
         def __init__(self, source):
@@ -291,7 +291,7 @@ def test_the_clock_is_right_past_the_first_block_of_moments(monkeypatch):
 
 
 def test_one_that_fails_does_not_stop_the_others(bench, monkeypatch):
-    from fasim.kernels import measure
+    from fasim.kernels.measure import runs as measure
 
     monkeypatch.setattr(measure, "require_gpu", lambda: None)
     monkeypatch.setattr(measure, "Bench", bench)
@@ -303,7 +303,7 @@ def test_one_that_fails_does_not_stop_the_others(bench, monkeypatch):
 
 
 def test_a_failed_profile_leaves_its_runs_without_counters_and_says_so(bench, monkeypatch):
-    from fasim.kernels import measure
+    from fasim.kernels.measure import runs as measure
 
     monkeypatch.setattr(measure, "require_gpu", lambda: None)
     monkeypatch.setattr(measure, "Bench", bench)
@@ -333,10 +333,10 @@ def test_what_a_kernel_does_not_take_is_said_before_anything_runs(bench):
 
 def test_every_kernel_of_ours_names_its_sources():
     pytest.importorskip("torch")
-    from fasim.kernels import measure
+    from fasim.kernels.measure import names
 
     for name in ("standard", "fa1", "fa2"):
-        found = measure.sources_of(SimpleNamespace(name=name, sources=()))
+        found = names.sources_of(SimpleNamespace(name=name, sources=()))
         assert f"kernels/triton/{name}.py" in found and all(len(digest) == 64 for digest in found.values())
 
 
@@ -422,7 +422,7 @@ def test_without_ncu_the_sentence_says_what_to_install(monkeypatch):
 
 def test_without_a_gpu_measuring_says_so():
     torch = pytest.importorskip("torch")
-    from fasim.kernels import measure
+    from fasim.kernels.measure import runs as measure
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fasim.kernels.counters import part
+from fasim.kernels.measure.counters import part
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.tile import Tile
 from fasim.simulator.problem.workload import Workload

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fasim
-from fasim.kernels.plan import read
+from fasim.kernels.measure.plan import read
 from fasim.simulator.results.run import Run
 from fasim.traces import store
 from fasim.traces.compare import Report, compare_all

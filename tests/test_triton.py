@@ -204,7 +204,7 @@ def test_a_grid_has_one_axis():
 def test_a_cache_that_triton_cannot_write_is_one_of_this_process(tmp_path, monkeypatch, blocked):
     import triton
 
-    from fasim.kernels import triton_cache
+    from fasim.kernels.compile import triton_cache
 
     (tmp_path / "file").write_text("in the way")
     chosen = str(tmp_path / "file" / "cache") if blocked else str(tmp_path / "cache")

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from fasim.kernels.cuda import config as cuda  # noqa: E402
 from fasim.kernels.validation import bench as bench_room  # noqa: E402
-from fasim.kernels.validation import criteria, inputs, isolation, mutants, sanitize, subjects, suite  # noqa: E402
+from fasim.kernels.validation import criteria, isolation, kinds, mutants, sanitize, subjects, suite  # noqa: E402
 from fasim.kernels.validation import guards as guards_room  # noqa: E402
 from fasim.kernels.validation.check import Case, Check, Fault, MissingTool, Noted, Trial  # noqa: E402
 from fasim.kernels.validation.report import Report, junit  # noqa: E402
@@ -146,7 +146,7 @@ def test_lse_is_held_to_1e_5_and_minus_infinity(got, expected, passes):
 
 def test_the_kinds_of_inputs_are_what_they_say():
     case = Case(name="x", seqlen_q=64, seqlen_k=64, head_dim=64)
-    made = {kind: make(case, torch.Generator().manual_seed(0)) for kind, make in inputs.KINDS.items()}
+    made = {kind: make(case, torch.Generator().manual_seed(0)) for kind, make in kinds.KINDS.items()}
     scores = {kind: torch.einsum("bmhd,bnhd->bhmn", q, k) for kind, (q, k, _) in made.items()}
     assert scores["large logits"].abs().amax() / 8 > 89  # exp overflows fp32
     assert scores["scores beyond fp16"].abs().amin() > 65504

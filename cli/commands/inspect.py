@@ -54,8 +54,8 @@ def inspect(
     whole
         Print each loop part by part, with the instructions between two points.
     """
-    from ...kernels.build import MissingCompiler, build
     from ...kernels.compile import disassemble
+    from ...kernels.compile.build import MissingCompiler, build
     from ...kernels.compile.inspect import inspect as read
     from ...kernels.cuda.config import available, config_for
 

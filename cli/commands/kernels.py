@@ -30,7 +30,7 @@ def kernels(
     build
         Compile what is not in the cache, on all cores.
     """
-    from ...kernels.build import MissingCompiler
+    from ...kernels.compile.build import MissingCompiler
     from ...kernels.cuda import catalog
 
     try:

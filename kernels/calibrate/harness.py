@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from .. import build
+from ..compile import build
 
 SCHEMA = "fasim.calibration/1"
 HERE = pathlib.Path(__file__).parent
@@ -36,7 +36,7 @@ def check(result):
 
 
 def compile_cubin(source):
-    """Compile CUDA C++ to an sm_90a cubin by NVRTC, or find it in the cache of `kernels/build.py`; needs no GPU."""
+    """Compile CUDA C++ to an sm_90a cubin by NVRTC, or find it in the cache of `kernels/compile/build.py`; needs no GPU."""
     return build.build(build.Source("microbenchmark.cu", source, fast_math=True)).cubin
 
 

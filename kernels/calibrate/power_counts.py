@@ -1,4 +1,4 @@
-"""What the units do in each workload of power.py, counted by Nsight Compute: the process runs itself under ncu.
+"""What the units do in each workload of power_workloads.py, counted by Nsight Compute: the process runs itself under ncu.
 
 Counts are per unit of work, so that they hold at any clock: warp instructions issued, those of the MUFU, and sectors
 that L2 looked up. What no counter is needed for, tensor cycles and bytes of tiles, the workload knows.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...simulator.reading import read_json
 from .harness import SM_COUNT_H200, Module
+from .power_workloads import MEBIBYTE, WORKLOADS, Data, launcher, source
 from .profiler import counters
 
 METRICS = {
@@ -37,8 +38,6 @@ def inside():
 
 def counted_names():
     """The workloads that are profiled, in order."""
-    from .power import WORKLOADS
-
     return [name for name in WORKLOADS if name not in UNCOUNTED]
 
 
@@ -46,25 +45,21 @@ def launch_all():
     """The profiled process: one launch of each workload at the pace it was measured with, tiles already in L2."""
     import torch
 
-    from . import power
-
     paces = read_json(Path(os.environ[CHILD]), "list of paces")
-    module, data = Module(power.source()), power.Data(mebibytes=256, copy=False)
+    module, data = Module(source()), Data(mebibytes=256, copy=False)
     log = torch.zeros((SM_COUNT_H200, 2), dtype=torch.int64, device="cuda")
     for name in counted_names():
-        workload = power.WORKLOADS[name]
-        if workload.window > 16 * power.MEBIBYTE:
-            workload = replace(workload, window=256 * power.MEBIBYTE)
+        workload = WORKLOADS[name]
+        if workload.window > 16 * MEBIBYTE:
+            workload = replace(workload, window=256 * MEBIBYTE)
         else:
             data.tiles[workload.data].sum()
-        power.launcher(module, workload, data)(log, *paces[name])
+        launcher(module, workload, data)(log, *paces[name])
     torch.cuda.synchronize()
 
 
 def profile(paces):
     """{workload: {metric: count per unit on the chip}}; raises MissingTool without ncu."""
-    from .power import WORKLOADS
-
     kernels = "|".join(sorted({WORKLOADS[name].kernel for name in counted_names()}))
     with tempfile.TemporaryDirectory(prefix="fasim-power-") as folder:
         listed = Path(folder) / "paces.json"

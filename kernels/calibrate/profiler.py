@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from ...traces.nsight import parse
-from ..counters import require
+from ..measure.counters import require
 
 
 def counters(module, child, kernel, metrics, value="1", cache="all"):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...simulator.errors import UsageError
-from .. import counters
-from ..measure import require_gpu
+from ..measure import counters
+from ..measure.runs import require_gpu
 from ..validation.check import MissingTool
 
 BENCHMARKS = (

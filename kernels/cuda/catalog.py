@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .. import build
+from ..compile import build
 from .config import SCHEDULES, KernelConfig, available, variants
 
 

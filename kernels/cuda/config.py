@@ -10,7 +10,7 @@ from ...simulator.errors import UsageError
 from ...simulator.problem.tile import Tile, default_for
 from ...simulator.problem.workload import Workload
 from ...simulator.schedules import SCHEDULES as SIMULATED
-from ..build import Source
+from ..compile.build import Source
 
 HERE = Path(__file__).parent
 SCHEDULES = ("warp-specialized", "pingpong", "overlap-2stage", "overlap-3stage", "fa3")

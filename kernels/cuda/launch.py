@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...simulator.errors import UsageError
 from ...simulator.problem.order import SECTION_BYTES
-from .. import build
 from ..arguments import check_storage, scale_of
+from ..compile import build
 from . import driver
 from .config import HEAD_DIMS, SCHEDULES, KernelConfig, config_for
 

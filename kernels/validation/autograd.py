@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import yardstick
-from .check import Case, Fault, Noted, Trial
+from .check import Case, Fault, Noted, Trial, explained
 from .criteria import Bound
-from .differentiate import NAMES, Problem, gradients, hold, record, wanted
+from .differentiate import NAMES, gradients, hold, record, wanted
 from .ownership import hold_own_memory, hold_unchanged, same_bits
+from .problem import Problem
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -52,8 +53,6 @@ def _problem(bench: Bench, case: Case, about: str = "") -> tuple[Problem, tuple]
 
 
 def _held(case: Case, proves: str, problem: Problem, found: tuple, right: tuple) -> dict:
-    from .bench import explained
-
     with explained(case, proves):
         return hold(case, problem, found, right)
 
@@ -152,8 +151,6 @@ def _packed(bench: Bench, case: Case) -> dict:
 
 
 def _no_grad(bench: Bench, case: Case) -> dict:
-    from .bench import explained
-
     q, k, v = bench.tensors(case)
     right = bench.yardstick(case, q, k, v)
     figures = {}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import calls, criteria, diagnose, inputs, layouts, yardstick
-from .check import Case, Fault, Skipped
+from . import calls, criteria, diagnose, kinds, layouts, yardstick
+from .check import Case, Fault, Skipped, explained
 from .subjects import Subject
 
 
@@ -58,7 +58,7 @@ class Bench:
 
     def tensors(self, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k, v of `case` on the device, in its layout."""
-        made = inputs.make(case, self.generator(case.name), self.dtype)
+        made = kinds.make(case, self.generator(case.name), self.dtype)
         return layouts.lay_out(case.layout, *(x.to(self.device) for x in made))
 
     def no_backward(self, case: Case) -> str:
@@ -69,11 +69,11 @@ class Bench:
 
     def dout(self, case: Case, name: str = "dO") -> torch.Tensor:
         """dO: N(0, 1) in the shape of O."""
-        return inputs.normal(case.o_shape, self.generator(name)).to(self.dtype).to(self.device)
+        return kinds.normal(case.o_shape, self.generator(name)).to(self.dtype).to(self.device)
 
     def like(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """N(0, 1) in the shape of `tensor`."""
-        return inputs.normal(tuple(tensor.shape), self.generator(name)).to(self.dtype).to(self.device)
+        return kinds.normal(tuple(tensor.shape), self.generator(name)).to(self.dtype).to(self.device)
 
     def call(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, case: Case, wait: bool = True
@@ -149,18 +149,3 @@ class Bench:
         except Fault as fault:
             guess = diagnose.lse(case, *qkv, lse, exact_lse)
             raise Fault(f"{fault}; {guess}" if guess else str(fault)) from None
-
-
-class explained:
-    """Adds to a Fault the inputs it came from and the promise that it breaks."""
-
-    def __init__(self, case: Case, promise: str = "") -> None:
-        self.case, self.promise = case, promise
-
-    def __enter__(self) -> None:
-        """Nothing to set up."""
-
-    def __exit__(self, kind: type | None, fault: BaseException | None, _: object) -> None:
-        if isinstance(fault, Fault):
-            promise = f"{self.promise}: " if self.promise else ""
-            raise Fault(f"{promise}{fault}; inputs: {self.case}") from None

@@ -147,3 +147,18 @@ class Check:
             "message": self.message,
             "figures": dict(self.figures),
         }
+
+
+class explained:
+    """Adds to a Fault the inputs it came from and the promise that it breaks."""
+
+    def __init__(self, case: Case, promise: str = "") -> None:
+        self.case, self.promise = case, promise
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: type | None, fault: BaseException | None, _: object) -> None:
+        if isinstance(fault, Fault):
+            promise = f"{self.promise}: " if self.promise else ""
+            raise Fault(f"{promise}{fault}; inputs: {self.case}") from None

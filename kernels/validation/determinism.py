@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .check import Case, Fault, Noted, Trial
+from .check import Case, Fault, Noted, Trial, explained
 from .ownership import same_bits
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ def trials(bench: Bench) -> Iterator[Trial]:
 
 def _batch(bench: Bench, case: Case) -> dict:
     """An entry of a batch gives what it gives alone."""
-    from .bench import explained
-
     qkv = bench.tensors(case)
     together = bench.call(*qkv, case)
     right = bench.yardstick(case, *qkv)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
 from . import diagnose, yardstick
 from .check import Case
 from .criteria import Bound
-
-if TYPE_CHECKING:
-    from .differentiate import Problem
+from .problem import Problem
 
 _ALIKE = 0.02  # of the norm: what is left where a factor explains a gradient
 _DIFFERENT = 0.05  # of the factor: nearer to 1 it explains nothing

@@ -8,6 +8,7 @@ import torch
 
 from . import calls, criteria, diagnose_gradients, yardstick
 from .check import Case, Fault, Skipped
+from .problem import Problem
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -23,21 +24,6 @@ class Recorded(NamedTuple):
     leaves: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     out: torch.Tensor
     lse: torch.Tensor | None
-
-
-class Problem(NamedTuple):
-    """What gradients are asked of: q, k, v and the gradients of O and LSE; None where nothing depends on it."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    do: torch.Tensor | None
-    dlse: torch.Tensor | None = None
-
-    @property
-    def qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The inputs."""
-        return self.q, self.k, self.v
 
 
 def record(bench: Bench, case: Case, qkv: tuple, needs: tuple[bool, ...] = (True, True, True)) -> Recorded:

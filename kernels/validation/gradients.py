@@ -10,9 +10,10 @@ import torch
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from . import calls, criteria, large, shapes, yardstick
-from .check import Case, Fault, Skipped, Trial
-from .differentiate import NAMES, Problem, backward, hold, wanted
+from .check import Case, Fault, Skipped, Trial, explained
+from .differentiate import NAMES, backward, hold, wanted
 from .layouts import DOUT_LAYOUTS
+from .problem import Problem
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -75,8 +76,6 @@ def _cases(bench: Bench) -> Iterator[tuple[Case, str]]:
 
 
 def _hold(bench: Bench, case: Case, proves: str = "", dout: str = "", of: str = "O") -> dict:
-    from .bench import explained
-
     q, k, v = bench.tensors(case)
     do = dlse = None
     if of.startswith("O"):
@@ -104,8 +103,6 @@ def _offered(bench: Bench, case: Case) -> dict:
 
 def _hold_corners(bench: Bench, case: Case) -> dict:
     """The first and the last head of a problem that is too large for the oracle as a whole."""
-    from .bench import explained
-
     q, k, v = bench.tensors(case)
     do = bench.dout(case, f"dO of {case.name}")
     with explained(case, "more heads than a grid's y axis holds"):

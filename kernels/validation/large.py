@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import criteria, yardstick
-from .check import Case, Skipped, Trial
+from .check import Case, Skipped, Trial, explained
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -61,8 +61,6 @@ def _corners(bench: Bench, case: Case) -> dict:
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     if need > free:
         raise Skipped(f"needs {need / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} GiB are free")
-    from .bench import explained
-
     generator = torch.Generator(bench.device).manual_seed(bench.seed)
     try:
         with explained(case, "indices do not overflow"):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import differentiate
-from .check import Case, Fault, Skipped, Trial
-from .differentiate import Problem
+from .check import Case, Fault, Skipped, Trial, explained
 from .guards import Guards, poisoned
 from .ownership import hold_own_memory, hold_unchanged, same_bits
+from .problem import Problem
 
 if TYPE_CHECKING:
     from .bench import Bench
@@ -43,8 +43,6 @@ def trials(bench: Bench) -> Iterator[Trial]:
 
 
 def _poisoned_outputs(bench: Bench, case: Case) -> dict:
-    from .bench import explained
-
     q, k, v = bench.tensors(case)
     wanted = bench.yardstick(case, q, k, v)
     with explained(case, "every element of O and LSE is written (NaN is what the call found there)"):
@@ -64,8 +62,6 @@ def _poison_cache(bench: Bench, case: Case) -> None:
 
 
 def _guard_regions(bench: Bench, case: Case) -> dict:
-    from .bench import explained
-
     q, k, v = bench.tensors(case)
     wanted = bench.yardstick(case, q, k, v)
     guards = Guards()
@@ -87,8 +83,6 @@ def _inputs_unchanged(bench: Bench, case: Case) -> dict:
 
 def _same_addresses(bench: Bench, case: Case) -> dict:
     """Three sets of buffers in turn, twice round; in the second round they hold other numbers."""
-    from .bench import explained
-
     rounds = [[bench.tensors(_renamed(case, f"{case.name} {turn} {slot}")) for slot in range(3)] for turn in range(2)]
     buffers = [tuple(x.clone() for x in each) for each in rounds[0]]
     figures = {}
@@ -105,8 +99,6 @@ def _same_addresses(bench: Bench, case: Case) -> dict:
 
 def _changed_in_place(bench: Bench, case: Case, tensor: str) -> dict:
     """Two rows of one tensor change places, and nothing that a sample of it, or a version counter, would show."""
-    from .bench import explained
-
     q, k, v = bench.tensors(case)
     bench.call(q, k, v, case)
     chosen = {"q": q, "k": k, "v": v}[tensor]
@@ -147,8 +139,6 @@ def _earlier_result(bench: Bench, case: Case) -> dict:
 
 def _current_stream(bench: Bench, case: Case) -> dict:
     """Inputs that appear late on a side stream, and vanish right after the call."""
-    from .bench import explained
-
     if not bench.on_gpu:
         raise Skipped("needs a GPU: the CPU has no streams")
     q, k, v = bench.tensors(case)
@@ -171,8 +161,6 @@ def _current_stream(bench: Bench, case: Case) -> dict:
 
 
 def _backward(bench: Bench, case: Case) -> dict:
-    from .bench import explained
-
     problem = Problem(*bench.tensors(case), bench.dout(case))
     right = differentiate.wanted(bench, case, problem)
     _poison_cache(bench, case)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import calls, criteria, state, yardstick
-from .bench import explained
-from .check import Case, Fault, Noted, Skipped, Trial
+from .check import Case, Fault, Noted, Skipped, Trial, explained
 from .differentiate import backward
 
 if TYPE_CHECKING:

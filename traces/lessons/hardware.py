@@ -15,7 +15,7 @@ READING = Reading(
     code=(
         ("traces/overlay.py", "how a recorded timeline is laid over a predicted one"),
         ("traces/compare.py", "errors by quantity"),
-        ("kernels/measure.py", "how a run is recorded"),
+        ("kernels/measure/runs.py", "how a run is recorded"),
     ),
     papers=("FlashAttention-3 (arXiv:2407.08608), section 4.1",),
 )

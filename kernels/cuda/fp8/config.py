@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ....simulator.errors import UsageError
 from ....simulator.problem.tile import Tile
-from ...build import Source
+from ...compile.build import Source
 from .. import config as sixteen_bit
 from .wgmma import header
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....simulator.errors import UsageError
-from ... import build
+from ...compile import build
 from ...fp8.arguments import check
 from .. import driver, launch
 from .config import Fp8Config, config_for

@@ -1,42 +1,33 @@
-"""Our Triton kernels beside PyTorch's attention on one GPU, interleaved: `python -m fasim.kernels.bench --out DIR`.
+"""Kernels beside each other on one GPU: the protocol of every comparison of rates that is recorded here.
 
-Every kernel of a case runs in short bursts, in turn, on random normal data that rotates through buffers larger than L2;
-time is the median over all calls by CUDA events, the SM clock and power are read by NVML in mid-burst. Each output is
-first held to the fp64 oracle. Peers: cuDNN and FlashAttention-2 as PyTorch ships them, and FlexAttention, autotuned.
-Writes triton.json; the table goes to stdout, progress to stderr.
+Every kernel of a case runs in bursts, in shuffled turns, on random normal data that rotates through buffers larger than L2;
+time is the median over all calls by CUDA events, the SM clock and power are read by NVML in mid-burst. Peers: cuDNN and
+FlashAttention-2 as PyTorch ships them, and FlexAttention, autotuned. Each output is first held to the fp64 oracle.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import hashlib
-import importlib.metadata
-import json
 import math
 import random
 import statistics
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..simulator.problem.workload import Workload
-from . import ops, reference
+from ...simulator.problem.workload import Workload
+from .. import ops, reference
 
 SCHEMA = "fasim.kernel-times/1"
-HERE = Path(__file__).parent
 TOKENS = 16384
 HIDDEN = 2048
 """Batch times length, and heads times head_dim, of every case: the papers' setting."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2-pytorch": SDPBackend.FLASH_ATTENTION}
-ROUNDS = 20
 BURST_S = 0.06
 BUFFERS = 3
 FLOPS_BACKWARD = 2.5
@@ -59,18 +50,6 @@ class Case:
 Tensors = tuple[torch.Tensor, ...]
 Call = Callable[[int], object]
 """Runs one kernel on buffer set number i."""
-
-
-def cases(quick: bool) -> list[Case]:
-    """Forward in fp16, backward in bf16; head_dim 128 at every length, the others at 4k and 16k."""
-    chosen = []
-    for backward, dtype in ((False, "fp16"), (True, "bf16")):
-        for head_dim, lengths in ((128, (4096, 16384) if quick else (1024, 4096, 16384)), (64, (16384,)), (256, (16384,))):
-            for seqlen in lengths:
-                for causal in (False, True):
-                    shape = Workload(TOKENS // seqlen, HIDDEN // head_dim, seqlen, head_dim, dtype, causal)
-                    chosen.append(Case(backward, shape))
-    return chosen
 
 
 def buffers(case: Case) -> list[Tensors]:
@@ -179,109 +158,40 @@ class Meter:
         return self.nvml.nvmlSystemGetDriverVersion()
 
 
-def run_case(case: Case, meter: Meter) -> list[dict]:
-    """Every kernel of one case, in turns; a kernel that cannot run says why."""
-    w = case.workload
-    sets = buffers(case)
-    by_head = [tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors) for tensors in sets]
-    names = ["fasim-fa2", *BACKENDS]
-    if not case.backward and w.head_dim == 128 and w.seqlen >= 4096:
-        names.append("flex")
-    rows, calls = {}, {}
-    for name in names:
-        rows[name] = {"pass": "backward" if case.backward else "forward", **w.to_dict(), "kernel": name}
-        try:
-            call = calls_of(name, case, by_head if name == "flex" else sets)  # each in its own layout
-            rows[name]["relative_error"] = error_of(call, case, sets[0])
-            calls[name] = call
-        except Exception as error:  # a peer that refuses a shape is a finding
-            rows[name]["refused"] = f"{type(error).__name__}: {error}"[:300]
-    readings = {name: ([], [], []) for name in calls}
+def in_turns(
+    calls: Mapping[str, Call], flops: float, meter: Meter, rounds: int, burst_s: float = BURST_S, rest_s: float = 0.0, seed: int = 0
+) -> dict[str, dict]:
+    """What each call takes: `rounds` bursts of about `burst_s` seconds, each after `rest_s` seconds of rest.
+
+    The turns are shuffled: the clock that a burst finds depends on the power that the one before it drew. Of a burst the
+    first call is left out.
+    """
     counts = {}
     for name, call in calls.items():
         times, _, _ = meter.burst(call, 2 * BUFFERS)
-        counts[name] = max(5, math.ceil(BURST_S * 1000 / statistics.median(times)))
-    turns = random.Random(case.workload.seqlen)
-    for _ in range(ROUNDS):
-        # Shuffled: the clock a burst finds depends on the power that the one before it drew.
-        for name in turns.sample(list(calls), len(calls)):
+        counts[name] = max(5, math.ceil(burst_s * 1000 / statistics.median(times)))
+    readings = {name: ([], [], []) for name in calls}
+    order = random.Random(seed)
+    for _ in range(rounds):
+        for name in order.sample(list(calls), len(calls)):
+            if rest_s:
+                torch.cuda.synchronize()
+                time.sleep(rest_s)
             times, clock, power = meter.burst(calls[name], counts[name])
             readings[name][0].extend(times[1:])
             readings[name][1].append(clock)
             readings[name][2].append(power)
+    found = {}
     for name, (times, clocks, powers) in readings.items():
         times.sort()
         median = statistics.median(times)
-        rows[name] |= {
+        found[name] = {
             "median_ms": round(median, 5),
             "p10_ms": round(times[len(times) // 10], 5),
             "p90_ms": round(times[len(times) * 9 // 10], 5),
             "calls": len(times),
-            "tflops": round(case.flops / median / 1e9, 1),
+            "tflops": round(flops / median / 1e9, 1),
             "sm_clock_mhz": statistics.median(clocks),
             "power_w": round(statistics.median(powers), 1),
         }
-    return list(rows.values())
-
-
-def report(quick: bool) -> dict:
-    """All cases with their provenance."""
-    meter = Meter()
-    rows = []
-    for case in cases(quick):
-        done = run_case(case, meter)
-        rows += done
-        sys.stderr.write(line_of(done) + "\n")
-    sources = [HERE / "ops.py", *sorted((HERE / "triton").glob("*.py"))]
-    return {
-        "schema": SCHEMA,
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "driver": meter.driver(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "packages": {name: importlib.metadata.version(name) for name in ("torch", "triton")},
-        "protocol": {"rounds": ROUNDS, "burst_s": BURST_S, "buffers": BUFFERS, "data": "normal", "statistic": "median"},
-        "source": "kernels/bench.py",
-        "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "kernel_sha256": {str(path.relative_to(HERE.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
-        "rows": rows,
-    }
-
-
-def line_of(rows: list[dict]) -> str:
-    """One case as a line: TFLOP/s of each kernel, and ours over each peer."""
-    first = rows[0]
-    mask = "causal" if first["causal"] else "full"
-    head = f"{first['pass']:8} {first['dtype']:4} d{first['head_dim']:<3} {first['seqlen_q']:>6} {mask:6}"
-    ours = first.get("tflops")
-    cells = []
-    for row in rows:
-        rate = row.get("tflops")
-        ratio = f" ({ours / rate:.2f}x)" if ours and rate and row is not first else ""
-        cells.append(f"{row['kernel']} {rate if rate else 'refused'}{ratio}")
-    return f"{head}  " + "  ".join(cells)
-
-
-def table_of(result: dict) -> str:
-    """The whole report as text, one line per case."""
-    by_case: dict[tuple, list[dict]] = {}
-    for row in result["rows"]:
-        by_case.setdefault(tuple(row[k] for k in ("pass", "dtype", "head_dim", "seqlen_q", "causal")), []).append(row)
-    return "\n".join(line_of(rows) for rows in by_case.values()) + "\n"
-
-
-def main() -> None:
-    """Measure, write DIR/triton.json, show the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for triton.json")
-    parser.add_argument("--quick", action="store_true", help="leave out the short lengths")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    result = report(given.quick)
-    (given.out / "triton.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(table_of(result))
-
-
-if __name__ == "__main__":
-    main()
+    return found

@@ -1,4 +1,4 @@
-"""What a call costs on the host beyond the launch itself: `python -m fasim.kernels.cuda.overhead [--out DIR]`.
+"""What a call costs on the host beyond the launch itself: `python -m fasim.kernels.measure.host_overhead [--out DIR]`.
 
 Host time of many calls on a small problem, less that of a bare cuLaunchKernel of the same kernel with the same arguments;
 the GPU is never behind by more than a batch, so that a full launch queue does not count.
@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from .. import ops
-from . import launch
-from .config import available
+from ..cuda import launch
+from ..cuda.config import available
 
 BATCH = 100
 """Calls between two synchronisations; the driver's queue holds some thousand launches."""

@@ -1,4 +1,4 @@
-"""Many runs beside other work: bitwise the same each time, or a race: `python -m fasim.kernels.cuda.endurance --out DIR`.
+"""Many runs beside other work: bitwise the same each time, or a race: `python -m fasim.kernels.measure.endurance --out DIR`.
 
 Each kernel runs RUNS times in a row at each of ten shapes while another stream keeps the tensor cores and HBM busy with
 matrix products and copies. O and LSE of every run are compared, bit for bit, with those of the first, and the first with
@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from .. import reference
-from . import launch
-from .config import HERE, available
+from ..cuda import launch
+from ..cuda.config import HERE, available
 
 RUNS = 200
 TOLERANCE = 5e-3

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..simulator.errors import UsageError
-from ..simulator.reading import read_bytes, read_json
-from ..traces.files import cache_folder
+from ...simulator.errors import UsageError
+from ...simulator.reading import read_bytes, read_json
+from ...traces.files import cache_folder
 
 ARCH = "sm_90a"
 ENTRY = "attention_forward"

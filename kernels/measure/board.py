@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from .validation.check import MissingTool
+from ..validation.check import MissingTool
 
 
 @dataclass(frozen=True)

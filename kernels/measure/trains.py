@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from ..validation.check import MissingTool
 from .board import Board, Sample
 from .clock_probe import ClockProbe
-from .validation.check import MissingTool
 
 IDLE_S, BURST_S = 0.2, 0.03
 SUSTAINED_S, SETTLE_SHARE = 1.5, 1 / 3

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from ..simulator.errors import UsageError
-from ..traces import nsight
-from ..traces.nsight import Profiled
-from .cuda.config import SCHEDULES
-from .validation.check import MissingTool
+from ...simulator.errors import UsageError
+from ...traces import nsight
+from ...traces.nsight import Profiled
+from ..cuda.config import SCHEDULES
+from ..validation.check import MissingTool
 
 MARKER = "spin_kernel"
 """torch.cuda._sleep's kernel."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..simulator.errors import UsageError
-from ..simulator.results.run import Run
-from ..traces.kernel_trace import BLOCKS, ROWS, SLOTS, recording
-from .cuda.config import SCHEDULES, config_for
+from ...simulator.errors import UsageError
+from ...simulator.results.run import Run
+from ...traces.kernel_trace import BLOCKS, ROWS, SLOTS, recording
+from ..cuda.config import SCHEDULES, config_for
 from .plan import Entry
 
 if TYPE_CHECKING:
-    from .measure import Bench
+    from .bench import Bench
 
 
 class Traced:
@@ -35,7 +35,7 @@ class Traced:
         if self.plan is None:
             import torch
 
-            from .cuda.launch import Plan, kernel_for
+            from ..cuda.launch import Plan, kernel_for
 
             device = q.get_device()
             strides = (q.stride(), k.stride(), v.stride())

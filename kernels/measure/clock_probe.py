@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..simulator.errors import UsageError
-from .validation.check import MissingTool
+from ...simulator.errors import UsageError
+from ..validation.check import MissingTool
 
 SLOTS = 4096
 """Moments in one block of device memory; another is added when it is full."""
@@ -39,7 +39,7 @@ class ClockProbe:
 
     def __init__(self, sms: int) -> None:
         try:
-            from .calibrate.harness import Module
+            from ..calibrate.harness import Module
 
             self._module = Module(_SOURCE)
         except (ImportError, RuntimeError, UsageError) as error:

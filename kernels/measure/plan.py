@@ -19,10 +19,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..simulator.errors import UsageError
-from ..simulator.problem.workload import Workload
-from ..simulator.reading import read_toml
-from ..simulator.values import Within, number, shown, text
+from ...simulator.errors import UsageError
+from ...simulator.problem.workload import Workload
+from ...simulator.reading import read_toml
+from ...simulator.values import Within, number, shown, text
 
 _FIELDS = ("batch", "heads", "kv_heads", "seqlen", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal")
 _PAPERS = ("tokens", "hidden", "heads_per_kv")

@@ -1,6 +1,6 @@
-"""Our CUDA kernels beside cuDNN, FlashAttention-2 and, if asked, FlexAttention: `python -m fasim.kernels.cuda.bench --out DIR`.
+"""Our CUDA kernels beside cuDNN, FlashAttention-2, FlexAttention: `python -m fasim.kernels.measure.beside_cuda --out DIR`.
 
-The protocol is that of kernels/bench.py: bursts in shuffled turns, random normal data that rotates through buffers larger
+The protocol is that of beside.py: bursts in shuffled turns, random normal data that rotates through buffers larger
 than L2, the median over all calls between CUDA events, clock and power by NVML in mid-burst, every output held to the fp64
 oracle first. Each burst is short and follows a rest, so that the clock is not yet at the power limit: only then does cuDNN
 run at the rates it had beside FlashAttention-3. With --sustained there is no rest and the board draws all it may.
@@ -17,8 +17,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import math
-import random
 import statistics
 import sys
 import time
@@ -29,8 +27,9 @@ import torch
 
 from ...simulator.problem.workload import Workload
 from ...traces.published import read_table
-from .. import bench, build
-from .config import HEAD_DIMS, HERE, available, config_for
+from ..compile import build
+from ..cuda.config import HEAD_DIMS, HERE, available, config_for
+from . import beside
 
 LENGTHS = {64: (1024, 4096, 16384), 128: (512, 1024, 2048, 4096, 8192, 16384), 256: (1024, 4096, 16384)}
 """Those that h200_tflops.csv has."""
@@ -48,7 +47,7 @@ PUBLISHED = {"FlashAttention-3 (source of 2026-08, CUDA 13.0)": "fa3", "cuDNN 9.
 def workloads(head_dims: Iterable[int], seqlens: Sequence[int] | None, dtype: str) -> list[Workload]:
     """The papers' setting at each length, full and causal: 16k tokens, hidden size 2048."""
     return [
-        Workload(max(1, bench.TOKENS // seqlen), bench.HIDDEN // head_dim, seqlen, head_dim, dtype, causal)
+        Workload(max(1, beside.TOKENS // seqlen), beside.HIDDEN // head_dim, seqlen, head_dim, dtype, causal)
         for head_dim in head_dims
         for causal in (False, True)
         for seqlen in seqlens or LENGTHS[head_dim]
@@ -71,51 +70,29 @@ def versus_fa3(ours: float, cudnn: float, then: dict[str, float]) -> float:
     return (ours / cudnn) / (then["fa3"] / then["cudnn"])
 
 
-def run_case(workload: Workload, kernels: Sequence[str], meter: bench.Meter, rounds: int, sustained: bool) -> list[dict]:
+def run_case(workload: Workload, kernels: Sequence[str], meter: beside.Meter, rounds: int, sustained: bool) -> list[dict]:
     """One row per kernel; a kernel that is wrong, or that cannot run, says so and has no time."""
-    case = bench.Case(False, workload)
-    sets = bench.buffers(case)
+    case = beside.Case(False, workload)
+    sets = beside.buffers(case)
     by_head = [tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in each) for each in sets] if "flex" in kernels else sets
-    rows, calls, counts = {}, {}, {}
+    rows, calls = {}, {}
     for name in kernels:
         rows[name] = {"pass": "forward", **workload.to_dict(), "kernel": name}
         try:
             rows[name] |= resources_of(name, workload)
-            call = bench.calls_of(name, case, by_head if name == "flex" else sets)
-            error = rows[name]["relative_error"] = bench.error_of(call, case, sets[0])
+            call = beside.calls_of(name, case, by_head if name == "flex" else sets)
+            error = rows[name]["relative_error"] = beside.error_of(call, case, sets[0])
             if not error <= TOLERANCE[workload.dtype]:
                 rows[name]["refused"] = f"its relative error {error:.1e} is above {TOLERANCE[workload.dtype]:.1e}"
                 continue
             rows[name]["host_us"] = round(host_us(call), 1)
-            times, _, _ = meter.burst(call, 2 * bench.BUFFERS)
         except Exception as error:  # a peer that refuses a shape is a finding, and so is a kernel that does not compile
             rows[name]["refused"] = f"{type(error).__name__}: {error}"[:300]
             continue
         calls[name] = call
-        counts[name] = max(5, math.ceil((bench.BURST_S if sustained else BURST_S) * 1000 / statistics.median(times)))
-    readings = {name: ([], [], []) for name in calls}
-    turns = random.Random(workload.seqlen)
-    for _ in range(rounds):
-        for name in turns.sample(list(calls), len(calls)):
-            if not sustained:
-                torch.cuda.synchronize()
-                time.sleep(REST_S)
-            times, clock, power = meter.burst(calls[name], counts[name])
-            readings[name][0].extend(times[1:])
-            readings[name][1].append(clock)
-            readings[name][2].append(power)
-    for name, (times, clocks, powers) in readings.items():
-        times.sort()
-        rows[name] |= {
-            "median_ms": round(statistics.median(times), 5),
-            "p10_ms": round(times[len(times) // 10], 5),
-            "p90_ms": round(times[len(times) * 9 // 10], 5),
-            "calls": len(times),
-            "tflops": round(case.flops / statistics.median(times) / 1e9, 1),
-            "sm_clock_mhz": statistics.median(clocks),
-            "power_w": round(statistics.median(powers), 1),
-        }
-    return compare(list(rows.values()), workload)
+    rest_s, burst_s = (0.0, beside.BURST_S) if sustained else (REST_S, BURST_S)
+    timed = beside.in_turns(calls, case.flops, meter, rounds, burst_s, rest_s, seed=workload.seqlen)
+    return compare([row | timed.get(name, {}) for name, row in rows.items()], workload)
 
 
 def compare(rows: list[dict], workload: Workload) -> list[dict]:
@@ -141,12 +118,12 @@ def resources_of(name: str, workload: Workload) -> dict:
     return {"tile": config.tile.to_dict(), "registers": report.registers, "spill_bytes": report.spill_bytes}
 
 
-def host_us(call: bench.Call, count: int = 50) -> float:
+def host_us(call: beside.Call, count: int = 50) -> float:
     """Microseconds that the host needs to enqueue one call on an idle GPU."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for number in range(count):
-        call(number % bench.BUFFERS)
+        call(number % beside.BUFFERS)
     spent = time.perf_counter() - begin
     torch.cuda.synchronize()
     return spent / count * 1e6
@@ -172,7 +149,7 @@ def means_of(rows: Iterable[dict]) -> list[dict]:
 
 def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int, sustained: bool = False) -> dict:
     """All cases with their provenance."""
-    meter = bench.Meter()
+    meter = beside.Meter()
     ours = [schedule for schedule in available() if f"fasim-{schedule}" in kernels]
     build.build_all([config_for(name, w.dtype, w.head_dim, w.causal).source for w in works for name in ours])
     rows = []
@@ -182,7 +159,7 @@ def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int, susta
         sys.stderr.write(line_of(done) + "\n")
     sources = [HERE.parent / "ops.py", HERE / "launch.py", HERE / "wgmma.py", *sorted(HERE.glob("*.cu*"))]
     return {
-        "schema": bench.SCHEMA,
+        "schema": beside.SCHEMA,
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name(),
         "driver": meter.driver(),
@@ -193,13 +170,13 @@ def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int, susta
         "protocol": {
             "rounds": rounds,
             "rest_s": 0 if sustained else REST_S,
-            "burst_s": bench.BURST_S if sustained else BURST_S,
-            "buffers": bench.BUFFERS,
+            "burst_s": beside.BURST_S if sustained else BURST_S,
+            "buffers": beside.BUFFERS,
             "data": "normal",
             "statistic": "median",
             "vs_fa3": "(ours / cudnn, this run) / (fa3 / cudnn, traces/published/h200_tflops.csv)",
         },
-        "source": "kernels/cuda/bench.py",
+        "source": "kernels/measure/beside_cuda.py",
         "source_sha256": _sha256(Path(__file__)),
         "kernel_sha256": {path.relative_to(HERE.parents[1]).as_posix(): _sha256(path) for path in sources},
         "rows": rows,

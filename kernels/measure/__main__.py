@@ -1,0 +1,62 @@
+"""`python -m fasim.kernels.measure --out DIR --plan PLAN [--counters | --timeline]`: many runs where only torch is installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ...simulator.errors import UsageError
+from ...simulator.reading import read_json
+from ...traces import store
+from ..validation.check import MissingTool
+from .plan import Entry, read
+from .runs import L2_STATES, REGIMES, Refused, launch_for_profiler, measure_all, summary
+from .trains import SUSTAINED_S
+
+
+def main() -> int:
+    """Exit status: 0 all measured, 1 one was wrong or refused, 2 usage, 3 no GPU or tool."""
+    parser = argparse.ArgumentParser(prog="python -m fasim.kernels.measure", description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, help="TOML file of [[runs]]")
+    parser.add_argument("--out", type=Path, help="folder for the runs")
+    parser.add_argument("--counters", action="store_true", help="also count under Nsight Compute")
+    parser.add_argument("--timeline", action="store_true", help="measure the build that stamps what it does; keep its spans")
+    parser.add_argument("--regime", default="sustained", choices=REGIMES)
+    parser.add_argument("--l2", default="cold", choices=L2_STATES)
+    parser.add_argument("--seconds", type=float, default=SUSTAINED_S, help="length of a sustained run")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    try:
+        if given.child:
+            launch_for_profiler([Entry.from_dict(each) for each in read_json(given.child, "plan")])
+            return 0
+        if not given.plan or not given.out:
+            parser.error("give --plan and --out")
+        return _take(given)
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except MissingTool as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+
+
+def _take(given: argparse.Namespace) -> int:
+    plan = read(given.plan)
+    given.out.mkdir(parents=True, exist_ok=True)
+    status = 0
+    how = {name: getattr(given, name) for name in ("counters", "regime", "l2", "seconds", "timeline")}
+    for entry, found in zip(plan, measure_all(plan, **how), strict=True):
+        if isinstance(found, Refused):
+            status = 1
+            sys.stdout.write(f"{entry.kernel}, {entry.workload}: {found.reason}\n")
+        else:
+            store.save(found, given.out / store.file_name(found))
+            sys.stdout.write(f"{summary(found)}\n")
+        sys.stdout.flush()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Whose kernel it is that is measured: how it is called, which files it is made of, which tile it takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from ...simulator.errors import UsageError
+from ...simulator.problem.tile import Tile
+from ...simulator.problem.workload import Workload
+from ..cuda.config import DTYPES as CUDA_DTYPES
+from ..cuda.config import HEAD_DIMS, config_for
+from ..cuda.config import SCHEDULES as CUDA_SCHEDULES
+from ..validation.check import Case
+from ..validation.subjects import Subject, resolve
+
+ROOM = Path(__file__).parents[1]
+
+
+def implementation_of(kernel: str) -> str:
+    """Whose kernel it is: "cuda" or "triton" (ours), "pytorch", or "callable"."""
+    if ":" in kernel:
+        return "callable"
+    if kernel.startswith("torch-"):
+        return "pytorch"
+    return "cuda" if kernel in CUDA_SCHEDULES else "triton"
+
+
+def subject_of(kernel: str, device: str = "cuda") -> Subject:
+    """The kernel by its name; raises as `subjects.resolve` does."""
+    if kernel not in CUDA_SCHEDULES:
+        return resolve(kernel, device)
+    from ..ops import flash_attn_func
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        return flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal, schedule=kernel, return_lse=True)
+
+    return Subject(name=kernel, forward=forward, head_dims=HEAD_DIMS, dtypes=CUDA_DTYPES, needs_cuda=True, returns_lse=True)
+
+
+def sources_of(subject: Subject) -> dict[str, str]:
+    """Path within the package -> SHA-256, of the files that make up a kernel of ours; of the user's, its module."""
+    file = subject.name.replace("-", "_")
+    match implementation_of(subject.name):
+        case "cuda":
+            room = ROOM / "cuda"
+            paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), room / "wgmma.py"]
+        case "triton":
+            paths = [ROOM / "triton" / f"{each}.py" for each in (file, "arithmetic", "loads", "tiles")]
+        case _:
+            return {path.name: _sha256(path) for path in subject.sources}
+    return {path.relative_to(ROOM.parent).as_posix(): _sha256(path) for path in paths}
+
+
+def tile_of(kernel: str, workload: Workload) -> Tile | None:
+    """The tile our CUDA kernel takes for a workload; None where it is not known."""
+    if implementation_of(kernel) != "cuda":
+        return None
+    return config_for(kernel, workload.dtype, workload.head_dim, workload.causal).tile
+
+
+def accept(subject: Subject, workload: Workload) -> None:
+    """UsageError where the workload lies outside what the kernel promises."""
+    if workload.dtype not in subject.dtypes:
+        raise UsageError(f"dtype={workload.dtype} is not supported by '{subject.name}' ({', '.join(subject.dtypes)})")
+    if workload.head_dim not in subject.head_dims and ":" not in subject.name:
+        raise UsageError(
+            f"head_dim={workload.head_dim} is not supported by '{subject.name}' ({', '.join(map(str, subject.head_dims))})"
+        )
+    case = Case(
+        name="measure", batch=workload.batch, heads=workload.heads, kv_heads=workload.kv_heads, head_dim=workload.head_dim,
+        seqlen_q=workload.seqlen_q, seqlen_k=workload.seqlen_k, causal=workload.causal,
+    )  # fmt: skip
+    if reason := subject.refuses(case):
+        raise UsageError(f"{subject.name} does not take {workload}: {reason}")
+
+
+def caller(subject: Subject, workload: Workload) -> Callable:
+    """f(q, k, v) -> O or (O, LSE): the kernel and nothing beside it (validation tidies PyTorch's LSE up, which takes kernels)."""
+    import torch
+
+    causal = workload.causal
+    if subject.name == "torch-fa2":
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention
+        return lambda q, k, v: kernel(*(x.transpose(1, 2) for x in (q, k, v)), 0.0, causal)[0].transpose(1, 2)
+    if subject.name == "torch-cudnn":
+        kernel = torch.ops.aten._scaled_dot_product_cudnn_attention
+        return lambda q, k, v: kernel(*(x.transpose(1, 2) for x in (q, k, v)), None, True, 0.0, causal)[0].transpose(1, 2)
+    return lambda q, k, v: subject.forward(q, k, v, causal=causal)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
