@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 ENTER, QUIT, NEXT, BACK = "enter", "q", "n", "p"
@@ -42,6 +42,16 @@ class TerminalKeys:
         if char == "\x03":
             raise KeyboardInterrupt
         return ENTER if char in "\r\n" else char.lower()
+
+    def listening(self) -> AbstractContextManager[bool]:
+        """Meanwhile keys are neither echoed nor wait for Enter; whether that is so (not where the descriptor is no terminal)."""
+        return _raw(self.descriptor)
+
+    def within(self, seconds: float) -> str | None:
+        """The next key if it comes within so many seconds, else None."""
+        import select
+
+        return self.key() if select.select([self.descriptor], [], [], seconds)[0] else None
 
     def line(self) -> str | None:
         """The next line, which the terminal lets its user edit."""

@@ -27,6 +27,7 @@ from .commands.published import published
 from .commands.roofline import roofline
 from .commands.timeline import timeline
 from .commands.validate import validate
+from .commands.walk import walk
 from .compare import compare
 from .doctor import doctor
 from .measure import measure
@@ -46,6 +47,7 @@ for _place, _command in enumerate(
         learn,
         predict,
         timeline,
+        walk,
         roofline,
         published,
         schedules,

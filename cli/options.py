@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import Group, Parameter
 
@@ -25,8 +25,6 @@ def _require(names: tuple[str, ...]) -> None:
     if not names:
         raise ValueError("--schedule needs a name, such as fa3")
 
-
-_DEFAULT_SEQLEN = 8448  # FlashAttention-3 Table 2: divisible by 132 SMs x 64 rows
 
 _NAMES = "(see `fasim schedules`), or your own as ./mine.py:my_schedule, a file that is run"
 Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON, alone, on stdout.")]
@@ -68,6 +66,9 @@ class ShapeOptions:
     causal: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     "Mask the keys after each query, aligned bottom right."
 
+    usual_seqlen: ClassVar[int] = 8448
+    """Where no length is given: FlashAttention-3 Table 2, divisible by 132 SMs x 64 rows."""
+
     def build(self) -> Workload:
         """The workload these options describe; raises UsageError where they contradict each other."""
         from ..simulator.problem.workload import Workload
@@ -79,7 +80,7 @@ class ShapeOptions:
             raise UsageError("--seqlen-q and --seqlen-k go together: give both, or --seqlen")
         lengths = {"seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k}
         if split == (None, None):
-            lengths = {"seqlen": _DEFAULT_SEQLEN if self.seqlen is None else self.seqlen}
+            lengths = {"seqlen": self.usual_seqlen if self.seqlen is None else self.seqlen}
         return Workload(**self._heads(), **lengths, head_dim=self.head_dim, dtype=self.dtype, causal=self.causal)
 
     def _heads(self) -> dict[str, int | None]:
@@ -104,6 +105,20 @@ class WorkloadOptions(ShapeOptions, _HeadOptions):
 
     def _heads(self) -> dict[str, int | None]:
         return {"batch": self.batch, "heads": self.heads, "kv_heads": self.kv_heads}
+
+
+@Parameter(name="*", group=_WORKLOAD)
+@dataclass(frozen=True, kw_only=True)
+class WalkedOptions(WorkloadOptions):
+    """What is walked: one head of few tokens unless more is asked for."""
+
+    usual_seqlen: ClassVar[int] = 1024
+    seqlen: int | None = None
+    "Length of queries and of keys. [default: 1024]"
+    batch: int = 1
+    "Sequences in the batch."
+    heads: int = 1
+    "Query heads, walked one after another."
 
 
 @Parameter(name="*", group=_MACHINE)

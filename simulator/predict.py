@@ -55,13 +55,8 @@ def predict(
     one whose spans the run keeps for the timeline (default: the one with the softmax); all are predicted. With `why` the
     run also says what each resource twice as fast would save. Raises UsageError, one sentence, for whatever is not possible.
     """
-    chosen = find_schedule(schedule)
-    gpu = load_device(device) if isinstance(device, str) else device
-    _supported(chosen, workload, gpu)
-    tile = default_tile(workload, schedule, gpu) if tile is None else tile
-    _cluster_fits(chosen, workload, tile)
+    chosen, gpu, tile = _agreed(workload, schedule, device, tile)
     number = chosen_kernel(chosen, kernel, workload, tile)
-    affordable(chosen.kernels, workload, tile, gpu.l2_partitions)
 
     problem = replace(_laid_out(chosen, workload, tile, gpu), pinned_hz=clock_hz, regime=regime)
     found = settle(problem, gpu)
@@ -114,6 +109,15 @@ def default_tile(workload: Workload, schedule: str, device: str | Device = "h100
     return tile
 
 
+def laid_out(workload: Workload, schedule: str, device: str | Device, tile: Tile | None = None) -> Problem:
+    """The schedule's kernels laid over the problem, with the bytes they move; no cycle of it is replayed.
+
+    Raises UsageError, one sentence, for whatever is not possible.
+    """
+    chosen, gpu, tile = _agreed(workload, schedule, device, tile)
+    return _laid_out(chosen, workload, tile, gpu)
+
+
 def programs(
     workload: Workload, schedule: str, device: str | Device, tile: Tile | None = None, kv_blocks: int = 3
 ) -> list[Program]:
@@ -131,6 +135,17 @@ def programs(
 
 
 # -- what is possible ---------------------------------------------------------------------------------------------------
+
+
+def _agreed(workload: Workload, name: str, device: str | Device, tile: Tile | None) -> tuple[Schedule, Device, Tile]:
+    """Schedule, device and tile of a question that can be answered. Raises UsageError otherwise."""
+    chosen = find_schedule(name)
+    gpu = load_device(device) if isinstance(device, str) else device
+    _supported(chosen, workload, gpu)
+    tile = default_tile(workload, name, gpu) if tile is None else tile
+    _cluster_fits(chosen, workload, tile)
+    affordable(chosen.kernels, workload, tile, gpu.l2_partitions)
+    return chosen, gpu, tile
 
 
 def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:

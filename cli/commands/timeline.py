@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from ...simulator.errors import UsageError
 from .. import output, pictures
-from ..options import Json, MachineOptions, Schedules, WorkloadOptions
+from ..options import Json, MachineOptions, Schedules, TileOptions, WalkedOptions, WorkloadOptions
 
 if TYPE_CHECKING:
     from ...simulator.results.run import Run
@@ -28,6 +30,7 @@ def timeline(
     width: int | None = None,
     svg: Path | None = None,
     trace: Path | None = None,
+    step: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> None:
     """Draw which warp and which hardware unit is busy when, of one schedule or of several on one axis.
@@ -61,7 +64,13 @@ def timeline(
         Also write the picture as an SVG file.
     trace
         Also write a Chrome trace of all that was recorded, for Perfetto.
+    step
+        Play the walk over the tiles of one head's S instead, 1,024 tokens unless a length is given: see `fasim walk`.
     """
+    if step:
+        drawn = {"kernel": kernel, "iterations": iterations, "cycles": cycles, "width": width, "svg": svg, "trace": trace}
+        _step(schedule, workload, machine, [f"--{name}" for name, value in drawn.items() if value is not None], json)
+        return
     if cycles is not None and iterations is not None:
         raise UsageError("--cycles and --iterations both say what to show: give one of them")
     if json and width is not None and not svg:
@@ -93,6 +102,19 @@ def timeline(
     console = output.stdout(width)
     console.print(window.title, style="bold", markup=False)
     console.print(Timeline(window))
+
+
+def _step(
+    schedule: Sequence[str], workload: WorkloadOptions, machine: MachineOptions, unused: Sequence[str], json: bool
+) -> None:
+    """The walk over one head of the workload."""
+    from .walk import walk
+
+    if len(schedule) > 1 or unused:
+        raise UsageError(f"--step plays one schedule's walk: leave out {unused[0] if unused else schedule[1]}")
+    lengths = {name: getattr(workload, name) for name in ("seqlen", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal")}
+    places = {name: getattr(machine, name) for name in ("device", "tile", "stages", "cluster")}
+    walk(schedule[0], WalkedOptions(**lengths), TileOptions(**places), json=json)
 
 
 def _several(
