@@ -36,8 +36,9 @@ def measure(
 ) -> int:
     """Run a kernel on the GPU: time, SM clock, power, energy, and with --counters what the hardware counted.
 
-    The kernel is one of ours by its schedule, PyTorch's (torch-cudnn, torch-fa2, torch-math) or your own function, given
-    as package.module:function and called as f(q, k, v, causal=..., softmax_scale=...). Its output is held to fp64 first.
+    The kernel is one of ours by its schedule, PyTorch's (torch-cudnn, torch-fa2, torch-math), another library's where its
+    wheel is installed (peer:fa3, peer:fa4, peer:cudnn, peer:fa2, peer:flex) or your own function, given as
+    package.module:function and called as f(q, k, v, causal=..., softmax_scale=...). Its output is held to fp64 first.
     Time is the median between CUDA events. Exit status: 1 where an output is wrong or a plan's run was refused, 3 without
     a GPU, or without Nsight Compute for --counters (`fasim doctor` says beforehand).
 
@@ -50,7 +51,7 @@ def measure(
     Parameters
     ----------
     kernel
-        A kernel by name, or package.module:function.
+        A kernel by name, peer:NAME, or package.module:function.
     plan
         Take many runs instead: a TOML file of [[runs]] blocks (see kernels/measure/plan.py).
     counters

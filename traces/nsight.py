@@ -6,6 +6,7 @@ names: what this file does not know is kept too, and what is missing stays missi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,12 @@ NEEDED = (
 """What a comparison is made of; all of them answer on an H100 or H200."""
 WELCOME = (MULTICAST, FMA, ALU)
 """What is asked for as well where this version of Nsight Compute knows it."""
+GRID, BLOCK = "launch__grid_size", "launch__block_size"
+LAUNCH = (
+    "launch__registers_per_thread", "launch__shared_mem_per_block", "launch__cluster_dim_x", "launch__cluster_dim_y",
+    "launch__cluster_size", "launch__waves_per_multiprocessor",
+)  # fmt: skip
+"""How one kernel was launched, which costs no pass. Its grid and block stand in columns of their own: CTAs, threads of a CTA."""
 
 _UNIT = {
     CYCLES: "cycle", HBM_READ: "byte", HBM_WRITE: "byte", DELIVERED: "byte", MULTICAST: "byte", STORED: "byte",
@@ -52,10 +59,13 @@ _SCALE = {
     "%": ("%", 1.0),
 } | {
     f"{prefix}{base}": (base, scale)
-    for base in ("byte", "cycle", "sector", "inst", "request", "warp", "thread", "block", "pass", "")
+    for base in ("byte", "cycle", "sector", "inst", "request", "warp", "thread", "block", "pass", "register", "")
     for prefix, scale in (("", 1.0), ("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))
 }  # fmt: skip
 """ncu's units: what each counts, and how many of it."""
+_SIZES = re.compile(r"\((\d{1,10}), (\d{1,10}), (\d{1,10})\)")
+_EACH = re.compile(r"/(?:thread|block)$")
+"""Of an attribute of a launch, such as byte/block."""
 _FIXED = ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size",
           "Device", "CC")  # fmt: skip
 _FIGURE = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,40})?(?:\.\d{1,40})?(?:[eE][-+]?\d{1,3})?")
@@ -100,9 +110,14 @@ def _metrics(header: Sequence[str], units: Sequence[str], row: Sequence[str]) ->
     found = {}
     for column, unit, text in zip(header, units, row, strict=True):
         if column not in _FIXED and column.strip():
+            unit = _EACH.sub("", unit) if column.startswith("launch__") else unit
             value = _quantity(column, unit.strip(), text.strip())
             if value is not None:
                 found[printable(column)] = value
+    for column, name in (("Grid Size", GRID), ("Block Size", BLOCK)):
+        sizes = _SIZES.fullmatch(row[header.index(column)].strip()) if column in header else None
+        if sizes:
+            found[name] = float(math.prod(map(int, sizes.groups())))
     return found
 
 
@@ -131,7 +146,8 @@ def total(kernels: Sequence[Profiled]) -> dict[str, float]:
     """The counters of a call that launched these kernels one after another.
 
     Sums add up, and so do cycles; percentages are averaged, the L2 hit rate by sectors and all others by cycles. What one
-    of the kernels lacks is left out, and so is what ncu prints unasked: attributes of the device and the launch.
+    of the kernels lacks is left out, and so is what ncu prints unasked: attributes of the device. How it was launched is of
+    one kernel, and left out where there are several.
     """
     if not kernels:
         return {}
@@ -146,6 +162,8 @@ def total(kernels: Sequence[Profiled]) -> dict[str, float]:
             weights = [sum(kernel.metrics.get(each, 0.0) for each in by) for kernel in kernels]
             if len(kernels) == 1 or all(weights):
                 found[name] = values[0] if len(kernels) == 1 else _mean(values, weights)
+        elif name in (GRID, BLOCK, *LAUNCH) and len(kernels) == 1:
+            found[name] = values[0]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...simulator.errors import UsageError
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--regime", default="sustained", choices=REGIMES)
     parser.add_argument("--l2", default="cold", choices=L2_STATES)
     parser.add_argument("--seconds", type=float, default=SUSTAINED_S, help="length of a sustained run")
+    parser.add_argument("--resume", action="store_true", help="leave out what --out holds already")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     try:
@@ -45,6 +47,7 @@ def main() -> int:
 def _take(given: argparse.Namespace) -> int:
     plan = read(given.plan)
     given.out.mkdir(parents=True, exist_ok=True)
+    plan = left(plan, given.out) if given.resume else plan
     status = 0
     how = {name: getattr(given, name) for name in ("counters", "regime", "l2", "seconds", "timeline")}
     for entry, found in zip(plan, measure_all(plan, **how), strict=True):
@@ -56,6 +59,13 @@ def _take(given: argparse.Namespace) -> int:
             sys.stdout.write(f"{summary(found)}\n")
         sys.stdout.flush()
     return status
+
+
+def left(plan: Sequence[Entry], folder: Path) -> list[Entry]:
+    """What of a plan a folder of runs does not hold yet."""
+    found = store.load_folder(folder).values() if any(folder.glob("*.run.json*")) else ()
+    taken = {(run.schedule, run.workload) for run in found}
+    return [entry for entry in plan if (entry.kernel, entry.workload) not in taken]
 
 
 if __name__ == "__main__":

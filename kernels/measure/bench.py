@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ...simulator.problem.workload import Workload
 from ...simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from ..validation.check import Fault
-from .names import accept, caller, implementation_of, sources_of, subject_of, tile_of
+from .names import accept, caller, implementation_of, packages_of, sources_of, subject_of, tile_of
 from .plan import Entry
 from .trains import BURST_S, SUSTAINED_S, Gpu, burst_trains, sustained_train, work_of
 
@@ -94,7 +94,7 @@ class Bench:
             clock_p90_hz=_at(clocks, 0.9),
             energy_j=energy,
             relative_error=error,
-            packages=_packages(),
+            packages=_packages() | packages_of(subject.name),
             sources=sources_of(subject),
         )
         return Run(

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,8 @@ from ..validation.check import MissingTool
 
 MARKER = "spin_kernel"
 """torch.cuda._sleep's kernel."""
-TIMEOUT_S = 900
+START_S, ENTRY_S = 120, 12
+"""Time that ncu is given: to start with a plan's library, and for each entry, which it repeats a few times."""
 _SEARCHED = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute")
 _PERMISSION = "ERR_NVGPUCTRPERM"
 
@@ -58,10 +60,12 @@ def profile(plan: Sequence[dict]) -> list[list[Profiled]]:
     with tempfile.TemporaryDirectory(prefix="fasim-ncu-") as folder:
         listed, log = Path(folder) / "plan.json", Path(folder) / "ncu.csv"
         listed.write_text(json.dumps(list(plan)), encoding="utf-8")
-        done = _run([*command(ncu, log, list(known_metrics(ncu))), *child(listed)])
+        asked = [*command(ncu, log, list(known_metrics(ncu))), *child(listed)]
+        done = _run(asked, START_S + ENTRY_S * len(plan))
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if kept := os.environ.get("FASIM_KEEP_NCU_LOG"):
-        Path(kept).write_text(text, encoding="utf-8")
+        with Path(kept).open("a", encoding="utf-8") as file:
+            file.write(text + done.stderr)
     said = done.stdout + done.stderr
     if _PERMISSION in text + said:
         raise MissingTool(
@@ -94,13 +98,18 @@ def child(plan: Path) -> list[str]:
 @lru_cache(maxsize=1)
 def known_metrics(ncu: str) -> tuple[str, ...]:
     """The metrics to ask for: the needed ones, and those welcome that this ncu lists for this GPU."""
-    listed = _run([ncu, "--query-metrics"], timeout_s=120).stdout
+    listed = _run([ncu, "--query-metrics"], START_S).stdout
+    listed += _run([ncu, "--query-metrics-collection", "launch", "--query-metrics"], START_S).stdout
     names = set(re.findall(r"^(\w+__\w+)\s", listed, re.MULTILINE))
-    return (*nsight.NEEDED, *(name for name in nsight.WELCOME if name.partition(".")[0] in names))
+    welcome = (name for name in nsight.WELCOME + nsight.LAUNCH if name.partition(".")[0] in names)
+    return (*nsight.NEEDED, *welcome)
 
 
 def part(kernels: Sequence[Profiled], count: int, marked: bool = True) -> list[list[Profiled]]:
-    """The kernels of each of `count` calls. Raises UsageError where the rows do not fit the plan."""
+    """The kernels of each of `count` calls, none for those after the program's early end.
+
+    Raises UsageError where it ended before the first, and where the rows do not fit the plan.
+    """
     groups: list[list[Profiled]] = []
     for kernel in kernels:
         if MARKER in kernel.name:
@@ -109,13 +118,22 @@ def part(kernels: Sequence[Profiled], count: int, marked: bool = True) -> list[l
             groups.append([kernel])
         elif groups:
             groups[-1].append(kernel)
-    if len(groups) != count:
-        raise UsageError(f"Nsight Compute profiled {len(groups)} of {count} calls: the profiled program ended early")
-    return groups
+    if not groups:
+        raise UsageError(f"Nsight Compute profiled none of {count} calls: the profiled program ended early")
+    if len(groups) > count:
+        raise UsageError(f"Nsight Compute profiled {len(groups)} calls where {count} were asked for")
+    return groups + [[] for _ in range(count - len(groups))]
 
 
-def _run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, errors="replace")
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"ncu did not end within {timeout_s:g} s; measure fewer workloads at a time") from None
+def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess:
+    """A program's output; what it started ends with it, since a kernel left behind would disturb what is timed next."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        try:
+            said, complained = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise UsageError(f"ncu did not end within {timeout_s:g} s; measure fewer workloads at a time") from None
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, said, complained)

@@ -14,12 +14,15 @@ from ..cuda.config import HEAD_DIMS, config_for
 from ..cuda.config import SCHEDULES as CUDA_SCHEDULES
 from ..validation.check import Case
 from ..validation.subjects import Subject, resolve
+from . import peers
 
 ROOM = Path(__file__).parents[1]
 
 
 def implementation_of(kernel: str) -> str:
-    """Whose kernel it is: "cuda" or "triton" (ours), "pytorch", or "callable"."""
+    """Whose kernel it is: "cuda" or "triton" (ours), "pytorch", "peer", or "callable"."""
+    if peers.is_peer(kernel):
+        return "peer"
     if ":" in kernel:
         return "callable"
     if kernel.startswith("torch-"):
@@ -29,6 +32,8 @@ def implementation_of(kernel: str) -> str:
 
 def subject_of(kernel: str, device: str = "cuda") -> Subject:
     """The kernel by its name; raises as `subjects.resolve` does."""
+    if peers.is_peer(kernel):
+        return peers.subject_of(kernel)
     if kernel not in CUDA_SCHEDULES:
         return resolve(kernel, device)
     from ..ops import flash_attn_func
@@ -40,7 +45,7 @@ def subject_of(kernel: str, device: str = "cuda") -> Subject:
 
 
 def sources_of(subject: Subject) -> dict[str, str]:
-    """Path within the package -> SHA-256, of the files that make up a kernel of ours; of the user's, its module."""
+    """Path within the package -> SHA-256, of the files that make up a kernel of ours; of others', their library's or module's."""
     file = subject.name.replace("-", "_")
     match implementation_of(subject.name):
         case "cuda":
@@ -48,9 +53,16 @@ def sources_of(subject: Subject) -> dict[str, str]:
             paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), room / "wgmma.py"]
         case "triton":
             paths = [ROOM / "triton" / f"{each}.py" for each in (file, "arithmetic", "loads", "tiles")]
+        case "peer":
+            return peers.sources_of(subject.name)
         case _:
             return {path.name: _sha256(path) for path in subject.sources}
     return {path.relative_to(ROOM.parent).as_posix(): _sha256(path) for path in paths}
+
+
+def packages_of(kernel: str) -> dict[str, str]:
+    """The library that a peer comes with, and its version; nothing for every other kernel."""
+    return peers.packages_of(kernel) if peers.is_peer(kernel) else {}
 
 
 def tile_of(kernel: str, workload: Workload) -> Tile | None:
@@ -64,7 +76,7 @@ def accept(subject: Subject, workload: Workload) -> None:
     """UsageError where the workload lies outside what the kernel promises."""
     if workload.dtype not in subject.dtypes:
         raise UsageError(f"dtype={workload.dtype} is not supported by '{subject.name}' ({', '.join(subject.dtypes)})")
-    if workload.head_dim not in subject.head_dims and ":" not in subject.name:
+    if workload.head_dim not in subject.head_dims and implementation_of(subject.name) != "callable":
         raise UsageError(
             f"head_dim={workload.head_dim} is not supported by '{subject.name}' ({', '.join(map(str, subject.head_dims))})"
         )
@@ -78,16 +90,11 @@ def accept(subject: Subject, workload: Workload) -> None:
 
 def caller(subject: Subject, workload: Workload) -> Callable:
     """f(q, k, v) -> O or (O, LSE): the kernel and nothing beside it (validation tidies PyTorch's LSE up, which takes kernels)."""
-    import torch
-
-    causal = workload.causal
-    if subject.name == "torch-fa2":
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention
-        return lambda q, k, v: kernel(*(x.transpose(1, 2) for x in (q, k, v)), 0.0, causal)[0].transpose(1, 2)
-    if subject.name == "torch-cudnn":
-        kernel = torch.ops.aten._scaled_dot_product_cudnn_attention
-        return lambda q, k, v: kernel(*(x.transpose(1, 2) for x in (q, k, v)), None, True, 0.0, causal)[0].transpose(1, 2)
-    return lambda q, k, v: subject.forward(q, k, v, causal=causal)
+    if peers.is_peer(subject.name):
+        return peers.prepare(subject.name, workload)
+    if subject.name in ("torch-fa2", "torch-cudnn"):
+        return peers.prepare(subject.name.replace("torch-", peers.PREFIX), workload)
+    return lambda q, k, v: subject.forward(q, k, v, causal=workload.causal)
 
 
 def _sha256(path: Path) -> str:

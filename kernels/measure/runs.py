@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 from ...simulator.errors import UsageError, did_you_mean
 from ...simulator.problem.workload import Workload
@@ -14,6 +15,7 @@ from ...simulator.results.run import Run
 from ...traces import nsight
 from ..validation.check import Fault, MissingTool
 from . import counters as nsight_process
+from . import peers
 from .bench import Bench, random_inputs
 from .names import accept, caller, subject_of
 from .plan import Entry
@@ -23,7 +25,7 @@ from .trains import SUSTAINED_S
 REGIMES = ("sustained", "burst")
 L2_STATES = ("cold", "warm")
 CHUNK = 64
-"""Entries counted by one process under Nsight Compute."""
+"""Most entries counted by one process under Nsight Compute; other people's libraries have one each."""
 Advance = Callable[[int, int, str], None]
 
 
@@ -70,7 +72,7 @@ def measure_all(
     timeline: bool = False,
     advance: Advance | None = None,
 ) -> Iterator[Run | Refused]:
-    """Measure every entry of a plan, one process under Nsight Compute counting for CHUNK of them; see `measure`.
+    """Measure every entry of a plan, one process under Nsight Compute counting for each of its `chunks`; see `measure`.
 
     Counters come first, so that a machine without them says so before it has worked for minutes. Where one of several
     processes fails, its runs lack counters and say so in their warnings.
@@ -86,9 +88,9 @@ def measure_all(
     require_gpu()
     if counters:
         nsight_process.require()
+    first, stretches = 0, list(chunks(plan))
     bench = Bench(regime, l2, seconds)
-    for first in range(0, len(plan), CHUNK):
-        chunk = plan[first : first + CHUNK]
+    for chunk in stretches:
         counted: Sequence = [()] * len(chunk)
         missing = ""
         if counters:
@@ -105,18 +107,24 @@ def measure_all(
                 advance(number, len(plan), f"{entry.kernel}, {entry.workload}")
             try:
                 run = record(bench, entry) if timeline else bench.measure(entry)
-            except MissingTool:
-                raise
             except Exception as error:  # out of memory, or whatever a user's kernel raises: the other runs go on
-                if isinstance(error, Fault) and len(plan) == 1:
+                if isinstance(error, (Fault, MissingTool)) and len(plan) == 1:
                     raise
                 yield Refused(entry, _reason(error))
                 continue
             if kernels:
-                run = nsight.with_counters(run, kernels)
+                run = (peers if peers.is_peer(entry.kernel) else nsight).with_counters(run, kernels)
             elif counters:
-                run = replace(run, warnings=(missing or "no counters: the call launched no kernel under Nsight Compute",))
+                run = replace(run, warnings=(missing or "no counters: Nsight Compute saw no kernel of the call",))
             yield run
+        first += len(chunk)
+
+
+def chunks(plan: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """The plan in stretches that one process counts: a library that fails takes no other's counters with it."""
+    for _, entries in groupby(plan, key=lambda entry: peers.library_of(entry.kernel)):
+        stretch = list(entries)
+        yield from (stretch[first : first + CHUNK] for first in range(0, len(stretch), CHUNK))
 
 
 def require_gpu() -> None:
@@ -132,7 +140,7 @@ def require_gpu() -> None:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, (UsageError, NotImplementedError, Fault)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (UsageError, NotImplementedError, Fault, MissingTool)) else f"{type(error).__name__}: {text}"
 
 
 def launch_for_profiler(plan: Sequence[Entry]) -> None:
@@ -148,8 +156,8 @@ def launch_for_profiler(plan: Sequence[Entry]) -> None:
             attend, inputs = caller(subject, entry.workload), random_inputs(entry.workload)
             call = partial(attend, *inputs)
             call()
-        except (UsageError, NotImplementedError, MissingTool, RuntimeError) as error:
-            sys.stderr.write(f"{entry.kernel}, {entry.workload}: {error}\n")
+        except Exception as error:  # whatever a library raises: the others are counted
+            sys.stderr.write(f"{entry.kernel}, {entry.workload}: {_reason(error)}\n")
             call = None
         torch.cuda.synchronize()
         torch.cuda.cudart().cudaProfilerStart()
