@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="leave out what --out holds already")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that Nsight Compute ends with this
     try:
         if given.child:
             launch_for_profiler([Entry.from_dict(each) for each in read_json(given.child, "plan")])
