@@ -304,7 +304,7 @@ def _replay(budget, queue, steps, items, accesses, first, mode, m_tiles, n_tiles
     queue[0], queue[1] = waiting, busy
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _same_tile(accesses, p):
     """Whether access p reads the tile that the access before it read."""
     for column in range(4):
@@ -313,7 +313,7 @@ def _same_tile(accesses, p):
     return accesses[p - 1, 7] == 0
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
@@ -374,7 +374,7 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
             late[tensor] += fetched[number, 1] * size
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def _touch(x, partition, size, block, links, capacity, used, oldest, counts):
     """Make entry x its partition's most recent, evict what no longer fits; returns in how many stripes it was absent.
 
