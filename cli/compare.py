@@ -16,15 +16,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from ..traces.compare import Column, Comparison, Quantity, Report
+    from ..traces.compare import Column, Report
+    from ..traces.comparison import Comparison, Quantity
 
-_BRIEF = ("cycles", "SM clock", "time", "HBM read", "HBM written", "tensor cores", "MUFU", "issue slots")
-_SELECTIONS = {
-    "all": "all runs of our kernels",
-    "seen": "those the model was improved by",
-    "unseen": "the held-out third",
-    "others": "kernels that are not ours, beside the nearest schedule",
-}
+_BRIEF = ("cycles", "SM clock", "time", "HBM read", "HBM written", "L2 read", "tensor cores", "MUFU", "issue slots")
 
 
 def compare(
@@ -42,27 +37,28 @@ def compare(
 ) -> int:
     """Set recorded runs beside their predictions: error per quantity, the mean, the worst, and why.
 
-    Every measured run is predicted with its own tile. One run shows all its numbers; several show the errors and, per
-    quantity, the mean absolute error and the worst run. A fixed third of the runs, chosen by a hash of schedule and
-    workload, is held out and scored apart. Runs of kernels that are not ours are set beside the nearest schedule, and
-    not counted. With --timeline it draws what each warp of a CTA was recorded to do under what the model says it does, and
-    says how long each phase takes in both. Needs no GPU. Exit status: 1 where a kernel's recorded order is not its schedule's.
+    Every measured run is predicted with its own tile. One run shows all its numbers; several give tables of mean errors and
+    the worst, kept apart: our kernels beside which the model was made, those recorded after it was finished and compared
+    once, and other people's kernels, each beside the schedule that stands for it (FlashAttention-3, FlashAttention-2; others
+    are listed without). Runs that are named are listed one by one before. With --timeline it draws what each warp of a CTA
+    was recorded to do under what the model says it does, and says how long each phase takes in both. Needs no GPU. Exit
+    status: 1 where a kernel's recorded order is not its schedule's.
 
     Example: fasim compare
 
-    Theory: a model that fits what it was tuned on proves nothing; the held-out runs say what it is worth. Errors of
-    cycles and of the clock can cancel in the time, so they are shown apart.
+    Theory: a model that fits what it was made beside proves nothing; kernels that others wrote say what a prediction of yours
+    is worth. Errors of cycles and of the clock can cancel in the time, so they are shown apart.
 
     Parameters
     ----------
     paths
         Recorded runs, or folders of them. [default: the runs that came with the source]
     schedule
-        What kernels that are not ours are set beside. [default: fa3 for cuDNN, fa2 for PyTorch's FlashAttention-2]
+        What kernels that are not ours are set beside. [default: fa3-published for FlashAttention-3, fa2 for FlashAttention-2]
     device
         Device model, where the GPU has none by its name: a name or a TOML file.
     markdown
-        Print the table of errors as Markdown, for a README.
+        Print the tables of errors as Markdown, for a README.
     timeline
         Compare in-kernel traces (`fasim measure --timeline`). [default: those that came with the source]
     cta
@@ -88,11 +84,12 @@ def compare(
         return timelines(paths, Drawing(device, cta, iterations, width, svg, trace, json))
     from ..traces import compare as book
     from ..traces.predictions import processes
-    from ..traces.store import RECORDED, load_paths
+    from ..traces.store import BLIND, PEERS, RECORDED, load_paths, names_in
 
-    runs = load_paths(paths or (RECORDED,))
+    runs = load_paths(paths or (RECORDED, BLIND, PEERS))
     with output.progress("predicting") as advance:
-        report = book.compare_all(runs, schedule=schedule, device=device, advance=advance, processes=processes())
+        how = {"after": names_in(BLIND), "advance": advance, "processes": processes()}
+        report = book.compare_all(runs, schedule=schedule, device=device, **how)
     if json:
         output.emit_json(report.to_dict())
     elif markdown:
@@ -100,7 +97,7 @@ def compare(
     elif len(report.comparisons) == 1:
         output.stdout().print(_one(report.comparisons[0]))
     else:
-        output.stdout().print(_several(report))
+        output.stdout().print(_several(report, each=bool(paths)))
     return 0
 
 
@@ -121,30 +118,22 @@ def _one(found: Comparison) -> RenderableType:
     for row in found.rows:
         cells = [_value(row.quantity, value) for value in (row.predicted, row.measured)]
         table.add_row(Text(row.quantity.name, "dim"), *cells, _error(row.quantity, row.error))
-    parts = [title, Text(""), table, Text(""), Text(found.explanation)]
+    parts: list[RenderableType] = [title, Text(""), table, Text(""), Text(found.explanation)]
     return Group(*parts, *([Text(found.note, "yellow")] if found.note else []))
 
 
-def _several(report: Report) -> RenderableType:
-    """A row of errors per run, the columns' means and worst, the ranking, and the largest disagreement."""
+def _several(report: Report, each: bool) -> RenderableType:
+    """A row of errors per run where asked, a table per set, the ranking, and the largest disagreement."""
     from rich.console import Group
     from rich.text import Text
 
-    from .tables import house_table
+    from ..traces.comparison import SETS
 
-    table = house_table("kernel", "workload", *(f">{name}" for name in _BRIEF), "", gap=1)
-    for found in report.comparisons:
-        rows = [found.row(name) for name in _BRIEF]
-        mark = "unseen" if found.unseen and found.counts else "" if found.counts else "not ours"
-        table.add_row(
-            Text(found.measured.schedule, "bold"), str(found.measured.workload),
-            *(_error(row.quantity, row.error) for row in rows), Text(mark, "dim"),
-        )  # fmt: skip
-    parts: list[RenderableType] = [table]
-    for which, title in _SELECTIONS.items():
-        if report.count(which):
-            heading = Text.assemble((f"\n{which}", "bold"), (f", {title}: {report.count(which)} runs", "dim"))
-            parts += [heading, _columns(report.columns(which))]
+    parts: list[RenderableType] = [_runs(report)] if each else []
+    for which, title in SETS.items():
+        if count := len(report.of(which)):
+            heading = Text.assemble((f"{title}", "bold"), (f", {count} run{'s' if count > 1 else ''}", "dim"))
+            parts += [*([Text("")] if parts else []), heading, _means(report, which)]
     ranking = report.ranking
     if ranking.pairs:
         parts.append(Text(f"\nranking: {ranking.pairs - len(ranking.reversed)} of {ranking.pairs} pairs of schedules as measured"))
@@ -155,34 +144,80 @@ def _several(report: Report) -> RenderableType:
     return Group(*parts, *(Text(note, "dim") for note in notes))
 
 
-def _columns(columns: Sequence[Column]) -> RenderableType:
+def _runs(report: Report) -> RenderableType:
+    """A row of errors per run."""
+    from rich.text import Text
+
     from .tables import house_table
 
-    table = house_table("", ">runs", ">mean error", ">worst", "of")
-    for column in columns:
-        quantity = column.quantity
-        table.add_row(
-            quantity.name, str(column.count), _error(quantity, column.mape, signed=False), _error(quantity, column.worst),
-            column.worst_run,
-        )  # fmt: skip
+    table = house_table("kernel", "workload", *(f">{name}" for name in _BRIEF), gap=1)
+    for found in report.comparisons:
+        rows = [found.row(name) for name in _BRIEF]
+        cells = [_error(row.quantity, row.error) for row in rows] if found.predicted else [_NONE]
+        table.add_row(Text(found.measured.schedule, "bold"), str(found.measured.workload), *cells)
     return table
 
 
+def _means(report: Report, which: str) -> RenderableType:
+    """Mean absolute errors of a set: a row per kernel, one for all, and the worst of each quantity."""
+    from rich.text import Text
+
+    from .tables import house_table
+
+    table = house_table("", ">runs", *(f">{name}" for name in _HEADS), gap=1)
+    for name, count, cells in _table(report, which):
+        table.add_row(Text(name, "bold" if count else "dim"), count, *cells)
+    return table
+
+
+_HEADS = ("cycles", "worst", *_BRIEF[1:])
+_NONE = "no schedule"
+
+
+def _table(report: Report, which: str) -> list[tuple[str, str, list[str]]]:
+    """(kernel, runs, cells) per kernel, for all, and of the worst run per quantity."""
+    found = []
+    for kernel, chosen in report.kernels(which).items():
+        predicted = any(each.predicted for each in chosen)
+        cells = _cells(report.columns(which, kernel)) if predicted else [_NONE, *["-"] * (len(_HEADS) - 1)]
+        found.append((kernel, str(len(chosen)), cells))
+    columns = report.columns(which)
+    compared = sum(each.predicted is not None for each in report.of(which))
+    if len(found) > 1 and compared:
+        found.append(("all that have a schedule" if compared < len(report.of(which)) else "all", str(compared), _cells(columns)))
+    worst = [_error(column.quantity, column.worst) for column in _brief(columns)]
+    if compared > 1:
+        found.append(("worst", "", [worst[0], "", *worst[1:]]))
+    return found
+
+
+def _brief(columns: Sequence[Column]) -> list[Column]:
+    return [next(column for column in columns if column.quantity.name == name) for name in _BRIEF]
+
+
+def _cells(columns: Sequence[Column]) -> list[str]:
+    """Mean errors, those of the cycles with the worst."""
+    cycles, *rest = _brief(columns)
+    means = [_error(column.quantity, column.mape, signed=False) for column in (cycles, *rest)]
+    return [means[0], _error(cycles.quantity, cycles.worst), *means[1:]]
+
+
 def _markdown(report: Report) -> str:
-    """The table of errors for a README: a row per quantity, the runs that count."""
-    runs = [each.measured for each in report.comparisons if each.counts]
-    lines = ["| quantity | runs | mean error | worst | mean error, unseen third |", "|---|---|---|---|---|"]
-    for column, unseen in zip(report.columns("all"), report.columns("unseen"), strict=True):
-        cells = (
-            column.quantity.name, str(column.count), _error(column.quantity, column.mape, signed=False),
-            _error(column.quantity, column.worst), _error(column.quantity, unseen.mape, signed=False),
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    places = " and ".join(sorted({run.measurement.gpu for run in runs})) or "no GPU"
-    dates = sorted({run.measurement.date for run in runs})
-    when = f", {dates[0]} to {dates[-1]}" if len(dates) > 1 else f", {dates[0]}" if dates else ""
-    lines += ["", f"{len(runs)} runs of our kernels on {places}{when}; shares in percentage points (pp)."]
-    return "\n".join(lines)
+    """The tables for a README, each under its title."""
+    from ..traces.comparison import SETS
+
+    lines = []
+    for which, title in SETS.items():
+        runs = [each.measured for each in report.of(which)]
+        if not runs:
+            continue
+        places = " and ".join(sorted({run.measurement.gpu for run in runs}))
+        dates = sorted({run.measurement.date for run in runs})
+        when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+        lines += ["" if lines else None, f"**{title[0].upper()}{title[1:]}** ({len(runs)} runs, {places}, {when})", ""]
+        lines += [f"| | runs | {' | '.join(_HEADS)} |", "|" + "---|" * (len(_HEADS) + 2)]
+        lines += [f"| {' | '.join((name, count, *cells))} |" for name, count, cells in _table(report, which)]
+    return "\n".join([line for line in lines if line is not None] + ["", "Mean absolute errors; shares in percentage points (pp)."])
 
 
 def _value(quantity: Quantity, value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Prediction and measurement side by side: errors, what counts, what is held out, what is said about it."""
+"""Prediction and measurement side by side: errors, which table a run belongs to, what is said about it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fasim.simulator.problem.tile import Tile
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.results.run import Bytes, Measurement, Run
 from fasim.traces import compare as book
-from fasim.traces import store
+from fasim.traces import explanation, store
 
 WORK = Workload(1, 4, 1024)
 
@@ -46,7 +46,7 @@ def predicted() -> Run:
 def test_a_run_that_is_as_predicted_has_no_error(predicted):
     found = book.compare(predicted, measured(predicted))
     assert all(row.error == pytest.approx(0.0) for row in found.rows)
-    assert len(found.rows) == len(book.QUANTITIES) and found.counts
+    assert len(found.rows) == len(book.QUANTITIES) and found.belongs == "beside"
 
 
 def test_errors_are_relative_and_of_shares_in_points(predicted):
@@ -63,7 +63,7 @@ def test_what_was_not_measured_has_no_error_and_does_not_enter_the_means(predict
     run = replace(run, activity=replace(run.activity, tensor=None), traffic=replace(run.traffic, l2_hit_rate=None))
     found = book.compare(predicted, run)
     assert found.row("tensor cores").error is None and found.row("L2 hit rate").error is None
-    columns = {column.quantity.name: column for column in book.Report((found,)).columns()}
+    columns = {column.quantity.name: column for column in book.Report((found,)).columns("beside")}
     assert columns["tensor cores"].count == 0 and columns["tensor cores"].mape is None
     assert columns["cycles"].count == 1
 
@@ -79,24 +79,16 @@ def test_writes_are_compared_up_to_the_end_of_the_kernel_as_counters_see_them(pr
     assert 0 < large.dirty_bytes < 30 << 20 < large.total("hbm_write")
 
 
-def test_only_runs_of_ours_cold_and_sustained_count(predicted):
-    assert book.compare(predicted, measured(predicted)).counts
-    for other in (
-        measured(predicted, "triton"), measured(predicted, "pytorch"), measured(predicted, l2="warm"),
-        measured(predicted, regime="burst"), replace(measured(predicted), schedule="fa3"),
+def test_each_run_belongs_to_one_table(predicted):
+    assert book.compare(predicted, measured(predicted)).belongs == "beside"
+    assert book.compare(predicted, measured(predicted), after=True).belongs == "after"
+    for others in (measured(predicted, "pytorch"), measured(predicted, "peer"), measured(predicted, "callable")):
+        assert book.compare(predicted, others, after=True).belongs == "others"
+    for aside in (
+        measured(predicted, "triton"), measured(predicted, l2="warm"), measured(predicted, regime="burst"),
+        measured(predicted, "peer", regime="burst"), replace(measured(predicted), schedule="fa3"),
     ):  # fmt: skip
-        assert not book.compare(predicted, other).counts
-
-
-def test_a_third_is_held_out_whatever_is_measured(predicted):
-    shapes = [Workload(1, 1 + i % 16, 128 * (1 + i // 16), 128) for i in range(240)]
-    held = [book.held_out(replace(measured(predicted), workload=each)) for each in shapes]
-    assert 60 <= sum(held) <= 100
-    again = measured(predicted, slower=3.0)
-    assert book.held_out(again) == book.held_out(measured(predicted))
-    frozen = {("fa3", 4096): True, ("fa3", 8448): False, ("pingpong", 4096): False}  # the split never moves
-    for (schedule, seqlen), expected in frozen.items():
-        assert book.held_out(replace(again, schedule=schedule, workload=Workload(4, 16, seqlen))) == expected
+        assert book.compare(predicted, aside).belongs == "aside"
 
 
 def test_two_runs_that_do_not_belong_together_are_refused(predicted):
@@ -125,16 +117,24 @@ def test_each_run_is_predicted_with_its_own_tile_and_on_its_own_device(predicted
     assert asked == [("pingpong", "h200", tile), ("pingpong", "h200", tile)]  # 9 Q tiles do not pair up: no cluster
 
 
-def test_kernels_that_are_not_ours_stand_beside_the_nearest_schedule(predicted):
+def test_kernels_that_are_not_ours_stand_beside_their_schedule_or_are_listed_without(predicted):
     asked: list = []
+    tile = Tile(128, 176, 2, 2, 1)
     others = {
+        "fa3": replace(measured(predicted, "peer"), schedule="peer:fa3", tile=tile),
+        "fa2": replace(measured(predicted, "peer"), schedule="peer:fa2", tile=None),
         "cudnn": replace(measured(predicted, "pytorch"), schedule="torch-cudnn", tile=None),
         "triton": replace(measured(predicted, "triton"), schedule="fa2", tile=None),
     }
     report = book.compare_all(others, predict=fake_predict(asked))
-    assert [each[0] for each in asked] == ["fa3-published", "fa2"]
-    assert all(not each.counts and "not counted" in each.note for each in report.comparisons)
-    assert report.count("all") == 0 and report.count("others") == 2
+    assert [(each[0], each[2]) for each in asked] == [("fa3-published", tile), ("fa2", None)]
+    assert [len(report.of(which)) for which in ("beside", "after", "others", "aside")] == [0, 0, 3, 1]
+    assert list(report.kernels("others")) == ["peer:fa2 fp16", "peer:fa3 fp16", "torch-cudnn fp16"]
+    (cudnn,) = (each for each in report.comparisons if each.name == "cudnn")
+    assert cudnn.predicted is None and "no schedule stands for torch-cudnn" in cudnn.note
+    assert cudnn.row("cycles").measured and cudnn.row("cycles").error is None and cudnn.largest is None
+    assert report.columns("others")[0].count == 2  # the third is listed and enters no mean
+    assert book.compare_all({"cudnn": others["cudnn"]}, schedule="fa3").comparisons[0].predicted.schedule == "fa3"
     theirs = {"mine": replace(measured(predicted, "callable"), schedule="my:f", tile=None)}
     with pytest.raises(UsageError, match="--schedule"):
         book.compare_all(theirs)
@@ -148,16 +148,14 @@ def test_a_gpu_without_a_model_must_be_given_one(predicted):
         book.compare_all({"a": predicted})
 
 
-def test_seen_and_unseen_are_scored_apart(predicted):
-    comparisons = [
-        replace(book.compare(predicted, measured(predicted, slower=slower), name), unseen=unseen)
-        for name, slower, unseen in (("a", 1.0, False), ("b", 1 / 0.9, False), ("c", 1 / 0.7, True))
-    ]
-    report = book.Report(tuple(comparisons))
-    error = {which: report.columns(which)[0] for which in ("all", "seen", "unseen")}
-    assert error["all"].mape == pytest.approx(0.4 / 3, abs=1e-3)
-    assert error["seen"].mape == pytest.approx(0.05, abs=1e-3) and error["seen"].worst_run == "b"
-    assert error["unseen"].mape == pytest.approx(0.3, abs=1e-3) and error["unseen"].count == 1
+def test_the_tables_are_scored_apart(predicted):
+    runs = {"a": measured(predicted), "b": measured(predicted, slower=1 / 0.9), "c": measured(predicted, slower=1 / 0.7)}
+    runs["d"] = replace(measured(predicted, "peer", slower=1 / 0.5), schedule="peer:fa3")
+    report = book.compare_all(runs, after={"c"}, predict=lambda **_: predicted)
+    error = {which: report.columns(which)[0] for which in ("beside", "after", "others", "aside")}
+    assert error["beside"].mape == pytest.approx(0.05, abs=1e-3) and error["beside"].worst_run == "b"
+    assert error["after"].mape == pytest.approx(0.3, abs=1e-3) and error["after"].count == 1
+    assert error["others"].mape == pytest.approx(0.5, abs=1e-3) and error["aside"].count == 0
     assert report.worst.name == "c"
 
 
@@ -205,7 +203,7 @@ def test_the_explanation_of_bytes_counts_in_compulsory_ones(predicted):
 def test_every_cause_has_its_sentence(predicted, name):
     found = book.compare(predicted, measured(predicted, slower=1.1))
     row = found.row(name)
-    assert book._REASONS[row.quantity.name](found)
+    assert explanation._REASONS[row.quantity.name](found)
 
 
 def test_without_counters_there_is_still_an_explanation_of_time(predicted):
@@ -223,7 +221,8 @@ def test_without_counters_there_is_still_an_explanation_of_time(predicted):
 
 @pytest.fixture
 def folder(tmp_path, predicted):
-    for run in (measured(predicted, slower=1.1), replace(measured(predicted, "pytorch"), schedule="torch-cudnn", tile=None)):
+    others = (replace(measured(predicted, "peer"), schedule=name, tile=None) for name in ("peer:cudnn", "peer:fa2"))
+    for run in (measured(predicted, slower=1.1), *others):
         store.save(run, tmp_path / store.file_name(run))
     return tmp_path
 
@@ -231,11 +230,25 @@ def folder(tmp_path, predicted):
 def test_the_command_prints_errors_means_and_the_largest_disagreement(fasim, folder):
     status, out, err = fasim("compare", str(folder))
     assert (status, err) == (0, "")
-    assert "pingpong" in out and "not ours" in out and "-9.1 %" in out and "largest disagreement" in out
+    assert "our kernels, beside which the model was made, 1 run" in out and "other people's kernels, 2 runs" in out
+    assert "-9.1 %" in out and "no schedule" in out and "all that have a schedule" in out and "largest disagreement" in out
     answer = json.loads(fasim("compare", str(folder), "--json")[1])
-    assert {run["counts"] for run in answer["runs"]} == {True, False}
-    assert set(answer["columns"]) == {"all", "seen", "unseen", "others"}
-    assert answer["columns"]["all"][0]["mape"] == pytest.approx(0.0909, abs=1e-3)
+    assert sorted(run["set"] for run in answer["runs"]) == ["beside", "others", "others"]
+    assert set(answer["columns"]) == {"beside", "after", "others", "aside"}
+    assert answer["columns"]["beside"][0]["mape"] == pytest.approx(0.0909, abs=1e-3)
+    assert set(answer["kernels"]["others"]) == {"peer:cudnn fp16", "peer:fa2 fp16"}
+    assert "unseen" not in json.dumps(answer)
+
+
+def test_without_paths_the_tables_are_of_what_came_with_the_source(fasim, folder, monkeypatch):
+    for name in ("RECORDED", "BLIND", "PEERS"):
+        place = folder / name
+        place.mkdir()
+        path = next(folder.glob("peer-fa2*" if name == "PEERS" else "pingpong*"))
+        (place / f"{name}.run.json").write_text(path.read_text())
+        monkeypatch.setattr(store, name, place)
+    answer = json.loads(fasim("compare", "--json")[1])
+    assert {run["name"]: run["set"] for run in answer["runs"]} == {"RECORDED": "beside", "BLIND": "after", "PEERS": "others"}
 
 
 def test_one_file_shows_every_quantity(fasim, folder):
@@ -245,10 +258,19 @@ def test_one_file_shows_every_quantity(fasim, folder):
     assert all(quantity.name in out for quantity in book.QUANTITIES)
 
 
-def test_the_markdown_is_a_table_of_the_runs_that_count(fasim, folder):
+def test_a_file_that_no_schedule_stands_for_shows_what_was_measured(fasim, folder):
+    (path,) = folder.glob("peer-cudnn*")
+    status, out, _ = fasim("compare", str(path))
+    assert status == 0 and "missing" in out and "no schedule stands for peer:cudnn" in out
+
+
+def test_the_markdown_is_a_table_for_each_set(fasim, folder):
     lines = fasim("compare", str(folder), "--markdown")[1].splitlines()
-    assert lines[2].startswith("| cycles | 1 | 9.1 % | -9.1 % |")
-    assert lines[-1].startswith("1 runs of our kernels on NVIDIA H200, 2026-11-21")
+    assert lines[0] == "**Our kernels, beside which the model was made** (1 runs, NVIDIA H200, 2026-11-21)"
+    assert lines[4].startswith("| pingpong | 1 | 9.1 % | -9.1 % |")
+    assert "| peer:cudnn fp16 | 1 | no schedule | - |" in "\n".join(lines)
+    tables = [line.count("|") for line in lines if line.startswith("|")]
+    assert len(set(tables)) == 1
 
 
 @pytest.mark.parametrize("tokens", [("nowhere",), (".",), ("broken.run.json",)])

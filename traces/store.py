@@ -30,7 +30,11 @@ ADDED = {2: {"measurement": ("trace_overhead",)}, 3: {"traffic": ("l2_lookup_byt
 """Version -> fields that it added, by the part of a run they are in ("" is the run); older files lack them, they read as None."""
 SUFFIXES = (".run.json", ".run.json.gz")
 RECORDED = Path(__file__).parent / "recorded" / "runs"
-"""The runs that come with the source."""
+"""The runs that come with the source: of our kernels, beside which the model was made."""
+BLIND = RECORDED.parent / "blind"
+"""Runs of our kernels recorded after the model was finished, and compared once."""
+PEERS = RECORDED.parent / "peers"
+"""Runs of other people's kernels."""
 TIMELINES = RECORDED.parent / "timelines"
 """Those with the in-kernel trace of some CTAs."""
 
@@ -96,6 +100,12 @@ def load_paths(paths: Sequence[Path]) -> dict[str, Run]:
         else:
             found[_stem(path.name)] = load(path)
     return found
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """The names of a folder's runs, without reading them; none where it is not there."""
+    found = folder.iterdir() if is_folder(folder) else ()
+    return frozenset(_stem(path.name) for path in found if path.name.endswith(SUFFIXES))
 
 
 def _stem(name: str) -> str:
