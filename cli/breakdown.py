@@ -69,6 +69,13 @@ def shares_of_several(runs: Sequence[Run]) -> list[Row | None]:
     return [("tensor cores' time", [""] * len(runs)), *rows]
 
 
+def parts_of(runs: Sequence[Run]) -> dict[int, tuple[str, list[float]]]:
+    """The parts of a breakdown that any of several runs has, by their place in it: name, and the share of each run."""
+    parts = [run.breakdown.to_dict() if run.breakdown else {} for run in runs]
+    found = {n: (title, [each.get(name, 0.0) for each in parts]) for n, (name, (title, _)) in enumerate(_NAMES.items())}
+    return {n: (title, values) for n, (title, values) in found.items() if max(values) >= _SHOWN}
+
+
 def savings_of_several(runs: Sequence[Run]) -> list[Row | None]:
     """What each resource twice as fast would save, where that was asked."""
     if not all(run.savings for run in runs):

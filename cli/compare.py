@@ -33,6 +33,7 @@ def compare(
     width: int | None = None,
     svg: Path | None = None,
     trace: Path | None = None,
+    html: Path | None = None,
     json: Json = False,
 ) -> int:
     """Set recorded runs beside their predictions: error per quantity, the mean, the worst, and why.
@@ -71,8 +72,10 @@ def compare(
         Also write the timeline of one run as an SVG file.
     trace
         Also write the timeline of one run as a Chrome trace, for Perfetto.
+    html
+        Also write the timeline of one run as a page for a browser, one file, to zoom, to point at, to scrub through.
     """
-    drawing = {"--cta": cta, "--iterations": iterations, "--width": width, "--svg": svg, "--trace": trace}
+    drawing = {"--cta": cta, "--iterations": iterations, "--width": width, "--svg": svg, "--trace": trace, "--html": html}
     tables = {"--schedule": schedule, "--markdown": markdown or None}
     idle = [name for name, given in (tables if timeline else drawing).items() if given is not None]
     if idle:
@@ -81,7 +84,7 @@ def compare(
     if timeline:
         from .overlay import Drawing, timelines
 
-        return timelines(paths, Drawing(device, cta, iterations, width, svg, trace, json))
+        return timelines(paths, Drawing(device, cta, iterations, width, svg, trace, html, json))
     from ..traces import compare as book
     from ..traces.predictions import processes
     from ..traces.store import BLIND, PEERS, RECORDED, load_paths, names_in

@@ -154,7 +154,7 @@ class TileOptions:
         tile = default_tile(workload, schedule, device)
         if self.tile is not None:
             asked = Tile.parse(self.tile)
-            consumers = max(1, asked.block_m * tile.consumers // tile.block_m)  # as many rows each as in the table
+            consumers = tile.consumers_for(asked.block_m)
             changes |= {"block_m": asked.block_m, "block_n": asked.block_n, "consumers": consumers}
         return replace(tile, **changes)
 

@@ -26,6 +26,7 @@ class Drawing:
     width: int | None
     svg: Path | None
     trace: Path | None
+    html: Path | None
     json: bool
 
 
@@ -39,19 +40,20 @@ def timelines(paths: Sequence[Path], wanted: Drawing) -> int:
 
     if wanted.json and not wanted.svg and (wanted.width is not None or wanted.iterations is not None):
         raise UsageError("--width and --iterations have nothing to do beside --json: give them with --svg, or leave them out")
-    pictures.check(wanted.svg, wanted.trace, wanted.width)
+    files = pictures.Wanted(wanted.svg, wanted.trace, wanted.html)
+    files.check(wanted.width)
     steps = whole_range("--iterations", wanted.iterations) if wanted.iterations is not None else (None, None)
     runs = load_paths(paths or (TIMELINES,))
-    if len(runs) > 1 and (wanted.svg or wanted.trace):
-        raise UsageError(f"--svg and --trace draw one timeline, and {len(runs)} were given: {', '.join(runs)}")
+    if len(runs) > 1 and files:
+        raise UsageError(f"--svg, --trace and --html draw one timeline, and {len(runs)} were given: {', '.join(runs)}")
     with output.progress("predicting") as advance:
         pairs = []
         for done, (name, run) in enumerate(runs.items()):
             advance(done, len(runs), name)
             pairs.append(pair(name, run, wanted.cta, wanted.device))
-    if wanted.svg or wanted.trace:
+    if files:
         both = pairs[0].both
-        pictures.write(wanted.svg, wanted.trace, by_iterations(both, *steps), both, wanted.width)
+        pictures.write(files, by_iterations(both, *steps), both, wanted.width)
     if wanted.json:
         output.emit_json([each.to_dict() for each in pairs])
     else:

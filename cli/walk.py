@@ -63,7 +63,7 @@ class Frame:
             length = min(_BAR, -(-total * _BAR // most))
             line = Text(f"{name:<{_NAMES}}  {_size(now):>{_BYTES}}  {_size(total):>{_BYTES}}  ", no_wrap=True)
             line.append("█" * length, "green").append(" " * (_BAR - length + 2))
-            yield line.append(", ".join(_tensors(step, level)), "bold")
+            yield line.append(", ".join(tensors_of(step, level)), "bold")
 
 
 def _size(nbytes: int) -> str:
@@ -84,7 +84,7 @@ def _place(walk: Walk, step: Step) -> str:
     return f"{step.kernel}, {head}: queries {step.row + 1} of {walk.rows}, keys {step.column + 1} of {walk.columns}"
 
 
-def _tensors(step: Step, level: int) -> list[str]:
+def tensors_of(step: Step, level: int) -> list[str]:
     """Which tensors move at a level; a load that another CTA of the cluster made is said so."""
     if level == 2:
         return []

@@ -102,6 +102,12 @@ def beside(runs: Sequence[Run], first: int | None = None, last: int | None = Non
     return tuple(_panel(run, first, last) for run in runs)
 
 
+def whole_blocks(runs: Sequence[Run]) -> tuple[Panel, ...]:
+    """All blocks but the first and the last that every run recorded: the pipeline's start and end are not in them."""
+    most = min(len(held(run)) for run in runs) - 1
+    return beside(runs, min(1, most), max(0, most - 1))
+
+
 def by_clock(runs: Sequence[Run], start: int, end: int) -> tuple[Panel, ...]:
     """The same SM cycles of each run. Raises UsageError where one has nothing there."""
     return tuple(Panel(run, _moved(by_cycles(run, start, end), start), 0) for run in runs)

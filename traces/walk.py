@@ -9,7 +9,8 @@ short enough to be looked at never fills it (`walk` refuses others).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -19,7 +20,7 @@ from ..simulator.devices.device import Device, load_device
 from ..simulator.errors import UsageError
 from ..simulator.language.ops import Op
 from ..simulator.language.view import K_PER_STEP_BYTES
-from ..simulator.predict import laid_out
+from ..simulator.predict import default_tile, laid_out
 from ..simulator.problem.tile import Tile
 from ..simulator.problem.workload import Workload
 from ..simulator.replay.chip import recorded
@@ -94,6 +95,11 @@ class Walk:
         """Bytes by level of all steps up to each, itself too."""
         return tuple(accumulate((step.levels for step in self.steps), lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))))
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """Bytes of the whole walk by level."""
+        return dict(zip(LEVELS, self.so_far[-1], strict=True))
+
     def cells(self, number: int) -> tuple[str, ...]:
         """S during a step, one string for each row of tiles: # now, + done, . to come, and a space where the kernel never goes."""
         now = self.steps[number] if self.steps[number].kernel else self.steps[-2]  # behind the last tile all are done
@@ -106,9 +112,8 @@ class Walk:
     def to_dict(self) -> dict:
         """As plain JSON values: the steps, and their sums."""
         told = {"schedule": self.schedule, "workload": self.workload.to_dict(), "tile": self.tile.to_dict(), "device": self.device}
-        totals = dict(zip(LEVELS, self.so_far[-1], strict=True))
         return {
-            **told, "rows": self.rows, "columns": self.columns, "total_bytes": totals,
+            **told, "rows": self.rows, "columns": self.columns, "total_bytes": self.totals,
             "by_tensor": {name: dict(vars(moved)) for name, moved in self.traffic.by_tensor.items()},
             "steps": [step.to_dict() for step in self.steps],
         }  # fmt: skip
@@ -133,6 +138,33 @@ def walk(workload: Workload, schedule: str, device: str | Device, tile: Tile | N
     launch = problem.grids[0].launch
     rows, columns = -(-workload.seqlen_q // launch.block_m), -(-workload.seqlen_k // launch.block_n)
     return Walk(schedule, workload, problem.tile, gpu.name, rows, columns, tuple(steps), problem.traffic)
+
+
+HEIGHTS, KEYS = (64, 128, 192, 256), (32, 64, 96, 128, 160, 192, 256)
+"""Queries in a tile and keys in a block that `of_sizes` tries: a warpgroup's GEMM has 64 rows or a multiple."""
+
+
+def sized_by_keys(schedule: str) -> bool:
+    """Whether the bytes of a schedule hang on the keys in a block (FlashAttention-1), not on the queries in a tile."""
+    return schedule.startswith("fa1")
+
+
+def of_sizes(workload: Workload, schedule: str, device: Device) -> tuple[Walk, ...]:
+    """The walks of a schedule with smaller and larger blocks, those that fit an SM, from small to large; the schedule's own tile
+    is among them."""
+    usual, found = default_tile(workload, schedule, device), []
+    by_keys = sized_by_keys(schedule)
+    for size in sorted({usual.block_n, *KEYS} if by_keys else {usual.block_m, *HEIGHTS}):
+        if by_keys:
+            tiles = [replace(usual, block_n=size)]
+        else:  # a tile that is taller may have to be narrower
+            tall = replace(usual, block_m=size, consumers=usual.consumers_for(size))
+            tiles = [tall, *(replace(tall, block_n=keys) for keys in reversed(KEYS) if keys < usual.block_n)]
+        for tile in tiles:
+            with suppress(UsageError):
+                found.append(walk(workload, schedule, device, tile))
+                break
+    return tuple(found)
 
 
 def _short_enough(problem: Problem, device: Device) -> None:

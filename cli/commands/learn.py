@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -28,6 +29,7 @@ def learn(
     listing: Annotated[bool, Parameter(name="--list", negative=(), show_default=False)] = False,
     answer: Annotated[tuple[str, ...], Parameter(name="--answer", negative=(), show_default=False, allow_leading_hyphen=True)] = (),
     device: str | None = None,
+    html: Path | None = None,
     json: Json = False,
 ) -> int:
     """Learn why attention is slow, and what FlashAttention-1, -2 and -3 do about it.
@@ -53,9 +55,15 @@ def learn(
         such lines from stdin. Exit status 1 where one is wrong.
     device
         Name of a device (see `fasim devices`) or path of your own TOML file. [default: h200, which the recordings are of]
+    html
+        Write the whole course as pages for a browser into this folder, which is made if need be; open its index.html.
     """
     from ...traces.lessons import LESSONS, find_lesson
 
+    if html is not None:
+        if lesson is not None or answer or listing or json:
+            raise UsageError("--html writes the whole course: leave out the lesson, --answer, --list and --json")
+        return _write_site(html, device)
     if lesson is None:
         if answer:
             raise UsageError("--answer needs to know of which lesson: fasim learn 1 --answer 1=8.6")
@@ -91,6 +99,22 @@ def _build(entry: Entry, device: str | None) -> Lesson:
     gpu = load_device(DEVICE if device is None else device)
     with output.progress("computing") as advance, heard(lambda: advance(0, 1, COMPILES)):
         return entry.build(Course(gpu, advance))
+
+
+def _write_site(folder: Path, device: str | None) -> int:
+    """Every page, or none."""
+    from ...simulator.devices.device import load_device
+    from ...traces.lessons import DEVICE, Course
+    from ..site.build import site
+
+    gpu = load_device(DEVICE if device is None else device)
+    output.make_folder(folder)
+    with output.progress("computing") as advance:
+        files = site(Course(gpu, advance))
+    output.write_files({folder / name: text for name, text in files.items()})
+    size = sum(len(text.encode()) for text in files.values())
+    output.note(f"wrote {len(files)} files, {size / 1e6:.1f} MB: open {folder / 'index.html'}")
+    return 0
 
 
 def _is_terminal() -> bool:

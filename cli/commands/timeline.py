@@ -30,6 +30,7 @@ def timeline(
     width: int | None = None,
     svg: Path | None = None,
     trace: Path | None = None,
+    html: Path | None = None,
     step: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> None:
@@ -64,18 +65,22 @@ def timeline(
         Also write the picture as an SVG file.
     trace
         Also write a Chrome trace of all that was recorded, for Perfetto.
+    html
+        Also write a page for a browser, one file that needs no network: to zoom, to point at, to scrub through.
     step
         Play the walk over the tiles of one head's S instead, 1,024 tokens unless a length is given: see `fasim walk`.
     """
     if step:
-        drawn = {"kernel": kernel, "iterations": iterations, "cycles": cycles, "width": width, "svg": svg, "trace": trace}
+        drawn = {"kernel": kernel, "iterations": iterations, "cycles": cycles, "width": width}
+        drawn |= {"svg": svg, "trace": trace, "html": html}
         _step(schedule, workload, machine, [f"--{name}" for name, value in drawn.items() if value is not None], json)
         return
     if cycles is not None and iterations is not None:
         raise UsageError("--cycles and --iterations both say what to show: give one of them")
     if json and width is not None and not svg:
         raise UsageError("--width has nothing to do beside --json alone: give it with --svg, or leave it out")
-    pictures.check(svg, trace, width)
+    files = pictures.Wanted(svg, trace, html)
+    files.check(width)
     span = whole_range("--cycles", cycles) if cycles is not None else None
     steps = whole_range("--iterations", iterations) if iterations is not None else (None, None)
     if len(schedule) > 1:
@@ -83,7 +88,7 @@ def timeline(
             if value is not None:
                 raise UsageError(f"{option} is of one schedule, and {len(schedule)} were given")
         runs = [machine.predict(workload.build(), name) for name in schedule]
-        _several(runs, span, steps, svg, width, json)
+        _several(runs, span, steps, files, width, json)
         return
     run = machine.predict(workload.build(), schedule[0], kernel=kernel)
 
@@ -91,7 +96,7 @@ def timeline(
     from ...traces.window import by_cycles, by_iterations, remarks
 
     window = by_cycles(run, *span) if span else by_iterations(run, *steps)
-    pictures.write(svg, trace, window, run, width)
+    pictures.write(files, window, run, width)
     for remark in remarks(run, last=steps[1], end=span and span[1]):
         output.note(remark)
     if json:
@@ -118,19 +123,15 @@ def _step(
 
 
 def _several(
-    runs: Sequence[Run], span: tuple[int, int] | None, steps: tuple[int | None, int | None], svg: Path | None, width: int | None,
-    json: bool,
+    runs: Sequence[Run], span: tuple[int, int] | None, steps: tuple[int | None, int | None], files: pictures.Wanted,
+    width: int | None, json: bool,
 ) -> None:  # fmt: skip
     """The same blocks, or the same cycles, of several runs on one axis."""
-    from ...traces.beside import beside, by_clock
+    from ...traces.beside import beside, by_clock, whole_blocks
     from ...traces.window import remarks
 
     panels = by_clock(runs, *span) if span else beside(runs, *steps)
-    if svg:
-        from ..svg_beside import svg_beside
-
-        output.write_files({svg: svg_beside(panels, pictures.pixels(width))})
-        output.note(f"wrote {svg}")
+    pictures.write_several(files, panels, panels if span or steps[0] is not None else whole_blocks(runs), width)
     for run in runs:
         for remark in remarks(run, last=steps[1], end=span and span[1]):
             output.note(f"{run.schedule}: {remark}")

@@ -18,6 +18,7 @@ from ..side_by_side import SideBySide, letter
 from ..standing import runs as standing_runs
 from ..tables import house_table
 from ..timeline import Timeline
+from ..walk import Frame, evenly
 from .numbers import written
 
 READABLE = 88
@@ -158,6 +159,18 @@ def _walk(shown: parts.Walk) -> RenderableType:
     return Group(legend(shown), *(frame(shown, number) for number in wanted))
 
 
+def played(shown: parts.TileWalk, walk: int, number: int) -> RenderableType:
+    """One step of one of the walks that are shown first."""
+    return Group(Frame(shown.usual[walk], number), "", paragraph(shown.caption))
+
+
+def _played(shown: parts.TileWalk) -> RenderableType:
+    """An early step of each and its last, where no one steps."""
+    frames = [Frame(walk, number) for walk in shown.usual for number in evenly(len(walk.steps), 4)[1:4:2]]
+    spaced = [each for frame in frames for each in (frame, "")]
+    return Group(*spaced, paragraph(shown.caption))
+
+
 def legend(walk: parts.Walk) -> RenderableType:
     """What each letter of a walk's cells means."""
     return Paragraph(Text("   ").join(Text.assemble((sign * 2, _CELLS.get(sign, "")), f" {what}") for sign, what in walk.legend))
@@ -212,5 +225,6 @@ _DRAWN: dict[type, Callable[..., RenderableType]] = {
     parts.Roofs: _roofs,
     parts.Shares: _shares,
     parts.Walk: _walk,
+    parts.TileWalk: _played,
     parts.Listing: _listing,
 }

@@ -61,6 +61,8 @@ class Session:
                 self._step_timeline(part)
             elif isinstance(part, parts.Walk):
                 self._step_walk(part)
+            elif isinstance(part, parts.TileWalk):
+                self._step_tiles(part)
             else:
                 self.show(render.part(part))
 
@@ -124,7 +126,17 @@ class Session:
                 return
             number = min(max(0, number + (1 if key == NEXT else -1)), len(part.frames) - 1)
 
-    def _pause(self, text: str) -> str:
+    def _step_tiles(self, part: parts.TileWalk) -> None:
+        for walk, played in enumerate(part.usual):
+            number, last = 0, len(played.steps) - 1
+            while True:
+                self.show(render.played(part, walk, number))
+                key = self._pause("n and p step through the tiles, l shows the last, Enter goes on", "l")
+                if key not in (NEXT, BACK, "l"):
+                    break
+                number = last if key == "l" else min(max(0, number + (1 if key == NEXT else -1)), last)
+
+    def _pause(self, text: str, more: str = "") -> str:
         """Wait for a key; what is on the screen then counts as read."""
         self.console.print(Text(f"[{text}]", "dim"))
         self.used = 0
@@ -132,7 +144,7 @@ class Session:
             key = self.keys.key()
             if key == QUIT:
                 raise Quit
-            if key in (ENTER, NEXT, BACK, "b", " "):
+            if key in (ENTER, NEXT, BACK, "b", " ", *more):
                 return NEXT if key == " " and "step" in text else key
 
 

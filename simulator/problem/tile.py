@@ -47,6 +47,10 @@ class Tile:
             raise UsageError(f"tile {shown(text)} is not of the form 128x128 (queries x keys)")
         return cls(int(match[1]), int(match[2]), **fields)
 
+    def consumers_for(self, block_m: int) -> int:
+        """Consumers of a tile of other height, so that each has as many rows as here."""
+        return max(1, block_m * self.consumers // self.block_m)
+
     def to_dict(self) -> dict:
         """The tile's fields as plain JSON values."""
         return asdict(self)

@@ -8,15 +8,20 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ...simulator.devices.device import Device
-from ...simulator.predict import predict
+from ...simulator.predict import default_tile, predict
+from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
 from ...simulator.results.run import Run
 from .. import store
+from ..overlay import Pair, pair
 from ..predictions import Advance, Question, predict_all
+from ..walk import Walk, of_sizes
 from .parts import Listing
 
 WORKLOAD = Workload(batch=4, heads=16, seqlen=4096, head_dim=128)
 """Of all lessons: large enough that every effect of a long sequence is there, and recorded on the H200 in most schedules."""
+WALKED = 1024
+"""Tokens of a walk over S: few enough for the whole of it to be shown."""
 DEVICE = "h200"
 """The one the recordings are of."""
 
@@ -44,6 +49,28 @@ class Course:
             self.advance(0, 1, schedule)
         return _with_spans(workload or self.workload, schedule, self.device)
 
+    def walks(self, schedule: str, causal: bool = False) -> tuple[Walk, ...]:
+        """The walks of a schedule over one head of few tokens, with smaller and larger blocks."""
+        if self.advance:
+            self.advance(0, 1, f"the walk of {schedule}")
+        return _walks(self._walked(causal), schedule, self.device)
+
+    def usual_tile(self, schedule: str, causal: bool = False) -> Tile:
+        """The tile that a schedule takes for such a walk unless asked."""
+        return default_tile(self._walked(causal), schedule, self.device)
+
+    def _walked(self, causal: bool) -> Workload:
+        return Workload(batch=1, heads=1, seqlen=WALKED, head_dim=self.workload.head_dim, causal=causal)
+
+    def recorded_timeline(self, kernel: str) -> Pair:
+        """The in-kernel timeline of one of our kernels at the course's workload, with its prediction; it is of an H200."""
+        work = self.workload
+        shape = f"b{work.batch}h{work.heads}s{work.seqlen_q}d{work.head_dim}-{work.dtype}"
+        path = store.TIMELINES / f"{kernel}-cuda-{shape}-burst.run.json.gz"
+        if self.advance:
+            self.advance(0, 1, f"{kernel} as recorded")
+        return pair(path.name, store.load(path))
+
     @cached_property
     def standard_bytes(self) -> int:
         """Bytes of S, which P has too: one for every query and key of every head."""
@@ -64,6 +91,11 @@ class Course:
 @lru_cache(maxsize=32)
 def _with_spans(workload: Workload, schedule: str, device: Device) -> Run:
     return predict(workload, schedule, device)
+
+
+@lru_cache(maxsize=32)
+def _walks(workload: Workload, schedule: str, device: Device) -> tuple[Walk, ...]:
+    return of_sizes(workload, schedule, device)
 
 
 def hbm_bytes(run: Run, *names: str) -> int:

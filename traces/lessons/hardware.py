@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ...simulator.devices.device import load_device
 from ...simulator.results import metrics
-from .. import store
-from ..overlay import pair
 from .course import DEVICE, Course
 from .parts import Facts, Question, Reading, Section, Timeline, count, nbytes, say, seconds, share
 
@@ -70,12 +68,7 @@ def _times(course: Course, asked: str) -> Section:
 
 
 def _inside(course: Course) -> Section:
-    path = next(
-        store.TIMELINES.glob(
-            f"{RECORDED}-cuda-b{course.workload.batch}h{course.workload.heads}s{course.workload.seqlen}d{course.workload.head_dim}-fp16-burst*"
-        )
-    )
-    found = pair(path.name, store.load(path))
+    found = course.recorded_timeline(RECORDED)
     phases = [phase for phase in found.phases if phase.predicted is not None and phase.measured is not None]
     block = next(phase for phase in phases if phase.name == "whole block")
     return Section(

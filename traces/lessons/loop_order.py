@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...simulator.results import metrics
 from ...simulator.results.run import Run
-from .course import Course, hbm_bytes, source
-from .parts import Bars, Facts, Frame, Question, Reading, Section, Walk, count, nbytes, say, seconds, share
+from .course import WALKED, Course, hbm_bytes, source
+from .parts import Bars, Facts, Frame, Question, Reading, Section, TileWalk, Walk, count, nbytes, say, seconds, share
 
 TITLE = "FlashAttention-1 and -2"
 ABOUT = "two loops, one inside the other: which is outside decides what is written again and again, and how many SMs work"
@@ -75,6 +75,7 @@ def _travels(course: Course, fa1: Run, fa2: Run) -> Section:
             say("Bytes over HBM, both directions, as the model counts them:"),
             Facts(("matrix", ">fa1", ">fa2"), rows),
             say("`fa1` reads K and V once, and Q and O again and again. For `fa2` it is the other way round, but its K and V come from L2: several tiles of one head run at once. What is written cannot be shared, so O must go the whole way."),
+            _played(course, fa1, fa2),
             Question(
                 say("What share of the bytes of `fa1` is O?"),
                 answer=100 * hbm_bytes(fa1, "O") / hbm_bytes(fa1), unit="%", tolerance=0.03,
@@ -82,6 +83,18 @@ def _travels(course: Course, fa1: Run, fa2: Run) -> Section:
                 why=say("In `fa2` O is written once, {once}, and never read.", once=nbytes(hbm_bytes(fa2, "O"))),
             ),
         ),
+    )  # fmt: skip
+
+
+def _played(course: Course, fa1: Run, fa2: Run) -> TileWalk:
+    """Both orders, step by step, with smaller and larger blocks."""
+    walks = course.walks("fa1") + course.walks("fa2")
+    usual = tuple(walk for walk in walks if walk.tile in (fa1.tile, fa2.tile))
+    stored = {walk.schedule: walk.totals["SRAM to L2"] for walk in usual}
+    return TileWalk(
+        walks, usual,
+        say("One head of {tokens} tokens, step by step: `fa1` stores {many}, `fa2` {few}.",
+            tokens=count(WALKED), many=nbytes(stored["fa1"]), few=nbytes(stored["fa2"])),
     )  # fmt: skip
 
 

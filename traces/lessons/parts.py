@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ...simulator.results.run import Run
 from ..standing import Standing
+from ..walk import Walk as Played
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,24 @@ class Walk:
 
 
 @dataclass(frozen=True)
+class TileWalk:
+    """Schedules' walks over the tiles of S with the bytes that move, to play and to compare; `usual` are shown first."""
+
+    walks: tuple[Played, ...]
+    usual: tuple[Played, ...]
+    caption: Say
+
+    def to_dict(self) -> dict:
+        """As plain JSON values: the sums of each walk (`fasim walk --json` has the steps)."""
+        shown = [
+            {"schedule": each.schedule, "workload": each.workload.to_dict(), "tile": each.tile.to_dict(), "steps": len(each.steps),
+             "total_bytes": each.totals}
+            for each in self.walks
+        ]  # fmt: skip
+        return {"kind": "tile walk", "walks": shown, "caption": self.caption.to_dict()}
+
+
+@dataclass(frozen=True)
 class Listing:
     """Source text as it stands in a file of the package, or a command to try."""
 
@@ -198,7 +217,7 @@ class Question:
         return {"kind": "question", "answer": self.answer, "unit": self.unit, "tolerance": self.tolerance, **texts}
 
 
-Part = Say | Facts | Bars | Hierarchy | Timeline | Roofs | Shares | Walk | Listing | Question
+Part = Say | Facts | Bars | Hierarchy | Timeline | Roofs | Shares | Walk | TileWalk | Listing | Question
 
 
 @dataclass(frozen=True)

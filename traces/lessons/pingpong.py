@@ -30,7 +30,7 @@ def sections(course: Course) -> tuple[Section, ...]:
                 say("Nothing in `warp-specialized` says when a warpgroup may use the tensor cores. `pingpong` adds a turn. Who holds it issues its products, O of one block and S of the next; then gives the turn away and takes its softmax while the other multiplies."),
                 source(module.pingpong),
                 say("Compare with the last lesson's schedule: it is the same but for the lines with `turn`."),
-                Timeline(course.timeline("pingpong"), 1, 3, say("The rows of WG0 and WG1 alternate: where one has = (a product), the other has ~ (softmax). And so it goes on, block after block.")),
+                Timeline(course.timeline("pingpong"), 1, 3, say("The rows of WG0 and WG1 alternate: where one has a product (S, O), the other has its softmax (P). And so it goes on, block after block.")),
             ),
         ),
         Section(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
-from .course import Course
-from .parts import Facts, Frame, Question, Reading, Section, Walk, count, nbytes, say, share
+from .course import WALKED, Course
+from .parts import Facts, Frame, Question, Reading, Section, TileWalk, Walk, count, nbytes, say, share
 
 TITLE = "Tiling"
 ABOUT = "S is computed a tile at a time and forgotten; the tile's height decides how often K and V are read"
@@ -17,8 +17,6 @@ READING = Reading(
     papers=("FlashAttention (arXiv:2205.14135), Theorem 2", "FlashAttention-2 (arXiv:2307.08691), section 3.1"),
 )
 HEIGHTS = (32, 64, 128, 256)
-WALKED = 1024
-"""Tokens of the walk: few enough for the whole of S to be shown."""
 
 
 def key_bytes(workload: Workload, block_m: int) -> int:
@@ -120,6 +118,7 @@ def _closed_form(course: Course, run) -> Section:
                 m=count(tile.block_m), form=nbytes(key_bytes(work, tile.block_m)), counted=nbytes(counted),
                 hbm=nbytes(sum(run.traffic.by_tensor[name].hbm_read for name in "KV")),
             ),
+            _played(course, tile),
             Question(
                 say("With tiles of {m} queries, how many GB of K and V would be loaded?", m=count(3 * HEIGHTS[1])),
                 answer=key_bytes(work, 3 * HEIGHTS[1]) / 1e9, unit="GB", tolerance=0.05,
@@ -127,4 +126,17 @@ def _closed_form(course: Course, run) -> Section:
                 why=say("Bytes fall as the height grows. Without tiles, with one query at a time, it would be {worst}.", worst=nbytes(key_bytes(work, 1))),
             ),
         ),
+    )  # fmt: skip
+
+
+def _played(course: Course, tile: Tile) -> TileWalk:
+    """The walk of fa3 with shorter and taller tiles."""
+    walks = course.walks("fa3")
+    usual = tuple(walk for walk in walks if walk.tile.block_m == tile.block_m)
+    sums = {walk.tile.block_m: walk.totals["L2 to SRAM"] for walk in walks}
+    least, most = min(sums), max(sums)
+    return TileWalk(
+        walks, usual,
+        say("One head of {tokens} tokens, walked by `fa3`, and the bytes between each two levels of memory. With tiles of {m} queries {few} come from L2, with tiles of {n} it is {many}.",
+            tokens=count(WALKED), m=count(most), few=nbytes(sums[most]), n=count(least), many=nbytes(sums[least])),
     )  # fmt: skip

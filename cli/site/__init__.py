@@ -1,0 +1,1 @@
+"""The course and timelines as pages for a browser: plain files, no server, nothing fetched from anywhere."""
