@@ -210,7 +210,7 @@ def _lay_out(
         order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
     kernel = _dealt(kernel, schedule, workload, tile, device)
-    items = work_items(seen, tile.block_m, tile.block_n, order, kernel.splits)
+    items = work_items(seen, tile.block_m, tile.block_n, order, kernel.splits, kernel.section_bytes)
     longest = int(items["blocks"].max())
     masked = np.zeros(longest + 1, np.int64)
     if workload.causal and not kernel.skips_masked:

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fasim.simulator.errors import UsageError
-from fasim.simulator.problem.order import ITEM, ORDERS, SECTION_BYTES, work_items
+from fasim.simulator.problem.order import ITEM, ORDERS, SECTION_BYTES, SHIPPED_SECTION_BYTES, work_items
 from fasim.simulator.problem.workload import Workload
+from fasim.simulator.schedules import SCHEDULES
 
 BLOCKS = st.sampled_from([(64, 64), (128, 128), (128, 176), (64, 256), (192, 128)])
 
@@ -88,6 +89,8 @@ def test_a_section_holds_a_power_of_two_of_heads_whose_keys_and_values_fit():
     items = work_items(workload, 128, 128, "longest-first")
     assert list(items["q_head"][:5]) == [0, 1, 2, 3, 0]
     assert list(items["q_head"][4 * 64 : 4 * 64 + 4]) == [4, 5, 6, 4], "the last section is what is left"
+    shipped = work_items(workload, 128, 128, "longest-first", section_bytes=SHIPPED_SECTION_BYTES)
+    assert list(shipped["q_head"][:8]) == [0, 1, 2, 3, 4, 5, 6, 0], "eight fit FlashAttention-3's"
     longer = Workload(
         batch=1, heads=2, seqlen=131072, head_dim=128, causal=True
     )  # one head is 64 MiB: still one a section
@@ -115,3 +118,9 @@ def test_tiles_gives_every_pair_of_tiles():
 def test_an_unknown_order_is_refused():
     with pytest.raises(UsageError, match="'zigzag' is not known.*grid"):
         work_items(Workload(batch=1, heads=1, seqlen=128), 64, 64, "zigzag")
+
+
+def test_each_kernel_walks_the_sections_of_its_source():
+    walked = {name: schedule.kernels[0].section_bytes for name, schedule in SCHEDULES.items() if schedule.kernels[0].persistent}
+    assert {size for name, size in walked.items() if name.endswith("published")} == {SHIPPED_SECTION_BYTES}
+    assert {size for name, size in walked.items() if not name.endswith("published")} == {SECTION_BYTES}

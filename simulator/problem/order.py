@@ -21,9 +21,9 @@ ITEM = np.dtype(
 ORDERS = ("grid", "persistent", "longest-first", "heads", "tiles")
 
 SECTION_BYTES = 16 * 1024 * 1024
-"""K and V of a section of heads at most, in the order "longest-first". FlashAttention-3 (tile_scheduler.hpp) has 32 MiB, which
-with its neighbours' is more than the 30 MiB that an SM's half of an H200's L2 holds."""
-
+"""K and V of a section of heads at most, in the order "longest-first" of our kernels."""
+SHIPPED_SECTION_BYTES = 32 * 1024 * 1024
+"""FlashAttention-3's (hopper/tile_scheduler.hpp): with its neighbours' more than the 30 MiB that half of an H200's L2 holds."""
 
 MOST_SPLITS, NEARLY_BEST = 30, 0.95
 """FlashAttention-1 as shipped (1.0.9, fmha_fwd_launch_template.h): at most so many, and the fewest that fill so much."""
@@ -39,13 +39,15 @@ def splits_that_fill(items: int, slots: int, most: int) -> int:
     return int(np.argmax(full > NEARLY_BEST * full.max())) + 1
 
 
-def work_items(workload: Workload, block_m: int, block_n: int, order: str, splits: int = 1) -> np.ndarray:
+def work_items(
+    workload: Workload, block_m: int, block_n: int, order: str, splits: int = 1, section_bytes: int = SECTION_BYTES
+) -> np.ndarray:
     """Every work item of one kernel, in dispatch order, as an ITEM array.
 
     grid            query tile fastest, then batch, then head (FlashAttention-2's grid: x = tile, y = batch, z = head)
     persistent      query tile fastest, then head, then batch (FlashAttention-3's static persistent scheduler)
-    longest-first   sections of heads whose K and V fit 16 MiB together; in a section the last query tile of every head
-                    first, heads fastest (FlashAttention-3's dynamic scheduler for causal attention)
+    longest-first   sections of heads whose K and V fit `section_bytes` together; in a section the last query tile of every
+                    head first, heads fastest (FlashAttention-3's dynamic scheduler for causal attention)
     heads           one item per batch and head, every K/V block (FlashAttention-1), or `splits` of them, which deal its query
                     tiles among themselves: item m has every splits-th from the m-th on
     tiles           one item per head, query tile and key tile, key tile fastest (a GEMM that writes all of S)
@@ -60,7 +62,7 @@ def work_items(workload: Workload, block_m: int, block_n: int, order: str, split
     elif order == "persistent":
         q_head, m = _grid(batch * heads, m_tiles)
     elif order == "longest-first":
-        q_head, m = _sections(workload, m_tiles)
+        q_head, m = _sections(workload, m_tiles, section_bytes)
     elif order == "heads":
         m, q_head = _grid(splits, batch * heads)
     elif order == "tiles":
@@ -109,9 +111,9 @@ def _grid(*sizes: int) -> list[np.ndarray]:
     return [axis.ravel() for axis in np.indices(sizes)]
 
 
-def _sections(workload: Workload, m_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+def _sections(workload: Workload, m_tiles: int, section_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     kv_head_bytes = 2 * workload.seqlen_k * workload.head_dim * workload.element_bytes
-    fit = max(1, SECTION_BYTES // kv_head_bytes)
+    fit = max(1, section_bytes // kv_head_bytes)
     section = 2 ** (fit.bit_length() - 1) * workload.heads_per_kv
     total = workload.batch * workload.heads
     q_head, m = [], []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..code.estimate import OURS, PLAIN, SHIPPED, Estimate
 from ..errors import UsageError, did_you_mean
+from ..problem.order import SECTION_BYTES, SHIPPED_SECTION_BYTES
 from . import own
 from .forward.fa1 import fa1
 from .forward.fa1_published import fa1_published
@@ -37,6 +38,7 @@ class Kernel:
     code: Estimate = PLAIN  # what its warps execute around the points of the order
     fills: bool = False  # of grid "heads": Q blocks are dealt to as many CTAs as fill the SMs (`order.splits_that_fill`)
     splits: int = 1  # so many, once workload and device are known
+    section_bytes: int = SECTION_BYTES  # K and V of the heads that are walked together under a causal mask
     where: str = ""  # of a user's own: file and line of its function
 
     @property
@@ -73,8 +75,8 @@ class Schedule:
         return int(self.hopper)
 
 
-def _rows(body: Callable, code: Estimate) -> Kernel:
-    return Kernel(body, "rows", persistent=code.persistent, descending=True, code=code)
+def _rows(body: Callable, code: Estimate, section_bytes: int = SECTION_BYTES) -> Kernel:
+    return Kernel(body, "rows", persistent=code.persistent, descending=True, code=code, section_bytes=section_bytes)
 
 
 def _published(name: str, body: Callable, section: str) -> Schedule:
@@ -83,7 +85,7 @@ def _published(name: str, body: Callable, section: str) -> Schedule:
         f"{name} as FlashAttention-3 ships it: online softmax, its tiles, O staged over V",
         f"FlashAttention-3 (arXiv:2407.08608) {section}, and its source",
         "published",
-        (_rows(body, SHIPPED),),
+        (_rows(body, SHIPPED, SHIPPED_SECTION_BYTES),),
         dtypes=_HOPPER_DTYPES,
     )
 
