@@ -139,7 +139,8 @@ def test_the_example_in_the_help_runs(fasim, monkeypatch, tmp_path, command):
     folder = tmp_path / "runs"
     folder.mkdir()
     shutil.copy(next(iter(sorted(store.RECORDED.glob("fa3-cuda-b16h16s1024d128*.run.json")))), folder)
-    monkeypatch.setattr(store, "RECORDED", folder)
+    for recordings in ("RECORDED", "BLIND", "PEERS"):
+        monkeypatch.setattr(store, recordings, folder)
     (tmp_path / "traces").symlink_to(ROOT / "traces")
     monkeypatch.chdir(tmp_path)
     status, _, err = fasim(*tokens)
