@@ -67,6 +67,7 @@ def measure(
     out
         Folder to keep the runs in, for `fasim compare`.
     """
+    workload.forward_only("fasim measure")
     if (kernel is None) == (plan is None):
         raise UsageError("give a kernel, or a plan of many runs with --plan")
     if plan is not None and out is None:

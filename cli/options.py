@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cyclopts import Group, Parameter
 
-from ..simulator.errors import UsageError
+from ..simulator.errors import UsageError, did_you_mean
 from . import output
 
 if TYPE_CHECKING:
@@ -65,13 +65,34 @@ class ShapeOptions:
     "fp16, bf16 or e4m3 (FP8)."
     causal: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     "Mask the keys after each query, aligned bottom right."
+    pass_: Annotated[str, Parameter(name="--pass")] = "forward"
+    "forward or backward; fasim predict also takes both."
 
     usual_seqlen: ClassVar[int] = 8448
     """Where no length is given: FlashAttention-3 Table 2, divisible by 132 SMs x 64 rows."""
 
-    def build(self) -> Workload:
-        """The workload these options describe; raises UsageError where they contradict each other."""
+    def directions(self) -> tuple[str, ...]:
+        """The passes asked for; raises UsageError for what is none."""
+        from ..simulator.problem.workload import DIRECTIONS
+
+        if self.pass_ not in (*DIRECTIONS, "both"):
+            possible = (*DIRECTIONS, "both")
+            raise UsageError(f"--pass {self.pass_!r} is not known ({', '.join(possible)}){did_you_mean(self.pass_, possible)}")
+        return DIRECTIONS if self.pass_ == "both" else (self.pass_,)
+
+    def forward_only(self, command: str) -> None:
+        """Raise UsageError where a command that knows the forward alone is asked for another pass."""
+        if self.directions() != ("forward",):
+            raise UsageError(f"{command} does the forward alone, not --pass {self.pass_}; fasim predict has the backward")
+
+    def build(self, direction: str | None = None) -> Workload:
+        """The workload these options describe, of one pass; raises UsageError where they contradict each other."""
         from ..simulator.problem.workload import Workload
+
+        if direction is None:
+            if len(self.directions()) > 1:
+                raise UsageError("--pass both is for fasim predict: give forward or backward")
+            (direction,) = self.directions()
 
         split = (self.seqlen_q, self.seqlen_k)
         if self.seqlen is not None and split != (None, None):
@@ -81,7 +102,8 @@ class ShapeOptions:
         lengths = {"seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k}
         if split == (None, None):
             lengths = {"seqlen": self.usual_seqlen if self.seqlen is None else self.seqlen}
-        return Workload(**self._heads(), **lengths, head_dim=self.head_dim, dtype=self.dtype, causal=self.causal)
+        shape = {"head_dim": self.head_dim, "dtype": self.dtype, "causal": self.causal}
+        return Workload(**self._heads(), **lengths, **shape, direction=direction)
 
     def _heads(self) -> dict[str, int | None]:
         return {"batch": 1, "heads": 1}
@@ -154,7 +176,7 @@ class TileOptions:
         tile = default_tile(workload, schedule, device)
         if self.tile is not None:
             asked = Tile.parse(self.tile)
-            consumers = tile.consumers_for(asked.block_m)
+            consumers = tile.consumers_for(asked.block_m, asked.block_n if workload.backward else None)
             changes |= {"block_m": asked.block_m, "block_n": asked.block_n, "consumers": consumers}
         return replace(tile, **changes)
 
@@ -184,7 +206,7 @@ class MachineOptions(TileOptions):
         from ..traces.predictions import Question
 
         device = self.load()
-        tile = self.choose_tile(workload, find_schedule(schedule).name, device)
+        tile = self.choose_tile(workload, find_schedule(schedule, workload.direction).name, device)
         return Question(workload, schedule, device, tile, self.clock_hz, self.regime or "sustained", why)
 
     def predict(self, workload: Workload, schedule: str, kernel: str | None = None) -> Run:

@@ -30,6 +30,16 @@ def result(run: Run, published: Sequence[Beside] = ()) -> RenderableType:
     return Group(*parts, "", Moved(run), *_remarks([run]))
 
 
+def together(runs: Sequence[Run], passes: int) -> RenderableType:
+    """Forward and backward of each schedule as one: a training step's attention."""
+    table = house_table("forward and backward", ">time", ">TFLOP/s")
+    for first in range(0, len(runs), passes):
+        both = runs[first : first + passes]
+        seconds = sum(map(metrics.time_s, both))
+        table.add_row(both[0].schedule, scaled(seconds, "s"), f"{sum(run.workload.flops for run in both) / seconds / 1e12:.0f}")
+    return table
+
+
 def comparison(runs: Sequence[Run], published: Sequence[Sequence[Beside]]) -> RenderableType:
     """Several schedules of one workload in columns, where the time of each goes, and the cause that costs it most."""
     first = runs[0]
@@ -135,6 +145,7 @@ class Figures:
             ("SM clock", f"{run.sm_clock_hz / 1e6:.0f} MHz"),
             ("power", f"{run.power_w:.0f} W"),
             ("energy", scaled(metrics.energy_j(run), "J") + " per call"),
+            *([("kernels", _kernels(run))] if len(run.kernels) > 1 else []),
         ):
             left.add_row(Text(name, "dim"), value)
         for name, value in (
@@ -150,6 +161,11 @@ class Figures:
         grid = Table.grid(padding=(0, 3, 0, 0))
         grid.add_row(left, right)
         yield grid
+
+
+def _kernels(run: Run) -> str:
+    """Each kernel of the call with its share of the time."""
+    return ", ".join(f"{name} {percent(cycles / run.cycles)}" for name, cycles in run.kernels)
 
 
 def _printed(run: Run, beside: Beside) -> str:

@@ -49,11 +49,13 @@ def cost(kernels: Sequence[Kernel], workload: Workload, tile: Tile, partitions: 
     m_tiles, n_tiles = -(-workload.seqlen_q // tile.block_m), -(-workload.seqlen_k // tile.block_n)
     whole_head = any(kernel.grid == "heads" for kernel in kernels)
     materialised = any(kernel.grid == "tiles" for kernel in kernels)
+    columns = any(kernel.grid == "columns" for kernel in kernels)
     per_pair = 7 if whole_head else 2  # FlashAttention-1 loads and stores O, l and m at every step
+    per_pair = 9 if columns else per_pair  # standard attention's backward: 2 in each GEMM, and 5 in the softmax's derivative
     items = heads * (1 if whole_head else m_tiles * (n_tiles if materialised else 1))
-    listed = per_pair * n_tiles * (m_tiles if whole_head else 1)
-    tiles = 4 * heads * m_tiles + 2 * workload.batch * workload.kv_heads * n_tiles
-    tiles += 2 * heads * m_tiles * n_tiles if materialised else 0
+    listed = per_pair * max(n_tiles * (m_tiles if whole_head else 1), m_tiles * workload.heads_per_kv if columns else 0)
+    tiles = (8 if columns else 4) * heads * m_tiles + (4 if columns else 2) * workload.batch * workload.kv_heads * n_tiles
+    tiles += (3 if columns else 2) * heads * m_tiles * n_tiles if materialised else 0
     nbytes = items * ITEM_BYTES + listed * ACCESS_BYTES + tiles * (TILE_BYTES + partitions**2 * LINK_BYTES)
     return Cost(per_pair * heads * m_tiles * n_tiles, items, listed, tiles, nbytes)
 
@@ -67,13 +69,20 @@ def affordable(kernels: Sequence[Kernel], workload: Workload, tile: Tile, partit
             "predict a smaller batch or fewer heads, time grows in proportion"
         )
     for kernel in kernels:
-        recordable(kernel, workload, tile, 1 if kernel.grid == "heads" else -(-workload.seqlen_k // tile.block_n))
+        recordable(kernel, workload, tile, _steps(kernel, workload, tile))
     if found.nbytes > MAX_MEMORY_BYTES:
         raise UsageError(
             f"{workload} takes {found.nbytes / 1e9:,.1f} GB to predict ({found.items:,} CTAs, {found.tiles:,} tiles, "
             f"{found.listed:,} loads of a CTA), more than the {MAX_MEMORY_BYTES / 1e9:g} GB that it may; "
             "predict a smaller batch, fewer heads or a shorter sequence"
         )
+
+
+def _steps(kernel: Kernel, workload: Workload, tile: Tile) -> int:
+    """Steps of a CTA's loop, but for those over queries under one K/V block."""
+    if kernel.grid == "columns":
+        return -(-workload.seqlen_q // tile.block_m) * workload.heads_per_kv
+    return 1 if kernel.grid == "heads" else -(-workload.seqlen_k // tile.block_n)
 
 
 def recordable(kernel: Kernel, workload: Workload, tile: Tile, kv_blocks: int) -> None:
@@ -85,6 +94,11 @@ def recordable(kernel: Kernel, workload: Workload, tile: Tile, kv_blocks: int) -
             f"{MAX_QUERY_TILES:,} that are recorded; give fewer queries or a taller tile"
         )
     if kv_blocks > MAX_LOOP:
+        if kernel.grid == "columns":
+            raise UsageError(
+                f"a loop of {kv_blocks:,} blocks of {tile.block_m} queries is longer than the {MAX_LOOP:,} that are recorded; "
+                "give fewer queries, more K/V heads or a taller tile"
+            )
         raise UsageError(
             f"a loop of {kv_blocks:,} K/V blocks of {tile.block_n} keys is longer than the {MAX_LOOP:,} that are recorded; "
             "give fewer keys or a wider tile"

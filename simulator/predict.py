@@ -15,22 +15,22 @@ from .devices.doubling import RESOURCES, saving
 from .errors import UsageError
 from .language.check import IllegalProgram, check
 from .language.program import ACCESS_FIELDS, Program, trace
-from .language.view import TileView
+from .language.view import TileView, element_bytes
 from .limits import affordable, recordable
 from .problem.order import splits_that_fill, work_items
 from .problem.tile import HEAD_DIMS, Tile, default_for
-from .problem.workload import LSE_BYTES, Workload
+from .problem.workload import Workload
 from .replay.engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
 from .replay.extrapolation import beyond_recorded
 from .replay.fit import occupancy
 from .replay.sample import chosen_kernel, copies
 from .replay.settle import Grid, Problem, Settled, breakdown, memory_of, settle
-from .replay.traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, Launch, TensorLayout, replay_traffic
+from .replay.traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, WALKED, Launch, TensorLayout, replay_traffic
 from .results import bottleneck
 from .results.run import Activity, Run, Sample, Traffic
 from .schedules import Kernel, Schedule, find_schedule
 
-_MODE = {"K": KV, "V": KV, "S": PAIR, "P": PAIR}
+_MODE = {"K": KV, "V": KV, "dK": KV, "dV": KV, "S": PAIR, "P": PAIR, "dP": PAIR, "dS": PAIR}
 TIMELINE_BLOCKS = 10
 """Loop length of the two tiles whose spans a Run keeps for the timeline."""
 MAX_SPANS = 40_000
@@ -84,6 +84,7 @@ def predict(
         spans=sampled.spans,
         sample=sample,
         breakdown=whole_time,
+        kernels=tuple((grid.kernel.name, float(taken)) for grid, taken in zip(grids, found.by_kernel, strict=True)),
     )
 
     @functools.cache
@@ -101,7 +102,7 @@ def predict(
 
 def default_tile(workload: Workload, schedule: str, device: str | Device = "h100-sxm") -> Tile:
     """The tile a schedule takes when none is asked for; a cluster only where the Q tiles of a head pair up."""
-    chosen = find_schedule(schedule)
+    chosen = find_schedule(schedule, workload.direction)
     _supported(chosen, workload, load_device(device) if isinstance(device, str) else device)
     tile, _ = default_for(chosen.family, workload)
     if -(-workload.seqlen_q // tile.block_m) % tile.cluster:
@@ -122,7 +123,7 @@ def programs(
     workload: Workload, schedule: str, device: str | Device, tile: Tile | None = None, kv_blocks: int = 3
 ) -> list[Program]:
     """The recorded instruction streams of one CTA, one program per kernel, with the loop cut to `kv_blocks`."""
-    chosen = find_schedule(schedule)
+    chosen = find_schedule(schedule, workload.direction)
     _supported(chosen, workload, load_device(device) if isinstance(device, str) else device)
     tile = tile or default_tile(workload, schedule, device)
     if kv_blocks < 1:
@@ -139,7 +140,7 @@ def programs(
 
 def _agreed(workload: Workload, name: str, device: str | Device, tile: Tile | None) -> tuple[Schedule, Device, Tile]:
     """Schedule, device and tile of a question that can be answered. Raises UsageError otherwise."""
-    chosen = find_schedule(name)
+    chosen = find_schedule(name, workload.direction)
     gpu = load_device(device) if isinstance(device, str) else device
     _supported(chosen, workload, gpu)
     tile = default_tile(workload, name, gpu) if tile is None else tile
@@ -149,14 +150,16 @@ def _agreed(workload: Workload, name: str, device: str | Device, tile: Tile | No
 
 
 def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:
-    if workload.head_dim not in HEAD_DIMS:
+    if workload.head_dim not in schedule.head_dims:
+        other = "; use --schedule fa2" if workload.head_dim in HEAD_DIMS else ""
         raise UsageError(
-            f"head_dim={workload.head_dim} is not supported by '{schedule.name}' ({', '.join(map(str, HEAD_DIMS))})"
+            f"head_dim={workload.head_dim} is not supported by '{schedule.name}' ({', '.join(map(str, schedule.head_dims))}){other}"
         )
     if schedule.hopper and not (device.wgmma and device.tma):
         raise UsageError(f"'{schedule.name}' needs TMA and WGMMA, which {device.name} does not have; use --schedule fa2")
     if workload.dtype not in schedule.dtypes:
-        raise UsageError(f"dtype={workload.dtype} is not supported by '{schedule.name}' ({', '.join(schedule.dtypes)})")
+        what = f"the backward of '{schedule.name}'" if workload.backward else f"'{schedule.name}'"
+        raise UsageError(f"dtype={workload.dtype} is not supported by {what} ({', '.join(schedule.dtypes)})")
     device.tensor_rate(workload.element_bytes)  # where there is none for fp8, it says so
 
 
@@ -176,6 +179,9 @@ def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
 
 
 def _tensor_names(schedule: Schedule) -> list[str]:
+    if schedule.direction == "backward":
+        inside = ["P", "dP", "dS"] if schedule.family.startswith("standard") else ["O", "LSE", "delta", "dQaccum"]
+        return ["Q", "K", "V", "dO", *inside, "dQ", "dK", "dV"]
     names = ["Q", "K", "V", "O"]
     names += {"standard": ["S", "P"], "fa1": ["l", "m"]}.get(schedule.family, ["LSE"])
     return names
@@ -195,7 +201,7 @@ def _dealt(kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, d
     """The kernel with the number of CTAs that share a head, if it is one that fills the SMs so."""
     if not kernel.fills:
         return kernel
-    room = occupancy(schedule, workload, tile, device, trace(kernel, workload, tile, [(1, 0)]))
+    room = occupancy(schedule, workload, tile, device, trace(kernel, workload, tile, [(1, 0)]), kernel)
     q_blocks = -(-workload.seqlen_q // tile.block_m)
     splits = splits_that_fill(workload.batch * workload.heads, device.sms * room.ctas_per_sm, q_blocks)
     return replace(kernel, splits=splits)
@@ -204,7 +210,7 @@ def _dealt(kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, d
 def _lay_out(
     kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, device: Device, tensors: Sequence[str]
 ) -> Grid:
-    order = {"tiles": "tiles", "heads": "heads"}.get(kernel.grid, "grid")
+    order = {"rows": "grid"}.get(kernel.grid, kernel.grid)
     dealing = ON_EXIT
     if kernel.persistent:
         order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
@@ -221,7 +227,7 @@ def _lay_out(
     brief = 1 if kernel.grid == "heads" else min(OWN_BLOCKS if kernel.where else 3, longest)
     short = trace(kernel, workload, tile, [(brief, int(masked[longest] > 0))] * 2)
     _checked(kernel, short)
-    room = occupancy(schedule, workload, tile, device, short)
+    room = occupancy(schedule, workload, tile, device, short, kernel)
     launch = Launch(
         items=items,
         accesses=_accesses(kernel, workload, tile, longest, tuple(tensors)),
@@ -257,16 +263,13 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     names = np.array([tensors.index(name) for name in program.tensors])
     mode = np.array([_MODE.get(name, ROW) for name in tensors])
     elements = np.array([1 if name in STATISTICS else workload.head_dim for name in tensors])
-    size = np.array(
-        [
-            LSE_BYTES if name in STATISTICS else workload.output_bytes if name == "O" else workload.element_bytes
-            for name in tensors
-        ]
-    )
+    size = np.array([element_bytes(name, workload) for name in tensors])
     out = np.zeros(len(recorded), ACCESS)
     out["tensor"] = names[recorded["tensor"]]
     out["mode"] = mode[out["tensor"]]
-    rows = out["mode"] == ROW
+    walked = (kernel.grid == "columns") & (recorded["step"] >= 0)
+    rows = (out["mode"] == ROW) & ~walked
+    out["mode"] += np.where(walked, WALKED, 0).astype(np.int32)
     out["m_offset"] = np.where(rows, recorded["block"], 0)
     out["block"] = np.where(rows, least, recorded["block"])
     out["step"] = -1 if whole_head else recorded["step"]
@@ -338,7 +341,7 @@ def _warnings(workload: Workload, device: Device, state: Clock, grids: list[Grid
             f"{device.name}; the hardware would lower the clock"
         )
     held = sum(workload.tensor_bytes.values())
-    for name in ("S", "P"):
+    for name in ("S", "P", "dP", "dS"):
         if name in traffic.by_tensor:
             held += traffic.by_tensor[name].algorithmic_write
     if held > device.memory_bytes:

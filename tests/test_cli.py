@@ -16,12 +16,12 @@ from fasim.simulator.devices.device import DEVICE_NAMES
 from fasim.simulator.devices.doubling import RESOURCES
 from fasim.simulator.predict import predict as predict_run
 from fasim.simulator.problem.workload import Workload
-from fasim.simulator.schedules import SCHEDULES
+from fasim.simulator.schedules import BACKWARD, SCHEDULES
 
 SMALL = ("--batch", "1", "--heads", "4", "--seqlen", "1024")
 KEYS = (
-    "schema origin workload schedule tile device cycles sm_clock_hz time_s flops tflops tensor_utilization "
-    "mufu_utilization issue_utilization power_w energy_j traffic breakdown savings bottleneck warnings"
+    "schema origin workload pass schedule tile device cycles sm_clock_hz time_s flops tflops tensor_utilization "
+    "mufu_utilization issue_utilization power_w energy_j traffic kernels breakdown savings bottleneck warnings"
 ).split()
 TRAFFIC_KEYS = (
     "hbm_read_bytes hbm_write_bytes l2_read_bytes l2_write_bytes l2_hit_rate smem_bytes algorithmic_read_bytes "
@@ -179,7 +179,10 @@ def test_published_prints_bars_errors_and_groups(fasim):
 def test_schedules_and_devices_list_what_there_is(fasim):
     _, out, _ = fasim("schedules")
     assert all(name in out for name in SCHEDULES)
-    assert {row["name"] for row in json.loads(fasim("schedules", "--json")[1])} == set(SCHEDULES)
+    assert all(name in out for name in BACKWARD)
+    listed = json.loads(fasim("schedules", "--json")[1])
+    for direction, there in (("forward", SCHEDULES), ("backward", BACKWARD)):
+        assert [row["name"] for row in listed if row["pass"] == direction] == list(there)
     assert set(json.loads(fasim("devices", "--json")[1])) == set(DEVICE_NAMES)
     fields = json.loads(fasim("devices", "h200", "--json")[1])["h200"]
     assert all(entry["source"] and entry["unit"] for entry in fields.values())

@@ -77,7 +77,7 @@ def standing(runs: Sequence[Run], device: Device, clock_hz: float | None = None)
 
 def _mark(run: Run, device: Device) -> Mark:
     traffic, flops, time_s = run.traffic, run.workload.flops, metrics.time_s(run)
-    own = roofline(run.workload, device, run.sm_clock_hz, standard="S" in traffic.by_tensor)
+    own = roofline(run.workload, device, run.sm_clock_hz, standard=run.goes_through_hbm)
     l2 = traffic.total("l2_read") + traffic.total("l2_write")
     return Mark(
         schedule=run.schedule,

@@ -120,6 +120,7 @@ def file_name(run: Run) -> str:
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in run.schedule)
     parts = [name, taken.implementation if taken else run.device, f"b{w.batch}{heads}{length}d{w.head_dim}", w.dtype]
     parts += ["causal"] if w.causal else []
+    parts += ["backward"] if w.backward else []
     parts += [taken.regime] + (["warm"] if taken.l2 == "warm" else []) if taken else []
     return "-".join(parts) + SUFFIXES[1 if len(run.spans) else 0]
 
@@ -163,6 +164,7 @@ def _run(body: dict) -> Run:
     body = dict(body)
     body["workload"] = Workload(**_mapping(body, "workload"))
     body["spans"] = _spans(_mapping(body, "spans"))
+    body.setdefault("kernels", [])  # files of before say nothing of them
     run = _build(Run, body, "run")
     name(run.device, "run.device")
     if len(run.spans):

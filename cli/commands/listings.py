@@ -29,18 +29,22 @@ def schedules(*, new: Path | None = None, json: Json = False) -> None:
     new
         Write a schedule that works at once to this file, to be changed; a file that is there is left alone.
     """
-    from ...simulator.schedules import SCHEDULES
+    from ...simulator.schedules import BACKWARD, SCHEDULES
 
     if new is not None:
         _start(new)
         return
 
     if json:
-        output.emit_json([{"name": s.name, "summary": s.summary, "paper": s.paper} for s in SCHEDULES.values()])
+        every = [*SCHEDULES.values(), *BACKWARD.values()]
+        output.emit_json([{"name": s.name, "pass": s.direction, "summary": s.summary, "paper": s.paper} for s in every])
         return
     from .. import tables
 
-    output.stdout().print(tables.schedules(SCHEDULES.values()))
+    console = output.stdout()
+    console.print(tables.schedules(SCHEDULES.values()))
+    console.print("\nof the backward, with --pass backward", style="dim")
+    console.print(tables.schedules(BACKWARD.values()))
 
 
 def _start(path: Path) -> None:

@@ -29,6 +29,8 @@ def predict(
 
     Example: fasim predict warp-specialized pingpong fa3 --causal
 
+    Example: fasim predict fa2 --pass both
+
     Theory: attention needs one exp2 for every 4 d FLOPs, and the MUFU is hundreds of times slower than the tensor
     cores, so what decides is how much of the softmax a schedule hides under the GEMMs.
 
@@ -39,8 +41,8 @@ def predict(
     """
     from ...traces.predictions import predict_all
 
-    problem = workload.build()
-    questions = [machine.question(problem, name, why) for name in schedule]
+    problems = [workload.build(direction) for direction in workload.directions()]
+    questions = [machine.question(problem, name, why) for name in schedule for problem in problems]
     with output.progress("predicting") as advance:
         found = predict_all(questions, advance=advance)
     runs = [found[question] for question in questions]
@@ -50,6 +52,11 @@ def predict(
     from ...traces.published import beside
     from .. import tables
 
-    published = [beside(run, machine.load()) for run in runs]
     console = output.stdout()
-    console.print(tables.result(runs[0], published[0]) if len(runs) == 1 else tables.comparison(runs, published))
+    for number in range(len(problems)):
+        shown = runs[number :: len(problems)]
+        published = [beside(run, machine.load()) for run in shown]
+        console.print(tables.result(shown[0], published[0]) if len(shown) == 1 else tables.comparison(shown, published))
+        console.print()
+    if len(problems) > 1:
+        console.print(tables.together(runs, len(problems)))

@@ -71,6 +71,7 @@ def timeline(
         Play the walk over the tiles of one head's S instead, 1,024 tokens unless a length is given: see `fasim walk`.
     """
     if step:
+        workload.forward_only("fasim timeline --step")
         drawn = {"kernel": kernel, "iterations": iterations, "cycles": cycles, "width": width}
         drawn |= {"svg": svg, "trace": trace, "html": html}
         _step(schedule, workload, machine, [f"--{name}" for name, value in drawn.items() if value is not None], json)

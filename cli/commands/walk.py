@@ -49,6 +49,7 @@ def walk(
     pace
         Steps a second. [default: all in 20 seconds, 2 to 25 a second]
     """
+    workload.forward_only("fasim walk")
     if frames is not None and frames < 1:
         raise UsageError(f"--frames {frames} is not possible: give 1 or more")
     if pace is not None and not 0.1 <= pace <= 100:

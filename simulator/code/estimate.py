@@ -13,7 +13,7 @@ from . import softmax as counts
 from .phase import Phase
 from .softmax import CHUNK, ONLINE, RUNNING, Left, Softmax
 
-STATISTICS = ("LSE", "l", "m")
+STATISTICS = ("LSE", "l", "m", "delta")
 """Results of one fp32 number per row."""
 
 # -- what a kernel does around its arithmetic ---------------------------------------------------------------------------
@@ -55,6 +55,7 @@ class Pen:
 
     def __init__(self, code: Estimate, rank: int):
         self.code, self.rank = code, rank
+        self.by_tma = code.persistent  # whether results leave by TMA
         self.in_pairs = False  # blocks: a loop that writes one set of P while a product reads the other has two copies
         self.loops = False  # whether such a loop's next GEMM is behind its branch back
         self.ahead = False  # whether S of the next block is issued before the softmax of this one

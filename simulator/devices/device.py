@@ -63,6 +63,8 @@ class Device:
     smem_bytes_per_cycle: int = _quantity("B/cycle", 1, 100_000)
     smem_latency_cycles: int = _quantity("cycles", 1, 10_000)
     tma_store_bytes_per_cycle: float = _quantity("B/cycle", 1, 1e5)  # at which a copy out reads shared memory
+    add_bytes_per_cycle_per_sm: float = _quantity("B/cycle", 1, 1e5)  # fp32 that one SM adds to memory, by L2
+    l2_add_bytes_per_cycle: float = _quantity("B/cycle", 1, 1e6)  # that all SMs do together
     tma_store_latency_cycles: int = _quantity("cycles", 0, 10_000)  # until a copy out of nothing lets go of shared memory
     registers_per_sm: int = _quantity("count", 1 << 13, 1 << 20)  # of 32 bits
     max_registers_per_thread: int = _quantity("count", 32, 1024)

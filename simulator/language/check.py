@@ -25,7 +25,7 @@ class _Group(NamedTuple):
     """A WGMMA group not yet waited for."""
 
     label: str
-    slot: str
+    slots: tuple[str, ...]  # that it reads
     where: tuple[int, int]  # tile, step
     reads: int  # register tensors, as bits
     writes: int
@@ -82,6 +82,8 @@ class _Checker:
                 self._give(warp)
             elif self.program.barriers[barrier].kind == BarrierKind.CTA:
                 self._exit(warp)
+            elif ins["ring"] >= 0 and barrier in self.program.rings[ins["ring"]].full:
+                self._load(warp, ins)
             elif ins["ring"] >= 0:
                 self._free(warp, ins)
             self._arrive(barrier)
@@ -101,7 +103,7 @@ class _Checker:
         self.known[warp][barrier] = max(self.known[warp][barrier], target)
         if self.program.barriers[barrier].kind == BarrierKind.NAMED:
             self.turns[warp] += 1
-        elif self.program.barriers[barrier].kind == BarrierKind.MEETING:
+        elif self.program.barriers[barrier].kind == BarrierKind.MEETING and ins["ring"] < 0:
             self.met[warp] = int(ins["tile"])
         elif ins["ring"] >= 0 and barrier in self.program.rings[ins["ring"]].full:
             self.waited[warp].add(_slot(ins))
@@ -117,7 +119,7 @@ class _Checker:
     def _exit(self, warp: int) -> None:
         for group in self.pending[warp]:
             raise IllegalProgram(
-                f"race: {self.program.warps[warp]} exits without waiting for its '{group.label}' on {group.slot}"
+                f"race: {self.program.warps[warp]} exits without waiting for its '{group.label}' on {group.slots[0]}"
             )
 
     def _arrive(self, barrier: int) -> None:
@@ -133,8 +135,8 @@ class _Checker:
         if behind > 0:
             _, old = self.held[int(ins["ring"]), stage]
             raise IllegalProgram(
-                f"over-full ring: {self.program.warps[warp]} loads {self.program.slot_name(ins)} into a stage of ring "
-                f"{ring.name} ({ring.stages} stage(s)) that still holds {ring.name}[{old}]"
+                f"over-full ring: {self.program.warps[warp]} {_verb(ins)}s {self.program.slot_name(ins)} into a stage of "
+                f"ring {ring.name} ({ring.stages} stage(s)) that still holds {ring.name}[{old}]"
             )
         self._reclaimed(warp, ins)
         self.held[int(ins["ring"]), stage] = (int(ins["tile"]), int(ins["index"]))
@@ -154,12 +156,19 @@ class _Checker:
                 )
 
     def _read(self, warp: int, ins: np.void) -> None:
-        program, label, slot = self.program, self.program.labels[ins["label"]], self.program.slot_name(ins)
-        if warp in self.freed[_slot(ins)]:
-            raise IllegalProgram(f"race: {program.warps[warp]} issues '{label}' on {slot} after it has freed {slot}")
+        program, label = self.program, self.program.labels[ins["label"]]
+        read = [_slot(ins)]
+        if ins["left"] >= 0:
+            read.append((int(ins["tile"]), int(ins["left"]), int(ins["left_index"])))
+        names = tuple(f"{program.rings[ring].name}[{index}]" for _, ring, index in read)
+        for each, slot in zip(read, names, strict=True):
+            if warp in self.freed[each]:
+                raise IllegalProgram(f"race: {program.warps[warp]} issues '{label}' on {slot} after it has freed {slot}")
+            if program.rings[each[1]].full and each not in self.waited[warp]:
+                raise IllegalProgram(f"race: {program.warps[warp]} issues '{label}' on {slot} before it has waited for it")
         if ins["op"] == Op.WGMMA:
             where = int(ins["tile"]), int(ins["step"])
-            self.pending[warp].append(_Group(label, slot, where, int(ins["reads"]), int(ins["writes"])))
+            self.pending[warp].append(_Group(label, names, where, int(ins["reads"]), int(ins["writes"])))
 
     def _compute(self, warp: int, ins: np.void) -> None:
         """Registers: what a GEMM in flight writes is not touched, what it reads is not written, until it has been waited for."""
@@ -171,7 +180,8 @@ class _Checker:
             shared = self._names((reads | writes) & group.writes | writes & group.reads)
             if any(self._same_registers(tensor, group, ins) for tensor in shared):
                 raise IllegalProgram(
-                    f"race: {name} does '{label}' while its '{group.label}' on {group.slot} may still run; wait for it first"
+                    f"race: {name} does '{label}' while its '{group.label}' on {group.slots[0]} may still run; "
+                    "wait for it first"
                 )
 
     def _names(self, bits: int) -> list[str]:
@@ -198,7 +208,7 @@ class _Checker:
     def _free(self, warp: int, ins: np.void) -> None:
         slot, name = self.program.slot_name(ins), self.program.warps[warp]
         for group in self.pending[warp]:
-            if group.slot == slot:
+            if slot in group.slots:
                 raise IllegalProgram(
                     f"race: {name} frees {slot} while its '{group.label}' may still read it; wait for it first"
                 )
@@ -217,7 +227,7 @@ class _Checker:
             return f"{name} waits to take the turn, which no one gives"
         if kind == BarrierKind.CTA:
             return f"{name} waits for the CTA's other warps to exit"
-        if kind == BarrierKind.MEETING:
+        if kind == BarrierKind.MEETING and ins["ring"] < 0:
             return f"{name} waits to meet the other consumers, of whom one never comes"
         ring = program.rings[ins["ring"]]
         if barrier in ring.empty:
@@ -226,8 +236,9 @@ class _Checker:
             missing = self.readers[int(ins["ring"])] - self.freed[tile, int(ins["ring"]), index]
             who = " and ".join(program.warps[w] for w in sorted(missing)) or "no one"
             have = "have" if len(missing) > 1 else "has"
+            verb = "fill" if kind == BarrierKind.MEETING else "load"
             return (
-                f"{name} waits to load {slot}, because {who} {have} not freed {ring.name}[{index}] "
+                f"{name} waits to {verb} {slot}, because {who} {have} not freed {ring.name}[{index}] "
                 f"(ring {ring.name} has {ring.stages} stage(s))"
             )
         loads = [w for w in range(len(program.warps)) if self._loads(w, ins)]
@@ -237,7 +248,8 @@ class _Checker:
 
     def _loads(self, warp: int, ins: np.void) -> bool:
         code = self.program.stream(warp)
-        same = (code["op"] == Op.LOAD) & (code["ring"] == ins["ring"]) & (code["index"] == ins["index"])
+        fills = (code["op"] == Op.ARRIVE) & np.isin(code["barrier"], self.program.rings[ins["ring"]].full)
+        same = ((code["op"] == Op.LOAD) | fills) & (code["ring"] == ins["ring"]) & (code["index"] == ins["index"])
         return bool((same & (code["tile"] == ins["tile"])).any())
 
     def _leaks(self) -> None:
@@ -263,6 +275,10 @@ class _Checker:
             gives = int((named & (code["op"] == Op.ARRIVE)).sum())
             if takes != gives:
                 raise IllegalProgram(f"leak: {name} takes the turn {takes} times and gives it {gives} times")
+
+
+def _verb(ins: np.void) -> str:
+    return "load" if ins["op"] == Op.LOAD else "fill"
 
 
 def _slot(ins: np.void) -> tuple[int, int, int]:

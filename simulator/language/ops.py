@@ -22,6 +22,7 @@ class Op(IntEnum):
     MMA = 8  # synchronous mma.sync GEMM, a Gemm
     COMPUTE = 9  # instructions on registers, a Phase (code/phase.py)
     DRAW = 10  # the next number of a queue in memory
+    ADD = 11  # as STORE, but what is there is added to, in fp32 (cp.reduce.async.bulk, red.global)
 
 
 class BarrierKind(IntEnum):
@@ -31,7 +32,7 @@ class BarrierKind(IntEnum):
     NAMED = 1
     CTA = 2  # all warps of a CTA have left; the next CTA starts
     CLUSTER = 3  # an mbarrier of every CTA in the cluster: arrivals travel between SMs
-    MEETING = 4  # bar.sync: all consumers arrive and wait
+    MEETING = 4  # bar.sync: all consumers arrive and wait; of a ring that warps fill, some arrive and others wait
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Copy:
     nbytes: int
     tensor: int  # number in the program's table
     sharing: int = 1  # CTAs of the cluster that a multicast load serves
-    by_warps: int = 0  # by cp.async, or plain stores: the warps issue 16 bytes a lane themselves
+    by_warps: int = 0  # by cp.async, or plain stores: the warps issue 16 bytes a lane themselves; of an ADD, so many
     boxes: int = 0  # by TMA: so many instructions
 
 
@@ -73,6 +74,8 @@ def table_of(record: type) -> np.dtype:
 
 
 GEMM, COPY = table_of(Gemm), table_of(Copy)
-INSTRUCTION = np.dtype([(name, "i4") for name in "op label record barrier target reads writes ring index step tile".split()])
+_FIELDS = "op label record barrier target reads writes ring index step tile left left_index"
+INSTRUCTION = np.dtype([(name, "i4") for name in _FIELDS.split()])
 """One op: `record` is a row of its op's table; `reads` and `writes` are bits of the program's register tensors; `ring` and
-`index` name the slot it concerns, `step` the loop step, -1 outside the loop."""
+`index` name the slot it concerns, `step` the loop step, -1 outside the loop; `left` and `left_index` the slot of a GEMM's other
+operand, if it has one."""

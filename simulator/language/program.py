@@ -39,7 +39,7 @@ class Program:
     starts: np.ndarray  # first instruction of each stream, and the end of the last
     phases: np.ndarray  # PHASE: the records of COMPUTE
     gemms: np.ndarray  # GEMM: those of WGMMA and MMA
-    copies: np.ndarray  # COPY: those of LOAD and STORE
+    copies: np.ndarray  # COPY: those of LOAD, STORE and ADD
     warps: tuple[str, ...]
     barriers: tuple[Barrier, ...]
     rings: tuple[RingInfo, ...]
@@ -66,7 +66,7 @@ class Program:
     @property
     def tables(self) -> tuple[tuple[tuple[Op, ...], np.ndarray], ...]:
         """(ops, the table of their records), for each table."""
-        return ((Op.COMPUTE,), self.phases), ((Op.WGMMA, Op.MMA), self.gemms), ((Op.LOAD, Op.STORE), self.copies)
+        return ((Op.COMPUTE,), self.phases), ((Op.WGMMA, Op.MMA), self.gemms), ((Op.LOAD, Op.STORE, Op.ADD), self.copies)
 
     def recorded(self, ops: Op | Sequence[Op]) -> tuple[np.ndarray, np.ndarray]:
         """The instructions of these ops, which share a table, and beside each its record."""
@@ -179,7 +179,7 @@ def _operands(program: Program, instruction: np.void) -> str:
         gemm = program.gemms[number]
         source = "registers" if gemm["a_in_registers"] else "shared memory"
         return f"{gemm['k_steps']} k steps of m{gemm['m']}n{gemm['n']}k{gemm['k_per_step']}, A in {source}"
-    if op in (Op.LOAD, Op.STORE):
+    if op in (Op.LOAD, Op.STORE, Op.ADD):
         copy = program.copies[number]
         shared = f", {copy['sharing']} CTAs share" if copy["sharing"] > 1 else ""
         how = "by the warps" if copy["by_warps"] else f"{copy['boxes']} boxes"

@@ -90,6 +90,17 @@ class Private:
         return Slot(self.rings[warp.rank], 0)
 
 
+@dataclass
+class Outbox:
+    """A ring of one stage for each consumer: `dQ[wg, i]` is what that consumer sends away at step i."""
+
+    rings: list[Ring]
+
+    def __getitem__(self, key: tuple[Warp, int]) -> Slot:
+        warp, index = key
+        return Slot(self.rings[warp.rank], index)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a GEMM of one warp will produce; `wait(result)` becomes wait_group<n>."""
@@ -150,7 +161,8 @@ class Warp:
         if not cp_async:
             self._run(self.pen.load(), f"load {ring.tensor}", slot.step)
         nbytes = ring.nbytes // (self.cta.tile.consumers if cp_async else 1)
-        copy = Copy(nbytes, self.cta.tensor(ring.tensor), shared, cp_async, self.cta.tile.boxes_in)
+        boxes = 1 if ring.tensor in STATISTICS else self.cta.tile.boxes_in
+        copy = Copy(nbytes, self.cta.tensor(ring.tensor), shared, cp_async, boxes)
         self._emit(Op.LOAD, f"load {ring.tensor}", slot, copy, barrier=ring.full[slot.stage])
 
     def reclaim(self, slot: Slot) -> None:
@@ -178,7 +190,7 @@ class Warp:
                 self._emit(Op.STORE, f"store {name}", slot, Copy(nbytes // rounds, tensor, boxes=tile.boxes // rounds), step=step)
             return
         self._run(self.pen.stage(tile, name), f"stage {name}", step, reads=(name,))
-        boxes = tile.boxes if self.cta.persistent and name not in STATISTICS else 0
+        boxes = tile.boxes if self.pen.by_tma and name not in STATISTICS else 0
         if boxes:
             self._run(self.pen.send(), f"stage {name}", step, reads=(name,))
         self._emit(Op.STORE, f"store {name}", None, Copy(nbytes, tensor, by_warps=int(boxes == 0), boxes=boxes), step=step)
@@ -188,6 +200,35 @@ class Warp:
             slot.ring.used = max(slot.ring.used, slot.index + 1)
             slot.ring.readers.add(self.number)
             self._emit(Op.ARRIVE, "free", slot, barrier=slot.ring.empty[slot.stage])
+
+    def put(self, name: str, slot: Slot) -> None:
+        """Write this warp's share of a register tensor into a slot that warps fill for others, once it is free there.
+
+        The last of the writers fills it; whoever waits for it then reads what all of them have put.
+        """
+        ring = slot.ring
+        ring.loaders.add(self.number)
+        ring.used = max(ring.used, slot.index + 1)
+        if slot.generation > 0:
+            self._emit(Op.WAIT, "free", slot, barrier=ring.empty[slot.stage], target=slot.generation)
+        self._run(self.pen.put(self.cta.tile, name), f"put {name}", slot.step, reads=(name,))
+        self._emit(Op.ARRIVE, "fill", slot, barrier=ring.full[slot.stage])
+
+    def add(self, name: str, tensor: str, block: int = 0, slot: Slot | None = None, step: int = -1) -> None:
+        """Add a result, in fp32, to a tensor in memory: a slot's by a bulk copy that adds, which this warp waits for until it
+        has been read, or, without a slot, this warp's share of the register tensor `name` from where it is.
+        """
+        cta = self.cta
+        if self.rank == 0 or (slot is not None and slot.ring.part == 0):
+            cta.access(tensor, block, step, write=2, multicast=0)
+        if slot is None:
+            nbytes, lane = cta.tile.store_bytes(tensor), self.pen.added_bytes
+            self._run(self.pen.add(cta.tile, name), f"add {name}", step, reads=(name,))
+            self._emit(Op.ADD, f"add {name}", None, Copy(nbytes, cta.tensor(tensor), by_warps=lane), step=step)
+            return
+        self._run(self.pen.load(), f"add {name}", step)
+        self._emit(Op.ADD, f"add {name}", slot, Copy(slot.ring.nbytes, cta.tensor(tensor), boxes=1), step=step)
+        self._emit(Op.STORE_WAIT, f"add {name}", slot, step=step)
 
     # -- waiting and handing over ----------------------------------------------------------------------------------
 
@@ -223,40 +264,62 @@ class Warp:
 
     # -- arithmetic ------------------------------------------------------------------------------------------------
 
-    def gemm(self, destination: str, a: Slot | str, b: Slot, add: bool = False) -> Result:
+    def gemm(
+        self, destination: str, a: Slot | str, b: Slot, add: bool = False, step: int = -1, loaded: bool = False
+    ) -> Result:
         """Issue this warpgroup's WGMMAs of destination = a b of one block (or += with `add`), once b is loaded.
 
-        `destination` names a register tensor, `a` another one or a slot, `b` is a slot in shared memory.
+        `destination` names a register tensor, `a` another one or a slot, `b` is a slot in shared memory; `step` is the loop
+        step where it is not b's. `loaded` says that this warp has waited for b before.
         """
         label, gemm = self._product(destination, a, b, add)
-        self._run(self.pen.gemm(scores=destination == "S"), "address", b.index)
-        self.wait(b)
+        self._run(self.pen.gemm(scores=destination in ("S", "S^T")), "address", b.index if step < 0 else step)
+        if not loaded:
+            self.wait(b)
         registers = () if isinstance(a, Slot) else (a,)
-        self._emit(Op.WGMMA, label, b, gemm, reads=registers, writes=(destination,))
+        self._emit(Op.WGMMA, label, b, gemm, reads=registers, writes=(destination,), left=a, step=step)
         self.in_flight[self.groups] = destination
         self.groups += 1
         return Result(label, self.groups - 1)
 
-    def mma(self, destination: str, a: Slot | str, b: Slot, step: int = -1, add: bool = False) -> None:
+    def mma(
+        self, destination: str, a: Slot | str, b: Slot, step: int = -1, add: bool = False, loaded: bool = False
+    ) -> None:
         """The same by mma.sync: operands through registers by ldmatrix, the warp waits for the result.
 
         `step` is the loop step where it is not b's: K and V stay while FlashAttention-1's loop goes over Q.
         """
         label, gemm = self._product(destination, a, b, add)
-        self.wait(b)
-        self._emit(Op.MMA, label, b, gemm, step=step)
+        if not loaded:
+            self.wait(b)
+        self._emit(Op.MMA, label, b, gemm, step=step, left=a)
 
     def _product(self, destination: str, a: Slot | str, b: Slot, add: bool) -> tuple[str, Gemm]:
         """A GEMM as the papers write it, and its shape."""
         left, right = a.ring.tensor if isinstance(a, Slot) else a, b.ring.tensor
         shape = self.cta.tile.gemm(destination, left, right, a_in_registers=not isinstance(a, Slot))
-        transposed = "^T" if self.cta.tile.is_transposed(destination, right) else ""
-        return f"{destination}{'+' if add else ''}={left}{right}{transposed}", shape
+        first = "^T" if self.cta.tile.is_transposed_left(destination, left) else ""
+        second = "^T" if self.cta.tile.is_transposed(destination, right) else ""
+        return f"{destination}{'+' if add else ''}={left}{first}{right}{second}", shape
 
     def softmax(self, j: int) -> None:
         """Weights of block j; what must wait for a product in flight is left for `rescale`."""
         for phase in self.pen.weights(self.cta.tile, j, self.in_flight.values()):
             self._run([phase], "softmax", j, reads=("S",), writes=("P",) if phase.convert else ())
+
+    def probabilities(self, step: int, of: str) -> None:
+        """The backward's P, or P^T, once more from its scores `of` and from LSE: no maximum, no sum; converted to an operand."""
+        wrote = of.replace("S", "P")
+        self._run(self.pen.probabilities(self.cta.tile, of, step), wrote, step, reads=(of,), writes=(wrote,))
+
+    def gradient(self, step: int, of: str) -> None:
+        """dS = P (dP - delta), or dS^T, from `of`: the softmax's derivative (FlashAttention-2 Algorithm 2), as an operand."""
+        wrote, weights = of.replace("dP", "dS"), of.replace("dP", "P")
+        self._run(self.pen.gradient(self.cta.tile, of), wrote, step, reads=(of, weights), writes=(wrote,))
+
+    def arithmetic(self, what: str, step: int = -1) -> None:
+        """What else a kernel of a backward computes, by name: "row dot" (delta), "scale dQ"; see code/gradients.py."""
+        self._run(self.pen.arithmetic(self.cta.tile, what), what, step)
 
     def rescale(self, j: int) -> None:
         """What the softmax of block j has left: P to the operand type, O times exp(m_old - m_new) (FlashAttention-2, 3.1)."""
@@ -284,14 +347,16 @@ class Warp:
             self._emit(Op.COMPUTE, label, None, phase, reads=reads, writes=writes, step=step)
 
     def _emit(self, op: Op, label: str, slot: Slot | None, record: Phase | Gemm | Copy | None = None, barrier: int = -1,
-              target: int = 0, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), step: int = -1) -> None:  # fmt: skip
+              target: int = 0, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), step: int = -1,
+              left: Slot | str = "") -> None:  # fmt: skip
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
+        beside = (left.ring.number, left.index) if isinstance(left, Slot) else (-1, -1)
         cta = self.cta
         if slot is not None and step < 0:
             step = slot.step
         number = -1 if record is None else cta.record(record)
         touched = cta.registers(reads), cta.registers(writes)
-        self.ops.append((int(op), cta.label(label), number, barrier, target, *touched, ring, index, step, cta.tile_number))
+        self.ops.append((int(op), cta.label(label), number, barrier, target, *touched, ring, index, step, cta.tile_number, *beside))
 
 
 class Cta:
@@ -323,6 +388,26 @@ class Cta:
             self.rings[name] = Ring(self, name, nbytes, stages, len(self.rings), full, empty, over=over.name if over else "")
         return self.rings[name]
 
+    def exchange(self, name: str, nbytes: int, stages: int = 1) -> Ring:
+        """A ring that warps fill out of their registers and others read, with named barriers: each its share by `put`."""
+        if name not in self.rings:
+            self.rings[name] = self._exchanged(name, nbytes, stages)
+        return self.rings[name]
+
+    def outbox(self, name: str, nbytes: int) -> Outbox:
+        """A buffer of `nbytes` in parts, each of which one consumer fills and another warp sends away."""
+        for rank in range(self.tile.consumers):
+            own = f"{name}{rank}"
+            if own not in self.rings:
+                self.rings[own] = self._exchanged(own, nbytes // self.tile.consumers, 1, rank)
+        return Outbox([self.rings[f"{name}{rank}"] for rank in range(self.tile.consumers)])
+
+    def _exchanged(self, name: str, nbytes: int, stages: int, part: int = 0) -> Ring:
+        full, empty = (
+            [self._barrier(f"{kind} {name}.{s}", BarrierKind.MEETING, 1) for s in range(stages)] for kind in ("full", "empty")
+        )
+        return Ring(self, name, nbytes, stages, len(self.rings), full, empty, part=part)
+
     def private(self, name: str, nbytes: int) -> Private:
         """A buffer of `nbytes` that is loaded in parts, one for each consumer, who waits for and frees its own."""
         return Private([self._part(name, nbytes, rank, loaded=True) for rank in range(self.tile.consumers)])
@@ -351,6 +436,10 @@ class Cta:
     def producer(self) -> Warp:
         """The warp that issues TMA loads."""
         return self._begun(self._warp("producer", -1))
+
+    def drain(self) -> Warp:
+        """A warp beside the producer's that sends results away."""
+        return self._warp("drain", -2)
 
     def consumers(self) -> list[Warp]:
         """The consumer warpgroups, WG0 first."""

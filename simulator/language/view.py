@@ -55,6 +55,11 @@ class TileView:
         return self.tile.block_m // self.tile.consumers
 
     @property
+    def steps(self) -> range:
+        """The steps of the loop: the Q blocks that a backward's CTA walks, of all query heads that share its K and V."""
+        return range(self.loop)
+
+    @property
     def kv_blocks(self) -> range:
         """The K/V blocks in the order they are walked."""
         return range(self.loop)
@@ -116,14 +121,20 @@ class TileView:
         """One fp32 statistic per query row (LSE, l, m)."""
         return self.tile.block_m * LSE_BYTES
 
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tile of a tensor, whoever holds it; of a statistic, one fp32 number per query row."""
+        if name not in _AXES:
+            return self.row_bytes
+        rows, columns = (self._size[axis] for axis in _AXES[name])
+        return rows * columns * element_bytes(name, self.workload)
+
     def store_bytes(self, name: str) -> int:
         """Bytes one consumer stores of a result tile."""
-        whole = {"O": self.o_bytes, "S": self.s_bytes, "P": self.s_bytes}.get(name, self.row_bytes)
-        return whole // self.tile.consumers
+        return self.nbytes(name) // self.tile.consumers
 
     def is_masked(self, j: int) -> bool:
-        """Whether the block walked at step j needs masking."""
-        return j < self.masked
+        """Whether the block walked at step j needs masking; where a loop walks the heads of a group, of each its first ones."""
+        return j % max(1, self.loop // self.workload.heads_per_kv) < self.masked if self.workload.backward else j < self.masked
 
     def hidden(self, rank: int) -> int:
         """Of the walked blocks, how many from the first on consumer `rank` sees nothing of: they lie above its diagonal."""
@@ -146,18 +157,54 @@ class TileView:
         (rows, columns), depth = _AXES[destination], set(_AXES[a]) & set(_AXES[b])
         if len(depth) != 1 or set(_AXES[a]) ^ set(_AXES[b]) != {rows, columns}:
             raise UsageError(f"gemm: {destination} is no product of {a} and {b}")
-        depth = depth.pop()
-        size = {"rows": self.rows, "keys": self.block_n, "dims": self.head_dim}
+        m, n = self.share(destination)
         per_step = K_PER_STEP_BYTES // self.element_bytes
-        b_bytes = 4 * size[columns] * K_PER_STEP_BYTES  # each of the four warps reads all of B
-        a_bytes = 0 if a_in_registers else size[rows] * K_PER_STEP_BYTES
-        return Gemm(size[rows], size[columns], -(-size[depth] // per_step), per_step, int(a_in_registers), a_bytes + b_bytes)
+        b_bytes = 4 * n * K_PER_STEP_BYTES  # each of the four warps reads all of B
+        a_bytes = 0 if a_in_registers else m * K_PER_STEP_BYTES
+        return Gemm(m, n, -(-self._size[depth.pop()] // per_step), per_step, int(a_in_registers), a_bytes + b_bytes)
+
+    def share(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a register tensor that one consumer holds: the consumers share its rows."""
+        rows, columns = _AXES[name]
+        return self._size[rows] // self.tile.consumers, self._size[columns]
+
+    @property
+    def dq_name(self) -> str:
+        """dQ, or dQ^T where the queries of a tile are not 64 for each consumer: then these share the head dimension."""
+        return "dQ" if self.tile.block_m % (64 * self.tile.consumers) == 0 else "dQ^T"
+
+    def dq(self, K, dS) -> tuple:
+        """That GEMM as `gemm` takes it: destination and operands."""
+        return ("dQ", dS, K) if self.dq_name == "dQ" else ("dQ^T", K, dS)
+
+    def per_thread(self, name: str) -> int:
+        """Elements of a register tensor that one thread of a consumer holds."""
+        rows, columns = self.share(name)
+        return -(-rows * columns // 128)
+
+    @property
+    def _size(self) -> dict[str, int]:
+        return {"rows": self.tile.block_m, "keys": self.block_n, "dims": self.head_dim}
 
     def is_transposed(self, destination: str, b: str) -> bool:
         """Whether b stands transposed in destination = a b."""
         return _AXES[b][1] != _AXES[destination][1]
 
+    def is_transposed_left(self, destination: str, a: str) -> bool:
+        """Whether a does."""
+        return _AXES[a][0] != _AXES[destination][0]
 
-_AXES = {"Q": ("rows", "dims"), "K": ("keys", "dims"), "V": ("keys", "dims"), "O": ("rows", "dims")}
-_AXES |= {"S": ("rows", "keys"), "P": ("rows", "keys")}
+
+_AXES = dict.fromkeys(("Q", "O", "dO", "dQ", "dQaccum"), ("rows", "dims"))
+_AXES |= dict.fromkeys(("K", "V", "dK", "dV"), ("keys", "dims"))
+_AXES |= dict.fromkeys(("S", "P", "dP", "dS"), ("rows", "keys"))
+_AXES |= {f"{name}^T": (axes[1], axes[0]) for name, axes in _AXES.items()}
 """What a tile of a tensor extends over."""
+_FLOATS = ("dQaccum",)
+
+
+def element_bytes(name: str, workload: Workload) -> int:
+    """Bytes of an element in memory: statistics and sums in fp32, results of e4m3 inputs in bf16."""
+    if name in _FLOATS or name not in _AXES:
+        return LSE_BYTES
+    return workload.output_bytes if name.lstrip("d") == "O" or name.startswith("d") else workload.element_bytes

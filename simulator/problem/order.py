@@ -11,19 +11,22 @@ ITEM = np.dtype(
     [
         ("q_head", "i4"),  # batch * heads + head
         ("kv_head", "i4"),  # batch * kv_heads + head // heads_per_kv
-        ("m", "i4"),  # query tile
-        ("n", "i4"),  # key tile, where a CTA works on one (order "tiles"); else 0
-        ("blocks", "i4"),  # K/V blocks the CTA loops over
+        ("m", "i4"),  # query tile, or the first that a loop over queries walks
+        ("n", "i4"),  # key tile, where a CTA works on one (orders "tiles" and "columns"); else 0
+        ("blocks", "i4"),  # K/V blocks the CTA loops over; in the order "columns" Q blocks, of all heads that share K and V
         ("masked", "i4"),  # how many of them cross the diagonal or the ragged end
     ]
 )
 
-ORDERS = ("grid", "persistent", "longest-first", "heads", "tiles")
+ORDERS = ("grid", "persistent", "longest-first", "heads", "tiles", "columns")
 
 SECTION_BYTES = 16 * 1024 * 1024
 """K and V of a section of heads at most, in the order "longest-first" of our kernels."""
 SHIPPED_SECTION_BYTES = 32 * 1024 * 1024
 """FlashAttention-3's (hopper/tile_scheduler.hpp): with its neighbours' more than the 30 MiB that half of an H200's L2 holds."""
+
+SUM_BYTES = 4
+"""An element of a sum in memory: fp32."""
 
 MOST_SPLITS, NEARLY_BEST = 30, 0.95
 """FlashAttention-1 as shipped (1.0.9, fmha_fwd_launch_template.h): at most so many, and the fewest that fill so much."""
@@ -50,19 +53,25 @@ def work_items(
                     head first, heads fastest (FlashAttention-3's dynamic scheduler for causal attention)
     heads           one item per batch and head, every K/V block (FlashAttention-1), or `splits` of them, which deal its query
                     tiles among themselves: item m has every splits-th from the m-th on
+    columns         one item per K/V head and key tile, which walks the query tiles that see it, of every query head of the group
+                    (a backward's dK and dV); key tile fastest, or, causal, by sections as longest-first: the first key tile, which
+                    all queries see, of every head first
     tiles           one item per head, query tile and key tile, key tile fastest (a GEMM that writes all of S)
     """
     batch, heads = workload.batch, workload.heads
     m_tiles = -(-workload.seqlen_q // block_m)
     n_tiles = -(-workload.seqlen_k // block_n)
     n = None
+    if order == "columns":
+        return _columns(workload, block_m, block_n)
     if order == "grid":
         head, b, m = _grid(heads, batch, m_tiles)
         q_head = b * heads + head
     elif order == "persistent":
         q_head, m = _grid(batch * heads, m_tiles)
     elif order == "longest-first":
-        q_head, m = _sections(workload, m_tiles, section_bytes)
+        together = _fit(section_bytes, 2 * workload.seqlen_k * workload.head_dim * workload.element_bytes)
+        q_head, m = _sections(workload.batch * workload.heads, m_tiles, together * workload.heads_per_kv)
     elif order == "heads":
         m, q_head = _grid(splits, batch * heads)
     elif order == "tiles":
@@ -89,6 +98,31 @@ def work_items(
     return items
 
 
+def _columns(workload: Workload, block_m: int, block_n: int) -> np.ndarray:
+    """The items of order "columns"; `masked` are, of one head, the query tiles that the diagonal crosses."""
+    m_tiles, n_tiles = -(-workload.seqlen_q // block_m), -(-workload.seqlen_k // block_n)
+    group = workload.heads_per_kv
+    if workload.causal:
+        walked = workload.seqlen_q * workload.head_dim * (2 * workload.element_bytes + SUM_BYTES)  # Q, dO and dQ's sum
+        kv_head, last = _sections(workload.batch * workload.kv_heads, n_tiles, _fit(SECTION_BYTES, walked * group))
+        n = n_tiles - 1 - last
+    else:
+        kv_head, n = _grid(workload.batch * workload.kv_heads, n_tiles)
+    items = np.zeros(len(n), ITEM)
+    first = whole = np.zeros_like(n)
+    if workload.causal:  # row i sees the keys up to i + seqlen_k - seqlen_q
+        offset = workload.seqlen_k - workload.seqlen_q
+        first = np.clip(n * block_n - offset, 0, workload.seqlen_q - 1) // block_m
+        sees_all = np.minimum((n + 1) * block_n, workload.seqlen_k) - 1 - offset
+        whole = np.clip(-(-sees_all // block_m), first, m_tiles)
+    items["kv_head"] = kv_head
+    items["q_head"] = kv_head * group
+    items["m"], items["n"] = first, n
+    items["blocks"] = (m_tiles - first) * group
+    items["masked"] = whole - first
+    return items
+
+
 def visible_blocks(workload: Workload, block_m: int, block_n: int, m: np.ndarray) -> np.ndarray:
     """K/V blocks, counted from the first, of which query tile m sees at least one key (bottom-right aligned mask)."""
     keys = np.full_like(m, workload.seqlen_k)
@@ -111,11 +145,12 @@ def _grid(*sizes: int) -> list[np.ndarray]:
     return [axis.ravel() for axis in np.indices(sizes)]
 
 
-def _sections(workload: Workload, m_tiles: int, section_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    kv_head_bytes = 2 * workload.seqlen_k * workload.head_dim * workload.element_bytes
-    fit = max(1, section_bytes // kv_head_bytes)
-    section = 2 ** (fit.bit_length() - 1) * workload.heads_per_kv
-    total = workload.batch * workload.heads
+def _fit(section_bytes: int, head_bytes: int) -> int:
+    """How many heads make a section: a power of two."""
+    return 2 ** (max(1, section_bytes // head_bytes).bit_length() - 1)
+
+
+def _sections(total: int, m_tiles: int, section: int) -> tuple[np.ndarray, np.ndarray]:
     q_head, m = [], []
     for first in range(0, total, section):
         down, head = _grid(m_tiles, min(section, total - first))

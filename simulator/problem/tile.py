@@ -47,8 +47,10 @@ class Tile:
             raise UsageError(f"tile {shown(text)} is not of the form 128x128 (queries x keys)")
         return cls(int(match[1]), int(match[2]), **fields)
 
-    def consumers_for(self, block_m: int) -> int:
-        """Consumers of a tile of other height, so that each has as many rows as here."""
+    def consumers_for(self, block_m: int, block_n: int | None = None) -> int:
+        """Consumers of a tile of other height, so that each has as many rows as here; of a backward's other width, keys."""
+        if block_n is not None:
+            return max(1, block_n * self.consumers // self.block_n)
         return max(1, block_m * self.consumers // self.block_m)
 
     def to_dict(self) -> dict:
@@ -97,6 +99,18 @@ DEFAULTS: dict[tuple, tuple[Tile, str]] = {
     ("standard", 64, 2, False): (_T(128, 128, 1, 1), "three CTAs share an SM: one's loads and stores lie under another's GEMM; 128x256, alone, moves a fifth less"),
     ("standard", 128, 2, False): (_T(128, 128, 1, 1), "as d64"),
     ("standard", 256, 2, False): (_T(64, 128, 2, 1), "O takes 128 registers at 64 rows; two stages, since fewer CTAs fit"),
+    ("mma backward", 64, 2, False): (_T(128, 128, 2, 2), "FlashAttention-2's tile for d64: eight warps, two Q buffers"),
+    ("mma backward", 128, 2, False): (_T(64, 128, 2, 2), "FlashAttention-2's tile for d128: dK and dV of 128 keys take 128 registers of eight warps"),
+    ("mma backward", 256, 2, False): (_T(64, 64, 1, 2), "FlashAttention-2's tile for d256: K, V, Q and dO take 128 KiB"),
+    ("hopper backward", 64, 2, False): (_T(128, 128, 2, 2), "FlashAttention-3's for d64"),
+    ("hopper backward", 64, 2, True): (_T(128, 128, 2, 2), "as full"),
+    ("hopper backward", 128, 2, False): (_T(80, 128, 2, 2), "FlashAttention-3's for d128: S, dP, dK and dV of 80 queries and 128 keys take 208 registers"),
+    ("hopper backward", 128, 2, True): (_T(64, 128, 2, 2), "FlashAttention-3's for d128, causal: 64 queries waste less of the diagonal"),
+    ("ahead backward", 64, 2, False): (_T(128, 128, 2, 2), "as fa3: dK, dV, S of the next block, dQ and an operand take 192 registers"),
+    ("ahead backward", 128, 2, False): (_T(64, 128, 2, 2), "S of the next block beside dQ and an operand: 208 registers"),
+    ("standard backward", 64, 2, False): (_T(128, 128, 1, 1), "as standard's forward: three CTAs share an SM"),
+    ("standard backward", 128, 2, False): (_T(128, 128, 1, 2), "as d64; dK of 128 keys takes 64 registers of eight warps"),
+    ("standard backward", 256, 2, False): (_T(128, 64, 1, 2), "dK of 64 keys takes 64 registers of eight warps"),
 }  # fmt: skip
 HEAD_DIMS = (64, 128, 256)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError, did_you_mean
-from ..values import flag, shown
+from ..values import flag, shown, text
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1}
 """Bytes per element of Q, K and V."""
 _DTYPE_SYNONYMS = {"fp8": "e4m3", "float8_e4m3fn": "e4m3", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 
 LSE_BYTES = 4
-"""The log-sum-exp (and FlashAttention-1's l and m) is fp32."""
+"""The log-sum-exp (and FlashAttention-1's l and m, and the backward's delta) is fp32."""
+
+DIRECTIONS = ("forward", "backward")
+GEMMS = {"forward": 2, "backward": 5}
+"""Over all unmasked pairs: S and O; S again, dP, dV, dK and dQ (FlashAttention-2 section 4.1: 2.5 times the FLOPs)."""
 
 MOST = {"batch": 1 << 24, "heads": 1 << 20, "kv_heads": 1 << 20, "seqlen_q": 1 << 31, "seqlen_k": 1 << 31, "head_dim": 1 << 12}
 """The most of each size: far beyond any kernel, and products of them stay exact. What can be replayed is less: limits.py."""
@@ -20,11 +24,12 @@ MOST = {"batch": 1 << 24, "heads": 1 << 20, "kv_heads": 1 << 20, "seqlen_q": 1 <
 
 @dataclass(frozen=True)
 class Workload:
-    """One attention forward call: Q is (batch, seqlen_q, heads, head_dim), K and V (batch, seqlen_k, kv_heads, head_dim).
+    """One attention call, forward or backward: Q (batch, seqlen_q, heads, head_dim), K and V (batch, seqlen_k, kv_heads, head_dim).
 
     `seqlen` sets both lengths at once; `kv_heads` defaults to `heads` (GQA and MQA set it lower). A causal mask is
     bottom-right aligned: query i sees keys 0 .. i + seqlen_k - seqlen_q. Outputs are O, shaped as Q (fp16, bf16; bf16
-    for e4m3 inputs), and LSE, (batch, heads, seqlen_q) in fp32.
+    for e4m3 inputs), and LSE, (batch, heads, seqlen_q) in fp32. The backward has these and dO as inputs, and dQ, dK and dV,
+    shaped as Q, K and V, as outputs.
 
     Raises UsageError, one sentence, for any size, dtype or head count that is not possible.
     """
@@ -38,6 +43,7 @@ class Workload:
     kv_heads: int | None = None
     seqlen_q: int | None = None
     seqlen_k: int | None = None
+    direction: str = "forward"
 
     def __post_init__(self) -> None:
         given = {"seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k}
@@ -60,6 +66,7 @@ class Workload:
             nearest = did_you_mean(self.dtype if isinstance(self.dtype, str) else "", DTYPE_BYTES, _DTYPE_SYNONYMS)
             raise UsageError(f"dtype={shown(self.dtype)} is not supported ({', '.join(DTYPE_BYTES)}){nearest}")
         flag(self.causal, "causal")
+        text(self.direction, "direction", DIRECTIONS)
         if self.heads % self.kv_heads:
             raise UsageError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
         object.__setattr__(self, "seqlen", self.seqlen_q if self.seqlen_q == self.seqlen_k else None)
@@ -92,42 +99,56 @@ class Workload:
 
     @property
     def flops(self) -> int:
-        """Exact FLOPs of the two GEMMs over unmasked pairs: 4 * pairs * head_dim * heads * batch."""
-        return 4 * self.pairs * self.head_dim * self.heads * self.batch
+        """Exact FLOPs of the GEMMs over unmasked pairs: 4 * pairs * head_dim * heads * batch, of the backward 10."""
+        return self.flops_per_pair * self.pairs * self.heads * self.batch
+
+    @property
+    def flops_per_pair(self) -> int:
+        """FLOPs of one unmasked (query, key) pair: 2 * head_dim in each GEMM."""
+        return 2 * GEMMS[self.direction] * self.head_dim
+
+    @property
+    def backward(self) -> bool:
+        """Whether it is the backward."""
+        return self.direction == "backward"
 
     @property
     def paper_flops(self) -> float:
-        """FLOPs as the papers count them: 4 * S_q * S_k * D * H * B, halved when causal (FlashAttention-2 section 4.1)."""
-        full = 4 * self.seqlen_q * self.seqlen_k * self.head_dim * self.heads * self.batch
+        """FLOPs as the papers count them: 4 * S_q * S_k * D * H * B, halved when causal; of the backward 2.5 times as many
+        (FlashAttention-2 section 4.1)."""
+        full = self.flops_per_pair * self.seqlen_q * self.seqlen_k * self.heads * self.batch
         return full / 2 if self.causal else float(full)
 
     @property
     def tensor_bytes(self) -> dict[str, int]:
-        """Whole size in bytes of each tensor: Q, K, V (inputs) and O, LSE (outputs)."""
+        """Whole size in bytes of each tensor: Q, K, V (inputs), O, LSE (outputs); of the backward also dO, dQ, dK, dV."""
         q = self.batch * self.heads * self.seqlen_q * self.head_dim
         kv = self.batch * self.kv_heads * self.seqlen_k * self.head_dim
+        gradients = {"dO": q, "dQ": q, "dK": kv, "dV": kv} if self.backward else {}
         return {
             "Q": q * self.element_bytes,
             "K": kv * self.element_bytes,
             "V": kv * self.element_bytes,
             "O": q * self.output_bytes,
             "LSE": self.batch * self.heads * self.seqlen_q * LSE_BYTES,
-        }
+        } | {name: elements * self.output_bytes for name, elements in gradients.items()}
 
     @property
     def compulsory_read_bytes(self) -> int:
-        """Bytes that any kernel has to read: K, V, and the rows of Q that see a key, each once."""
+        """Bytes that any kernel has to read: K, V, and the rows of Q that see a key (and of dO), each once."""
         blind = max(0, self.seqlen_q - self.seqlen_k) if self.causal else 0
         whole = self.tensor_bytes
-        return whole["Q"] // self.seqlen_q * (self.seqlen_q - blind) + whole["K"] + whole["V"]
+        rows = whole["Q"] + whole.get("dO", 0)
+        return rows // self.seqlen_q * (self.seqlen_q - blind) + whole["K"] + whole["V"]
 
     @property
     def compulsory_write_bytes(self) -> int:
-        """Bytes that any kernel has to write: all of O."""
-        return self.tensor_bytes["O"]
+        """Bytes that any kernel has to write: all of O, or of dQ, dK and dV."""
+        whole = self.tensor_bytes
+        return whole["dQ"] + whole["dK"] + whole["dV"] if self.backward else whole["O"]
 
     def to_dict(self) -> dict:
-        """The workload's fields as plain JSON values."""
+        """The workload's fields as plain JSON values; the direction where it is not forward."""
         return {
             "batch": self.batch,
             "heads": self.heads,
@@ -137,9 +158,10 @@ class Workload:
             "head_dim": self.head_dim,
             "dtype": self.dtype,
             "causal": self.causal,
-        }
+        } | ({"direction": self.direction} if self.backward else {})
 
     def __str__(self) -> str:
         heads = f"{self.heads}" if self.kv_heads == self.heads else f"{self.heads}/{self.kv_heads}"
         length = f"{self.seqlen_q}" if self.seqlen_q == self.seqlen_k else f"{self.seqlen_q}q/{self.seqlen_k}k"
-        return f"{self.batch} x {heads} x {length}, d{self.head_dim}, {self.dtype}, {'causal' if self.causal else 'full'}"
+        mask, last = "causal" if self.causal else "full", ", backward" if self.backward else ""
+        return f"{self.batch} x {heads} x {length}, d{self.head_dim}, {self.dtype}, {mask}{last}"

@@ -65,5 +65,11 @@ def pairs(items: np.ndarray, workload: Workload, tile: Tile, grid: str) -> tuple
             keys = min(tile.block_n, workload.seqlen_k - j * tile.block_n)
             inside += max(0, workload.seqlen_q - under.start * tile.block_m) * keys
         return executed * heads, inside * heads
+    if grid == "columns":
+        of_head = blocks // workload.heads_per_kv
+        keys = np.clip(workload.seqlen_k - items["n"].astype(np.int64) * tile.block_n, 0, tile.block_n)
+        first = items["m"].astype(np.int64) * tile.block_m
+        rows = np.minimum(first + of_head * tile.block_m, workload.seqlen_q) - first
+        return int((blocks * tile.block_m * tile.block_n).sum()), int((rows * keys).sum()) * workload.heads_per_kv
     keys = np.minimum(blocks * tile.block_n, workload.seqlen_k)
     return int((blocks * tile.block_m * tile.block_n).sum()), int((rows * keys).sum())

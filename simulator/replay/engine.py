@@ -40,7 +40,7 @@ __all__ = [
     "Deadlock", "Memory", "Replay", "replay",
 ]  # fmt: skip
 
-SETUP, LOAD, STORE, STORE_WAIT, WAIT, ARRIVE, WGMMA, WGMMA_WAIT, MMA, COMPUTE, DRAW = range(11)
+SETUP, LOAD, STORE, STORE_WAIT, WAIT, ARRIVE, WGMMA, WGMMA_WAIT, MMA, COMPUTE, DRAW, ADD = range(12)
 MBARRIER, NAMED, CTA, CLUSTER, MEETING = range(5)
 FMA, ALU, MUFU, CONVERT, STSM = range(5)
 PIPES = 5
@@ -190,6 +190,8 @@ def _execute(state, i, now, eight_bit):
         finished = _load(state, warp, row, now)
     elif op == STORE:
         finished = _store(state, warp, row, now)
+    elif op == ADD:
+        finished = _add(state, warp, row, now)
     elif op == STORE_WAIT:
         finished = _wait_for_stores(state, warp, row, now)
     elif op == DRAW:
@@ -372,8 +374,9 @@ def _issue_wgmma(state, i, row, now, eight_bit):
 
 @_unit
 def _operand_bytes(gemm):
-    """What one k step reads from shared memory: 32 bytes of K per row of A and B, of B alone where A is in registers."""
-    return 32 * (gemm["n"] if gemm["a_in_registers"] == 1 else gemm["m"] + gemm["n"])
+    """What one k step reads from shared memory: 32 bytes of K per row of A, if it is there, and of B once for 64 rows of A."""
+    of_b = max(1, gemm["m"] >> 6) * gemm["n"]
+    return 32 * (of_b if gemm["a_in_registers"] == 1 else gemm["m"] + of_b)
 
 
 @_unit
@@ -640,6 +643,31 @@ def _store(state, warp, row, now):
     state.busy[s, U_ISSUE] += 1
     _note(state, warp["store_done"])
     warp["time"] = now + max(1, copy["boxes"] * machine["tma_issue"])
+    return True
+
+
+@_unit
+def _add(state, warp, row, now):
+    """A copy out that adds to what is there, asynchronous. By one bulk copy, or by instructions that pass the issue port."""
+    machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
+    copy = state.copies[row["record"]]
+    nbytes, instructions = copy["nbytes"], 1
+    warp["time"] = now + machine["tma_issue"]
+    if copy["by_warps"] > 0:
+        instructions = max(1, nbytes // (4 * 32 * copy["by_warps"]))
+        warp["time"] = max(now, sm["issue_free"]) - (-instructions // machine["issue_rate"])
+        sm["issue_free"] = warp["time"]
+    start = max(now, sm["store_free"])
+    sm["store_free"] = start + max(_service(nbytes, machine["add_q20"]), _service(nbytes, machine["add_chip_q20"]))
+    chip["l2_free"] = max(chip["l2_free"], start) + _service(nbytes, machine["l2_q20"])
+    done = max(sm["store_free"], chip["l2_free"])
+    if copy["by_warps"] > 0:
+        warp["time"] = max(warp["time"], start)  # its instructions wait for those before
+    else:
+        state.busy[s, U_SMEM] += nbytes
+    warp["store_done"] = max(warp["store_done"], done + machine["store_latency"])
+    state.busy[s, U_ISSUE] += instructions
+    _note(state, warp["store_done"])
     return True
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from ..devices.device import Device
 from ..errors import UsageError
+from ..language.ops import Op
 from ..language.program import Program
+from ..language.view import TileView
 from ..problem.tile import Tile
 from ..problem.workload import Workload
-from ..schedules import Schedule
+from ..schedules import Kernel, Schedule
 
 WARPGROUP = 128
 PRODUCER_REGISTERS = 24
@@ -30,8 +32,12 @@ class Occupancy:
     smem_bytes: int
 
 
-def register_parts(schedule: Schedule, workload: Workload, tile: Tile) -> dict[str, int]:
+def register_parts(schedule: Schedule, workload: Workload, tile: Tile, kernel: Kernel) -> dict[str, int]:
     """Registers per consumer thread by what holds them: fp32 S and O accumulators, sets of P as operand, addressing."""
+    if workload.backward:
+        view = TileView(tile, workload, 1)
+        choices = [{name: _registers(view, name) for name in names} for names in kernel.live]
+        return max(choices, key=lambda parts: sum(parts.values()), default={}) | {"addressing": ADDRESSING_REGISTERS}
     rows = tile.block_m // tile.consumers
     scores = -(-rows * tile.block_n // WARPGROUP)
     sets = schedule.kernels[0].code.operand_sets
@@ -48,18 +54,28 @@ def register_parts(schedule: Schedule, workload: Workload, tile: Tile) -> dict[s
     return parts
 
 
-def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device, program: Program) -> Occupancy:
+def _registers(view: TileView, name: str) -> int:
+    """Registers of a thread for a tensor: sums and scores in fp32, P and dS as 16-bit operands."""
+    if name == "dQ^T":
+        name = view.dq_name
+    return view.per_thread(name) // (2 if name.startswith(("P", "dS")) else 1)
+
+
+def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device, program: Program, kernel: Kernel) -> Occupancy:
     """Registers, shared memory and CTAs per SM; UsageError with the sum where the tile does not fit."""
-    groups = tile.consumers + schedule.producer_warpgroups
+    hopper = schedule.hopper and not kernel.plain
+    groups = tile.consumers + int(hopper)
     threads = groups * WARPGROUP
-    if schedule.hopper and (tile.block_m // tile.consumers) % 64:
+    if hopper and workload.backward:
+        _gemms_fit(program, tile)
+    elif hopper and (tile.block_m // tile.consumers) % 64:
         raise UsageError(
             f"tile {tile}: WGMMA needs 64 query rows per consumer warpgroup, {tile.consumers} consumers make "
             f"{tile.block_m / tile.consumers:g}; use --tile {64 * tile.consumers}x{tile.block_n}"
         )
     if threads > min(1024, device.max_threads_per_sm):
         raise UsageError(f"tile {tile}: {tile.consumers} consumers need {threads} threads, a CTA has at most 1024")
-    if schedule.hopper:
+    if hopper:
         width = max(tile.block_n, workload.head_dim)
         if width > 256:
             raise UsageError(f"tile {tile}: WGMMA is at most 256 wide, block_n={tile.block_n}, head_dim={workload.head_dim}")
@@ -72,10 +88,10 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
             f"{device.smem_bytes_per_cta} per CTA; use a narrower tile or fewer stages"
         )
 
-    parts = register_parts(schedule, workload, tile)
+    parts = register_parts(schedule, workload, tile, kernel)
     need = sum(parts.values())
     budget = device.max_registers_per_thread
-    if schedule.hopper:
+    if hopper:
         left = device.registers_per_sm // WARPGROUP - (PRODUCER_REGISTERS if tile.consumers < 3 else 32)
         budget = min(240 if tile.consumers > 1 else budget, left // tile.consumers // 8 * 8)
     if need > budget:
@@ -84,7 +100,7 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
             f"tile {tile} does not fit the registers: {shown} = {need} per thread, a consumer of '{schedule.name}' "
             f"has {budget}; use a narrower tile"
         )
-    if schedule.hopper:
+    if hopper:
         return Occupancy(1, threads, budget, smem)
     allocated = min(device.max_registers_per_thread, -(-(need + ADDRESSING_REGISTERS) // 8) * 8)
     fits = (
@@ -96,3 +112,14 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
     if min(fits) < 1:
         raise UsageError(f"tile {tile}: {threads} threads of {allocated} registers do not fit {device.name}'s register file")
     return Occupancy(min(fits), threads, allocated, smem)
+
+
+def _gemms_fit(program: Program, tile: Tile) -> None:
+    """Raise UsageError where a GEMM of a backward has not whole blocks of 64 rows."""
+    rows, gemms = program.recorded(Op.WGMMA)
+    for row, gemm in zip(rows, gemms, strict=True):
+        if gemm["m"] % 64 or gemm["n"] % 8 or gemm["n"] > 256:
+            raise UsageError(
+                f"tile {tile}: WGMMA takes 64 rows and up to 256 columns, '{program.labels[row['label']]}' would have "
+                f"{gemm['m']} x {gemm['n']} in each of {tile.consumers} consumers; use a tile with {64 * tile.consumers} keys"
+            )

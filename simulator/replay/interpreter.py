@@ -304,7 +304,7 @@ class Warp:
     def wgmma(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Asynchronous: the k steps go into the SM's queue one by one, while it has room; together they are one group."""
         cycles, sm, began, gemm = self.chip.cycles, self.sm, now, self.gemms[ins.record]
-        operand_bytes = 32 * (gemm.n + (0 if gemm.a_in_registers else gemm.m))
+        operand_bytes = 32 * (max(1, gemm.m // 64) * gemm.n + (0 if gemm.a_in_registers else gemm.m))
         products = _ceil(2 * gemm.m * gemm.n * gemm.k_per_step, self.chip.tensor_rate)
         work = max(products, _ceil(operand_bytes, cycles.smem_bytes))
         sm.pending += gemm.k_steps * work
@@ -432,6 +432,23 @@ class Warp:
         self.store_done = max(self.store_done, max(ends) + latency)
         chip.note(self.store_done)
         return now + max(1, copy.boxes * cycles.tma_issue)
+
+    def add(self, ins: Instruction, now: int) -> int:
+        """An asynchronous copy out that adds, by one bulk copy or by the warps' own instructions."""
+        cycles, sm, copy = self.chip.cycles, self.sm, self.copies[ins.record]
+        start, nbytes, instructions, issued = max(now, sm.store_port.free), copy.nbytes, 1, now + cycles.tma_issue
+        if copy.by_warps:
+            instructions = max(1, nbytes // (4 * 32 * copy.by_warps))
+            sm.issue.take(now, _ceil(instructions, cycles.issue_rate))
+            issued = max(sm.issue.free, start)
+        else:
+            sm.busy["smem bytes"] += nbytes
+        sm.store_port.pass_bytes(start, nbytes, max(cycles.add_q20, cycles.add_chip_q20))
+        through_l2 = self.chip.l2.pass_bytes(start, nbytes, cycles.l2_q20)
+        self.store_done = max(self.store_done, max(sm.store_port.free, through_l2) + cycles.store_latency)
+        sm.busy["issue"] += instructions
+        self.chip.note(self.store_done)
+        return issued
 
     def store_wait(self, ins: Instruction, now: int) -> int:
         """Until the warp's stores have left shared memory."""

@@ -49,6 +49,7 @@ class Memory:
     read_late: dict[str, float] = field(default_factory=dict)
     l2_wait: float = 0.0
     hbm_wait: float = 0.0
+    adds: float = 0.0  # bytes a cycle that L2 adds to memory for one SM, 0: for it alone
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ MACHINE = _record(
     "wgmma_start wgmma_beside wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration port_q10 "
     "issue_beside_q10 fma_beside_q10 alu_beside_q10 mufu_beside_q10 smem_beside_q10 "
     "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency "
-    "tma_latency hbm_latency tma_issue "
+    "tma_latency hbm_latency tma_issue add_q20 add_chip_q20 "
     "mbarrier_arrive mbarrier_wait mbarrier_issue named_arrive named_wait cluster_arrive cta_launch setup"
 )
 """Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte). `_beside_q10`
@@ -164,6 +165,8 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "tma_latency": device.tma_latency_cycles,
         "hbm_latency": round(device.hbm_latency_cycles + memory.hbm_wait),
         "tma_issue": device.tma_issue_cycles,
+        "add_q20": _q20(min(device.tma_store_bytes_per_cycle, device.add_bytes_per_cycle_per_sm)),
+        "add_chip_q20": _q20(memory.adds if memory.adds > 0 else device.l2_add_bytes_per_cycle),
         "mbarrier_arrive": device.mbarrier_arrive_cycles,
         "mbarrier_wait": device.mbarrier_wait_cycles,
         "mbarrier_issue": device.mbarrier_issue_cycles,

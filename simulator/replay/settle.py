@@ -78,12 +78,17 @@ class Load:
 class Settled:
     """A replay of all kernels, the clock and loads it ran under, and the loads and clock that follow from it."""
 
-    cycles: int
+    by_kernel: Sequence[int]  # cycles
     busy: np.ndarray  # cycles of each unit, summed over SMs
     state: Clock
     loads: Sequence[Load]  # by kernel
     ran_at_hz: float
     ran_under: Sequence[Load]
+
+    @property
+    def cycles(self) -> int:
+        """Of the whole call."""
+        return sum(self.by_kernel)
 
     @property
     def clock_hz(self) -> float:
@@ -107,7 +112,7 @@ def settle(problem: Problem, device: Device) -> Settled:
         clock = state.clock_hz
         if all(map(Load.near, loads, ran_under)) and abs(clock / ran_at - 1) < SETTLED:
             break
-    return Settled(cycles, busy, state, loads, ran_at, ran_under)
+    return Settled(each, busy, state, loads, ran_at, ran_under)
 
 
 def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdown, list[dict[str, float]]]:
@@ -125,7 +130,7 @@ def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdo
 
 def memory_of(problem: Problem, number: int, device: Device, clock_hz: float, load: Load) -> Memory:
     """What one SM sees of L2 and HBM while all SMs that have work run a kernel."""
-    active = min(device.sms, len(problem.grids[number].items))
+    active = max(1, min(device.sms, len(problem.grids[number].items)))
     through = {
         name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in problem.traffic.by_tensor.items()
     }
@@ -137,6 +142,7 @@ def memory_of(problem: Problem, number: int, device: Device, clock_hz: float, lo
         read_late=problem.late,
         l2_wait=queue_wait(device.l2_queue_cycles, load.lookups),
         hbm_wait=queue_wait(device.hbm_queue_cycles, load.hbm),
+        adds=device.l2_add_bytes_per_cycle / active,
     )
 
 

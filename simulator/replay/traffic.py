@@ -35,17 +35,19 @@ from ..results.run import Bytes, Traffic
 
 ROW, KV, PAIR = 0, 1, 2
 """How an access finds its tile: of queries (q_head, m), of keys (kv_head, block), or of both (q_head, m, block)."""
+WALKED = 3
+"""Added to ROW or PAIR where the loop walks queries: the block counts them, through every query head of the group."""
 
 ACCESS = np.dtype(
     [
         ("tensor", "i4"),  # index into the call's list of tensors
-        ("mode", "i4"),  # ROW, KV or PAIR
+        ("mode", "i4"),  # ROW, KV or PAIR, or of the first and the last WALKED
         ("m_offset", "i4"),  # query tile, added to the item's m
         ("block", "i4"),  # key tile, in the order it is walked, added to the item's n; of ROW, query tiles below it are left out
         ("step", "i4"),  # loop step, -1 outside the loop
         ("elements", "i4"),  # per row (PAIR: not used, a row is as long as the key tile)
         ("element_bytes", "i4"),
-        ("write", "i4"),  # 1 for a store
+        ("write", "i4"),  # 1 for a store, 2 for one that adds to what is there, as L2 does
         ("multicast", "i4"),  # 1 where one load serves the whole cluster
     ]
 )
@@ -136,7 +138,7 @@ def replay_traffic(
         near_of, pace = _partitions(slots, launch.cluster, homes), paces(slots)
         while queue[1] > 0:
             _replay(
-                SLICE, queue, steps, items, accesses, layout.first, layout.mode, layout.m_tiles, layout.n_tiles, sizes,
+                SLICE, queue, steps, items, accesses, layout.first, workload.heads_per_kv, layout.m_tiles, layout.n_tiles, sizes,
                 item_of, position, near_of, pace, launch.dealing, launch.cluster, launch.descending,
                 block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
             )  # fmt: skip
@@ -179,12 +181,13 @@ class _Layout:
 
     def __init__(self, workload: Workload, launches: Sequence[Launch], tensors: int):
         self.first = np.zeros(tensors, np.int64)
-        self.mode = np.zeros(tensors, np.int64)
         self.m_tiles = np.ones(tensors, np.int64)
         self.n_tiles = np.ones(tensors, np.int64)
         cuts: dict[int, tuple[int, int, int]] = {}
         for launch in launches:
-            for tensor, mode in np.unique(_columns(launch.accesses, ("tensor", "mode")), axis=0).tolist():
+            named = _columns(launch.accesses, ("tensor", "mode"))
+            named[:, 1] %= WALKED
+            for tensor, mode in np.unique(named, axis=0).tolist():
                 cut = (mode, launch.block_m if mode != KV else 0, launch.block_n if mode != ROW else 0)
                 if cuts.setdefault(tensor, cut) != cut:
                     raise ValueError(f"tensor {tensor} is cut as {cuts[tensor]} and as {cut} (mode, block_m, block_n)")
@@ -193,7 +196,7 @@ class _Layout:
             m_tiles = -(-workload.seqlen_q // block_m) if block_m else 1
             n_tiles = -(-workload.seqlen_k // block_n) if block_n else 1
             heads = workload.batch * (workload.kv_heads if mode == KV else workload.heads)
-            self.first[tensor], self.mode[tensor] = self.total, mode
+            self.first[tensor] = self.total
             self.m_tiles[tensor], self.n_tiles[tensor] = m_tiles, n_tiles
             self.total += heads * m_tiles * n_tiles
 
@@ -245,7 +248,7 @@ def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
 
 
 @compiled()
-def _replay(budget, queue, steps, items, accesses, first, mode, m_tiles, n_tiles, sizes,
+def _replay(budget, queue, steps, items, accesses, first, group, m_tiles, n_tiles, sizes,
             item_of, position, near_of, pace, dealing, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
@@ -284,7 +287,7 @@ def _replay(budget, queue, steps, items, accesses, first, mode, m_tiles, n_tiles
                 while p < end and accesses[p, 4] == step and accesses[p, 7] >= stored:
                     stored = accesses[p, 7]
                     again = p > begun and stored == 0 and _same_tile(accesses, p)
-                    _access(i, p, again, near_of[slot], items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
+                    _access(i, p, again, near_of[slot], items, accesses, first, group, m_tiles, n_tiles, sizes, cluster, descending,
                             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late)  # fmt: skip
                     p += 1
                     done += 1
@@ -314,18 +317,24 @@ def _same_tile(accesses, p):
 
 
 @njit(forceinline=True)
-def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, sizes, cluster, descending,
+def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, sizes, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
     tensor = accesses[p, 0]
-    how = mode[tensor]
+    how = accesses[p, 1] % WALKED
     m = items[i, 2] + accesses[p, 2]
     n = items[i, 3] + (items[i, 4] - 1 - accesses[p, 3] if descending else accesses[p, 3])
     head = items[i, 1] if how == KV else items[i, 0]
+    walked = accesses[p, 1] >= WALKED
+    if walked:
+        of_head = max(1, items[i, 4] // group)
+        m = items[i, 2] + accesses[p, 3] % of_head
+        n = items[i, 3]
+        head += accesses[p, 3] // of_head
     rows = max(0, min(sizes[2], sizes[0] - m * sizes[2]))
     keys = max(0, min(sizes[3], sizes[1] - n * sizes[3]))
     if how == ROW:
-        if m < accesses[p, 3]:
+        if m < accesses[p, 3] and not walked:
             return
         number = first[tensor] + head * m_tiles[tensor] + m
         size = rows * accesses[p, 5] * accesses[p, 6]
@@ -337,8 +346,11 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
         size = rows * keys * accesses[p, 6]
     if size == 0:
         return
-    write = accesses[p, 7]
+    adds = accesses[p, 7] == 2
+    write = min(1, accesses[p, 7])
     counts[tensor, _ALGORITHMIC + write] += size
+    if adds:  # without a cache in front of it, memory has to read what it adds to
+        counts[tensor, _ALGORITHMIC] += size
     if accesses[p, 8] == 1 and cluster > 1:
         leader = i - i % cluster
         if i != leader and items[leader, 1] == items[i, 1] and items[leader, 4] == items[i, 4]:
@@ -364,6 +376,8 @@ def _access(i, p, again, near, items, accesses, first, mode, m_tiles, n_tiles, s
             partition = home
         if write:
             links[x, 3] = (1 << STRIPES) - 1
+            if adds:
+                counts[tensor, _HBM] += _LOST[missed] * size
         else:
             counts[tensor, _HBM] += _LOST[missed] * size
             from_hbm += _LOST[missed]

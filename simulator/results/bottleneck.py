@@ -63,7 +63,7 @@ def explain(run: Run, device: Device, facts_of: Callable[[str], Facts], time_wit
     why = sentence(run, device, facts, time_with)
     if facts.kernel:
         why = f"above all in its kernel '{facts.kernel}': {why}"
-    bound = roofline(run.workload, device, run.sm_clock_hz, standard="S" in run.traffic.by_tensor)
+    bound = roofline(run.workload, device, run.sm_clock_hz, standard=run.goes_through_hbm)
     if bound.binding == "hbm" and bound.hbm_cycles >= NOTABLE * run.cycles:
         why += f"; HBM, which bounds this workload, needs {bound.hbm_cycles / run.cycles:.0%} of the time"
     return Bottleneck(name, why)
@@ -125,8 +125,9 @@ def _bandwidth(name: str, run: Run, busy: float, saved: float) -> Bottleneck:
         "HBM": "only fewer bytes help, as by GQA or a narrower dtype",
         "L2": "larger Q tiles, or clusters that share K and V, would read less",
     }[name]
-    if name == "HBM" and "S" in run.traffic.by_tensor:
-        helps = "S and P cross it; keeping them on chip is the cure (IO-awareness)"
+    if name == "HBM" and run.goes_through_hbm:
+        crossing = "P, dP and dS" if run.workload.backward else "S and P"
+        helps = f"{crossing} cross it; keeping them on chip is the cure (IO-awareness)"
     return Bottleneck(name, f"bytes move {busy:.0%} of the time, twice the bandwidth would save {saved:.0%}; {helps}")
 
 
@@ -155,7 +156,7 @@ def _masked(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
 
 
 def _slow_gemms(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
-    if run.breakdown.slow_gemms and not find_schedule(run.schedule).hopper:
+    if run.breakdown.slow_gemms and not find_schedule(run.schedule, run.workload.direction).hopper:
         return (
             f"mma.sync reaches {device.mma_sync_efficiency:.0%} of the tensor cores' peak, which costs "
             f"{run.breakdown.slow_gemms:.0%} of the time; WGMMA reaches it"

@@ -92,7 +92,8 @@ def roofline(workload: Workload, device: Device, clock_hz: float, standard: bool
     """Bounds of a workload at an SM clock.
 
     `standard` attention also writes and reads S and P once each, in kernels over the whole problem: all of it passes
-    through L2, and what L2 cannot hold from one kernel to the next (at least S or P less `l2_bytes`) through HBM. Only
+    through L2, and what L2 cannot hold from one kernel to the next (at least S or P less `l2_bytes`) through HBM. Its backward
+    reads P twice, writes and reads dP, writes dS and reads it twice: seven passes. Only
     unmasked pairs are counted, so the bound holds for kernels that skip masked tiles too.
     """
     heads = workload.batch * workload.heads
@@ -100,21 +101,25 @@ def roofline(workload: Workload, device: Device, clock_hz: float, standard: bool
     tensor_flops = device.sms * device.tensor_rate(workload.element_bytes)  # per cycle
     exp2 = device.sms * SUB_PARTITIONS * WARP_LANES / device.mufu_cycles  # per cycle
     nbytes = l2_bytes = sum(workload.tensor_bytes.values())
+    flops, exponentials = workload.flops, pairs
+    if standard and workload.backward:  # P is what the forward left: neither S nor an exponential is computed again
+        flops, exponentials = flops * 4 // 5, 0
     if standard:
         scores = pairs * workload.element_bytes  # bytes of S, and of P
-        l2_bytes += 4 * scores
-        nbytes += 4 * max(0, scores - device.l2_bytes)
+        passes = 7 if workload.backward else 4
+        l2_bytes += passes * scores
+        nbytes += passes * max(0, scores - device.l2_bytes)
     hbm_bytes_per_cycle = device.hbm_bytes_per_s / clock_hz
     cycles = {
-        "tensor": workload.flops / tensor_flops,
-        "mufu": pairs / exp2,
+        "tensor": flops / tensor_flops,
+        "mufu": exponentials / exp2,
         "hbm": nbytes / hbm_bytes_per_cycle,
         "l2": l2_bytes / device.l2_bytes_per_cycle,
     }
     binding = max(cycles, key=cycles.get)
     ceilings = (
         Ceiling("tensor", flops_per_s=tensor_flops * clock_hz),
-        Ceiling("mufu", flops_per_s=4 * workload.head_dim * exp2 * clock_hz),
+        Ceiling("mufu", flops_per_s=workload.flops_per_pair * exp2 * clock_hz),
         Ceiling("l2", bytes_per_s=device.l2_bytes_per_cycle * clock_hz, over="L2"),
         Ceiling("hbm", bytes_per_s=device.hbm_bytes_per_s, over="HBM"),
     )

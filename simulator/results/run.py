@@ -187,7 +187,13 @@ class Run:
     measurement: Measurement | None = None  # of a measured run
     sample: Sample | None = None  # of a predicted run
     breakdown: Breakdown | None = None  # of a predicted run; counters do not tell
+    kernels: tuple[tuple[str, Amount], ...] = ()  # of a predicted run, with the cycles of each, in the order of their launches
     savings: tuple[Saving, ...] | None = None  # what each resource twice as fast would save, where it was asked
+
+    @property
+    def goes_through_hbm(self) -> bool:
+        """Whether scores, or their derivatives, are tensors in memory, as in standard attention."""
+        return not {"S", "dP"}.isdisjoint(self.traffic.by_tensor)
 
     def to_dict(self) -> dict:
         """The run as plain JSON values, schema `fasim.run/1`; a measured one says how, under "measurement"."""
@@ -197,6 +203,7 @@ class Run:
             "schema": SCHEMA,
             "origin": self.origin,
             "workload": self.workload.to_dict(),
+            "pass": self.workload.direction,
             "schedule": self.schedule,
             "tile": self.tile and self.tile.to_dict(),
             "device": self.device,
@@ -224,6 +231,7 @@ class Run:
                     for name, b in traffic.by_tensor.items()
                 },
             },
+            "kernels": [{"name": name, "cycles": cycles, "time_s": cycles / self.sm_clock_hz} for name, cycles in self.kernels],
             "breakdown": self.breakdown and self.breakdown.to_dict(),
             "savings": self.savings and [saving.to_dict() for saving in self.savings],
             "bottleneck": {"resource": self.bottleneck.resource, "why": self.bottleneck.why},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..code.estimate import OURS, PLAIN, SHIPPED, Estimate
 from ..errors import UsageError, did_you_mean
 from ..problem.order import SECTION_BYTES, SHIPPED_SECTION_BYTES
+from ..problem.workload import DIRECTIONS
 from . import own
+from .backward import ALL as _ALL_BACKWARD
 from .forward.fa1 import fa1
 from .forward.fa1_published import fa1_published
 from .forward.fa2 import fa2
@@ -20,60 +22,9 @@ from .forward.published import fa3_published, pingpong_published, warp_specializ
 from .forward.standard import scores, softmax_three_pass, values
 from .forward.standard_online import softmax_online
 from .forward.warp_specialized import warp_specialized
+from .kernel import Kernel, Schedule
 
-_STEPS = {"V": "K/V block", "K": "K/V block", "Q": "Q block", "S": "block of S"}
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One launch: the schedule function of its CTA and how the grid is laid over the problem."""
-
-    body: Callable
-    grid: str  # "rows": a CTA per Q tile; "heads": per (batch, head), or `splits` of them; "tiles": per tile of S
-    walk: frozenset[str] = frozenset({"K", "V"})  # rings that advance once per loop step
-    persistent: bool = False
-    descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
-    skips_masked: bool = True  # whether blocks above the diagonal are left out
-    by_row: bool = False  # a row goes through all passes before the next: what a pass reads again, L2 has just delivered
-    code: Estimate = PLAIN  # what its warps execute around the points of the order
-    fills: bool = False  # of grid "heads": Q blocks are dealt to as many CTAs as fill the SMs (`order.splits_that_fill`)
-    splits: int = 1  # so many, once workload and device are known
-    section_bytes: int = SECTION_BYTES  # K and V of the heads that are walked together under a causal mask
-    where: str = ""  # of a user's own: file and line of its function
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return self.body.__name__
-
-    @property
-    def step(self) -> str:
-        """What one step of the loop is, in words."""
-        return next((word for tensor, word in _STEPS.items() if tensor in self.walk), "step")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How one attention forward orders its loads, GEMMs and softmax."""
-
-    name: str
-    summary: str
-    paper: str
-    family: str  # row of the default tile table
-    kernels: tuple[Kernel, ...]
-    scores_live: int = 1  # fp32 score blocks a consumer holds at once
-    dtypes: tuple[str, ...] = ("fp16", "bf16")
-
-    @property
-    def hopper(self) -> bool:
-        """Whether it needs TMA and WGMMA."""
-        return self.family in ("hopper", "3-stage", "published")
-
-    @property
-    def producer_warpgroups(self) -> int:
-        """Warpgroups beside the consumers."""
-        return int(self.hopper)
-
+__all__ = ["BACKWARD", "SCHEDULES", "Kernel", "Schedule", "find_schedule"]
 
 def _rows(body: Callable, code: Estimate, section_bytes: int = SECTION_BYTES) -> Kernel:
     return Kernel(body, "rows", persistent=code.persistent, descending=True, code=code, section_bytes=section_bytes)
@@ -181,18 +132,26 @@ _ALL = (
     _published("fa3", fa3_published, "sections 3.1 and 3.2"),
 )
 SCHEDULES: dict[str, Schedule] = {schedule.name: schedule for schedule in _ALL}
+BACKWARD: dict[str, Schedule] = {schedule.name: schedule for schedule in _ALL_BACKWARD}
+_OF = dict(zip(DIRECTIONS, (SCHEDULES, BACKWARD), strict=True))
 
 
-def find_schedule(name: str) -> Schedule:
+def find_schedule(name: str, direction: str = "forward") -> Schedule:
     """The schedule of that name, or the user's own of a name such as ./mine.py:my_schedule, whose file is run.
 
     Raises UsageError naming those there are, or what is wrong with the file, and at which line.
     """
     if own.is_own(name):
+        if direction != "forward":
+            raise UsageError(f"{name}: a schedule of your own is a forward one; the backward has {', '.join(BACKWARD)}")
         body, where = own.load(name)
         kernel = _rows(body, OURS)
         return Schedule(name, "your own", where, "hopper", (replace(kernel, where=where),), dtypes=_HOPPER_DTYPES)
-    if name not in SCHEDULES:
-        known = f"{', '.join(SCHEDULES)}, or your own as ./mine.py:my_schedule"
-        raise UsageError(f"schedule {name!r} is not known ({known}){did_you_mean(name, SCHEDULES)}")
-    return SCHEDULES[name]
+    known = _OF[direction]
+    if name in known:
+        return known[name]
+    for other, there in _OF.items():
+        if name in there:
+            raise UsageError(f"schedule {name!r} is of the {other}; the {direction} has {', '.join(known)}")
+    listed = ", ".join(known) + (", or your own as ./mine.py:my_schedule" if direction == "forward" else "")
+    raise UsageError(f"schedule {name!r} is not known ({listed}){did_you_mean(name, known)}")

@@ -1,0 +1,120 @@
+"""Gradients: the code of the backward's kernels, estimated from their algorithm: counts per element, as softmax.py has them.
+
+P comes back from S and LSE without a maximum or a sum: FFMA and EX2 per element. dS = P (dP - delta): FADD and FMUL. Both
+become operands, half an F2FP each. dS is not scaled: dQ and dK are, once, at the end. Where scores are transposed, a thread's
+elements of a row of S^T belong to n / 4 queries, whose LSE and delta it reads from shared memory, two at a time; else to
+the two queries of each 64 rows. No compiled kernel of ours stands behind these counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from . import softmax as counts
+from .estimate import ADDRESS, SEND, STATISTIC, STATISTICS
+from .phase import Phase
+from .softmax import CHUNK
+
+STORED_BYTES = 16
+"""A lane's share of one store to shared memory: STSM.x4, or 16 bytes of fp32."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The code of one kernel of a backward: by WGMMA and TMA, or by mma.sync; red adds `added_bytes` of each lane at a time."""
+
+    wgmma: bool
+    added_bytes: int = 4
+    persistent = False
+    operand_sets = 1
+
+    def pen(self, rank: int) -> GradientPen:
+        """The code of one warp role."""
+        return GradientPen(self, rank)
+
+
+class GradientPen:
+    """What one warp executes around the points of its order; `tile` is a view of the tile it is in."""
+
+    def __init__(self, code: Gradients, rank: int):
+        self.code, self.rank = code, rank
+        self.added_bytes, self.by_tma = code.added_bytes, code.wgmma
+
+    def load(self) -> list[Phase]:
+        """Before a TMA load, or a bulk copy that adds."""
+        return [ADDRESS]
+
+    def gemm(self, scores: bool) -> list[Phase]:
+        """Before a WGMMA: stage and descriptors; the loop's branch before the scores."""
+        return [Phase(latencies=int(scores), branches=int(scores))]
+
+    def probabilities(self, tile, scores: str, step: int) -> list[Phase]:
+        """P of one block: LSE, (mask,) exponentials, conversion."""
+        elements = tile.per_thread(scores)
+        fetched = _whole_loop(elements) if step == 0 else 0
+        masked = [Phase(alu=2 * CHUNK, chunks=_chunks(elements))] if tile.is_masked(step) else []
+        weights = Phase(fma=CHUNK, mufu=CHUNK, convert=CHUNK // 2, chunks=_chunks(elements), interleaved=True)
+        return [replace(_statistics(tile, scores), fetched=fetched), *masked, weights]
+
+    def gradient(self, tile, products: str) -> list[Phase]:
+        """dS of one block: delta, subtraction, product, conversion."""
+        elements = tile.per_thread(products)
+        return [_statistics(tile, products), Phase(fma=2 * CHUNK, convert=CHUNK // 2, chunks=_chunks(elements))]
+
+    def put(self, tile, name: str) -> list[Phase]:
+        """A register tensor into shared memory for others: 16-bit operands by STSM, sums as they lie; then fence and barrier."""
+        nbytes = tile.store_bytes(name.removesuffix("^T")) if name.startswith(("P", "dS")) else 4 * 128 * tile.per_thread(name)
+        stores = max(1, nbytes // (128 * STORED_BYTES))
+        if self.code.wgmma:
+            return [Phase(other=1, stsm=1, chunks=stores, latencies=1)]
+        return [Phase(other=4, stsm=1, chunks=stores, latencies=1)]  # st.shared of pairs
+
+    def add(self, tile, name: str) -> list[Phase]:
+        """Sums from registers to memory: the addresses; the instructions that add are the op's own."""
+        return [Phase(alu=2, other=2, chunks=_chunks(tile.per_thread(name)))]
+
+    def arithmetic(self, tile, what: str) -> list[Phase]:
+        """What the kernels around the main one compute."""
+        elements = -(-tile.tile.block_m * tile.head_dim // (128 * tile.consumers))
+        if what == "row dot":  # O and dO to fp32, FFMA, and three shuffles among the eight threads of a row
+            return [Phase(fma=CHUNK, alu=CHUNK, other=2, chunks=_chunks(elements), latencies=3)]
+        if what == "scale dQ":  # in and out of shared memory, FMUL
+            return [Phase(fma=CHUNK, other=4, chunks=_chunks(elements), latencies=1)]
+        return [replace(READINGS[what], chunks=_chunks(tile.per_thread("dP")))]
+
+    def stage(self, tile, name: str) -> list[Phase]:
+        """Convert a result, and scale dK, for its way out; LSE-like statistics and zeros go as they are."""
+        if name in STATISTICS:
+            return [STATISTIC]
+        if name == "dQaccum":
+            return [Phase(other=1, chunks=max(1, tile.store_bytes(name) // (128 * STORED_BYTES)))]
+        elements = tile.store_bytes(name) // (128 * tile.workload.output_bytes)
+        fetched = elements + SEND.other if self.code.wgmma else 0
+        scaled = CHUNK if name == "dK" else 0
+        return [
+            Phase(fma=scaled, convert=CHUNK // 2, other=1, stsm=1, chunks=_chunks(elements), latencies=1, fetched=fetched)
+        ]
+
+    def send(self) -> list[Phase]:
+        """From staged rows to a TMA store."""
+        return [SEND]
+
+
+READINGS = {"row sum of P dP": Phase(fma=CHUNK, latencies=2), "P (dP - delta)": Phase(fma=2 * CHUNK)}
+"""Standard attention's reading of a block of P and dP: FFMA; FADD and FMUL. Per chunk."""
+
+
+def _chunks(elements: int) -> int:
+    return max(1, -(-elements // CHUNK))
+
+
+def _statistics(tile, scores: str) -> Phase:
+    """LSE, or delta, of the queries that a thread's elements belong to, out of shared memory."""
+    if scores.endswith("^T"):
+        return Phase(other=-(-tile.share(scores)[1] // 8), latencies=1)
+    return Phase(other=counts.rows_per_thread(tile), latencies=1)
+
+
+def _whole_loop(elements: int) -> int:
+    """Instructions of a block, which a tile's first one fetches: per element 3.5 of P and dS, and some hundred around them."""
+    return 4 * elements + 100

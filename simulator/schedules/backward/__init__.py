@@ -1,0 +1,74 @@
+"""The backward's schedules, siblings: read two side by side and the difference is the idea."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...code.gradients import Gradients
+from ..kernel import Kernel, Schedule
+from .ahead import ahead
+from .delta import postprocess, preprocess
+from .drained import drained
+from .fa2 import fa2
+from .fa3 import fa3
+from .standard import dk, dp, dq, ds, dv
+from .warp_specialized import warp_specialized
+
+_MMA, _WGMMA = Gradients(wgmma=False), Gradients(wgmma=True, added_bytes=16)
+_WALK = frozenset({"Q", "dO", "LSE", "delta", "P", "dS"})
+"""What a CTA of a tile of keys walks: all that belongs to queries."""
+_BEFORE, _AFTER = (
+    Kernel(body, "rows", frozenset(), code=_MMA, plain=True, skips_masked=False) for body in (preprocess, postprocess)
+)
+
+_LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
+
+
+def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
+    main = Kernel(body, "columns", _WALK, code=_WGMMA, live=live)
+    family = "ahead backward" if body is ahead else "hopper backward"
+    return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=(64, 128), direction="backward")
+
+
+ALL = (
+    Schedule(
+        "standard",
+        "five kernels; P, dP and dS go through HBM",
+        "FlashAttention (arXiv:2205.14135) Algorithm 3",
+        "standard backward",
+        (
+            Kernel(dv, "columns", _WALK, skips_masked=False, code=_MMA, live=(("dV",),)),
+            Kernel(dp, "tiles", skips_masked=False, code=_MMA, live=(("dP",),)),
+            Kernel(ds, "rows", frozenset({"P", "dP", "dS"}), skips_masked=False, by_row=True, code=_MMA, live=(("dP",),)),
+            Kernel(dq, "rows", frozenset({"dS", "K"}), skips_masked=False, code=_MMA, live=(("dQ",),)),
+            Kernel(dk, "columns", _WALK, skips_masked=False, code=_MMA, live=(("dK",),)),
+        ),
+        direction="backward",
+    ),
+    Schedule(
+        "fa2",
+        "K/V outer loop, dK and dV stay in registers, dQ by atomic adds; cp.async and mma.sync",
+        "FlashAttention-2 (arXiv:2307.08691) Algorithm 2",
+        "mma backward",
+        (_BEFORE, Kernel(fa2, "columns", _WALK, code=_MMA, live=(("dK", "dV", "S", "dP"), ("dK", "dV", "dQ"))), _AFTER),
+        direction="backward",
+    ),
+    _hopper(
+        "warp-specialized", warp_specialized,
+        "a producer warp loads; scores transposed, so that P^T and dS^T stay in registers; dQ added from registers",
+        "FlashAttention-3 (arXiv:2407.08608) section 3.1, for its backward",
+    ),
+    _hopper(
+        "drained", drained, "dQ leaves through shared memory by a warp of its own, in bulk copies that add",
+        "FlashAttention-3's source (hopper/), PTX ISA cp.reduce.async.bulk",
+    ),
+    _hopper(
+        "fa3", fa3, "five GEMMs in an order that keeps one in flight: S and dP together, dV under dS, dQ's way out under dK",
+        "FlashAttention-3 (arXiv:2407.08608), its source, and FlashAttention-4's for Hopper",
+    ),
+    _hopper(
+        "ahead", ahead, "scores of the next queries are issued before dQ of these leaves",
+        "ours; FlashAttention-3 section 3.2 does it in the forward",
+        (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "S^T", "dQ^T", "dS^T")),
+    ),
+)  # fmt: skip

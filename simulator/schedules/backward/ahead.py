@@ -1,0 +1,72 @@
+"""Scores ahead: beside fa3.py, S of the next block of queries is issued behind dK of this one, before dQ is waited for.
+
+So the tensor cores have work while dQ leaves and while the warpgroups meet again; a block's exponentials run under the dP of
+that block. S of the next block lives beside dQ and the operand of dK, which 64 queries a block leave registers for.
+"""
+
+
+def ahead(cta, tile):
+    """The next block's scores are under way when this block's dQ leaves."""
+    K = cta.ring("K", tile.nbytes("K"), stages=1)
+    V = cta.ring("V", tile.nbytes("V"), stages=1)
+    Q = cta.ring("Q", tile.nbytes("Q"), tile.stages)
+    LSE = cta.ring("LSE", tile.nbytes("LSE"), tile.stages)
+    dO = cta.ring("dO", tile.nbytes("dO"), tile.stages)
+    delta = cta.ring("delta", tile.nbytes("delta"), tile.stages)
+    dS = cta.exchange("dS", tile.nbytes("dS"))
+    dQ = cta.outbox("dQ", tile.nbytes("dQaccum"))
+    dV = cta.ring("dV", tile.nbytes("dV"), stages=1, over=V)
+    dK = cta.ring("dK", tile.nbytes("dK"), stages=1, over=K)
+    everyone = cta.meeting()
+
+    load, drain = cta.producer(), cta.drain()
+    load.tma(K[0])
+    load.tma(Q[0])
+    load.tma(LSE[0])
+    load.tma(V[0])
+    for i in tile.steps:
+        load.tma(dO[i])
+        load.tma(delta[i])
+        for following in tile.steps[i + 1 : i + 2]:
+            load.tma(Q[following])
+            load.tma(LSE[following])
+
+    for i in tile.steps:
+        for wg in cta.consumers():
+            drain.wait(dQ[wg, i])
+            drain.add("dQ", "dQaccum", block=i, slot=dQ[wg, i], step=i)
+            drain.free(dQ[wg, i])
+
+    for wg in cta.consumers():
+        wg.wait(K[0])
+        scores = wg.gemm("S^T", K[0], Q[0])
+        wg.wait(V[0])
+        for i in tile.steps:
+            products = wg.gemm("dP^T", V[0], dO[i])
+            wg.wait(LSE[i])
+            wg.wait(scores)
+            wg.probabilities(i, of="S^T")
+            wg.free(LSE[i])
+            wg.wait(delta[i])
+            wg.wait(products)
+            wg.gradient(i, of="dP^T")
+            wg.free(delta[i])
+            values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
+            wg.put("dS^T", dS[i])
+            wg.wait(dS[i])
+            queries = wg.gemm(*tile.dq(K[0], dS[i]), loaded=True, step=i)
+            keys = wg.gemm("dK", "dS^T", Q[i], add=True, loaded=True)
+            wg.wait(values)
+            wg.free(dO[i])
+            for following in tile.steps[i + 1 : i + 2]:
+                scores = wg.gemm("S^T", K[0], Q[following])
+            wg.wait(queries)
+            wg.free(dS[i])
+            wg.put(tile.dq_name, dQ[wg, i])
+            wg.wait(keys)
+            wg.free(Q[i])
+        wg.free(K[0])
+        wg.free(V[0])
+        wg.meet(everyone)
+        wg.store("dV", slot=dV[0])
+        wg.store("dK", slot=dK[0])

@@ -1,0 +1,64 @@
+"""Kernel and Schedule: what a schedule consists of, each launch with its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..code.estimate import PLAIN, Estimate
+from ..code.gradients import Gradients
+from ..problem.order import SECTION_BYTES
+from ..problem.tile import HEAD_DIMS
+
+_STEPS = {"V": "K/V block", "K": "K/V block", "Q": "Q block", "S": "block of S"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch: the schedule function of its CTA and how the grid is laid over the problem."""
+
+    body: Callable
+    grid: str  # "rows": a CTA per Q tile; "heads": per (batch, head), or `splits` of them; "tiles": per tile of S;
+    # "columns": per K/V tile, which walks the Q blocks that see it
+    walk: frozenset[str] = frozenset({"K", "V"})  # rings that advance once per loop step
+    persistent: bool = False
+    descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
+    skips_masked: bool = True  # whether blocks above the diagonal are left out
+    by_row: bool = False  # a row goes through all passes before the next: what a pass reads again, L2 has just delivered
+    code: Estimate | Gradients = PLAIN  # what its warps execute around the points of the order
+    fills: bool = False  # of grid "heads": Q blocks are dealt to as many CTAs as fill the SMs (`order.splits_that_fill`)
+    splits: int = 1  # so many, once workload and device are known
+    section_bytes: int = SECTION_BYTES  # K and V of the heads that are walked together under a causal mask
+    where: str = ""  # of a user's own: file and line of its function
+    plain: bool = False  # of a Hopper schedule's kernels one without TMA and WGMMA
+    live: tuple[tuple[str, ...], ...] = ()  # fp32 register tensors that are live at a time, where S, P and O do not tell
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.body.__name__
+
+    @property
+    def step(self) -> str:
+        """What one step of the loop is, in words."""
+        return next((word for tensor, word in _STEPS.items() if tensor in self.walk), "step")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one attention forward, or backward, orders its loads, GEMMs and softmax."""
+
+    name: str
+    summary: str
+    paper: str
+    family: str  # row of the default tile table
+    kernels: tuple[Kernel, ...]
+    scores_live: int = 1  # fp32 score blocks a consumer holds at once
+    dtypes: tuple[str, ...] = ("fp16", "bf16")
+    head_dims: tuple[int, ...] = HEAD_DIMS
+    direction: str = "forward"
+
+    @property
+    def hopper(self) -> bool:
+        """Whether it needs TMA and WGMMA."""
+        return self.family in ("hopper", "3-stage", "published", "hopper backward", "ahead backward")

@@ -1,0 +1,236 @@
+"""The backward: its FLOPs and bytes in closed form, its bounds, the order that its schedules may not break, its commands."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fasim.cli.main import run as fasim
+from fasim.simulator.devices.device import load_device
+from fasim.simulator.errors import UsageError
+from fasim.simulator.language.check import IllegalProgram, check
+from fasim.simulator.language.ops import Op
+from fasim.simulator.language.program import trace
+from fasim.simulator.predict import default_tile, laid_out, predict, programs
+from fasim.simulator.problem.order import work_items
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.replay.chip import gemm_flops
+from fasim.simulator.replay.engine import Memory, replay
+from fasim.simulator.replay.interpreter import interpret
+from fasim.simulator.results.roofline import roofline
+from fasim.simulator.schedules import BACKWARD, find_schedule
+
+H200 = load_device("h200")
+FUSED = [name for name in BACKWARD if name != "standard"]
+PARTS = ("algorithmic_read", "algorithmic_write", "l2_read", "l2_write", "hbm_read", "hbm_write")
+
+
+def backward(*shape, **fields):
+    return Workload(*shape, **fields, direction="backward")
+
+
+def whole(workload, schedule):
+    """All bytes that cross HBM."""
+    traffic = laid_out(workload, schedule, "h200").traffic
+    return traffic.total("hbm_read") + traffic.total("hbm_write")
+
+
+def test_the_backward_is_five_gemms_where_the_forward_is_two():
+    forward, back = Workload(2, 4, 300, 64, causal=True), backward(2, 4, 300, 64, causal=True)
+    assert back.flops * 2 == forward.flops * 5
+    assert back.paper_flops * 2 == forward.paper_flops * 5
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_a_schedules_gemms_are_those_five_or_four_where_p_is_kept(name):
+    workload = backward(1, 1, 1024, 128)
+    tile = default_tile(workload, name, "h200")
+    steps = 4
+    found = sum(gemm_flops(program) for program in programs(workload, name, "h200", tile, steps))
+    blocks = 3 * steps + 1 if name == "standard" else 5 * steps  # dP's kernel has no loop
+    assert found == blocks * 2 * tile.block_m * tile.block_n * workload.head_dim
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_bytes_of_a_fused_backward_have_a_closed_form(name, kv_heads):
+    """Q, dO, LSE and delta travel once per tile of keys, and so does dQ's sum, there and back; all else travels once."""
+    workload = backward(2, 4, 1024, 128, kv_heads=kv_heads)
+    tile = default_tile(workload, name, "h200")
+    size, keys = workload.tensor_bytes, 1024 // tile.block_n
+    sums = 2 * size["dQ"]  # fp32
+    expected = {
+        "Q": (keys * size["Q"], 0), "dO": ((keys + 1) * size["dO"], 0), "O": (size["O"], 0),
+        "K": (size["K"], 0), "V": (size["V"], 0), "LSE": (keys * size["LSE"], 0), "delta": (keys * size["LSE"], size["LSE"]),
+        "dQaccum": ((keys + 1) * sums, (keys + 1) * sums), "dQ": (0, size["dQ"]), "dK": (0, size["dK"]), "dV": (0, size["dV"]),
+    }  # fmt: skip
+    moved = laid_out(workload, name, "h200").traffic.by_tensor
+    assert {tensor: (b.algorithmic_read, b.algorithmic_write) for tensor, b in moved.items()} == expected
+    assert moved["dQaccum"].l2_read == sums, "what is added to is read by L2, not by an SM"
+
+
+def test_standard_attentions_backward_crosses_hbm_seven_times_with_the_scores():
+    workload = backward(1, 16, 4096, 64)
+    scores = 16 * 4096**2 * 2
+    moved = laid_out(workload, "standard", "h200").traffic
+    through = {name: (b.algorithmic_read // scores, b.algorithmic_write // scores) for name, b in moved.by_tensor.items()}
+    assert {name: through[name] for name in ("P", "dP", "dS")} == {"P": (3, 0), "dP": (2, 1), "dS": (2, 1)}
+
+
+def test_gpt_2s_forward_and_backward_move_several_times_the_bytes_without_flash():
+    """FlashAttention Figure 2: 40.3 against 4.4 GB. Ours has no dropout and no mask: 11 passes of the scores."""
+    shape = (64, 16, 1024, 64)
+    both = {name: whole(Workload(*shape), name) + whole(backward(*shape), name) for name in ("standard", "fa2")}
+    size = 64 * 16 * 1024**2 * 2
+    assert both["standard"] == pytest.approx((4 + 7) * size, rel=0.10)
+    assert both["standard"] < 40.3e9
+    compulsory = sum(w.compulsory_read_bytes + w.compulsory_write_bytes for w in (Workload(*shape), backward(*shape)))
+    assert compulsory < both["fa2"] < 4.4e9
+
+
+@st.composite
+def workloads(draw):
+    kv_heads = draw(st.sampled_from([1, 2]))
+    return backward(
+        batch=draw(st.integers(1, 2)), heads=kv_heads * draw(st.sampled_from([1, 3])), kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from([64, 128, 256])), causal=draw(st.booleans()),
+        seqlen_q=draw(st.integers(1, 900)), seqlen_k=draw(st.integers(1, 900)),
+    )  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(workloads(), st.sampled_from(list(BACKWARD)))
+def test_no_backward_beats_the_roofline_or_moves_less_than_compulsory(workload, name):
+    if workload.head_dim not in BACKWARD[name].head_dims:
+        with pytest.raises(UsageError, match="--schedule fa2"):
+            predict(workload, name, "h200")
+        return
+    run = predict(workload, name, "h200")
+    assert run.cycles >= roofline(workload, H200, run.sm_clock_hz).bound_cycles
+    assert run.traffic.total("hbm_read") >= workload.compulsory_read_bytes
+    assert run.traffic.total("hbm_write") >= workload.compulsory_write_bytes
+    assert 0 <= run.traffic.l2_hit_rate <= 1
+    assert sum(run.breakdown.to_dict().values()) == pytest.approx(1, abs=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(workloads(), st.sampled_from([64, 80]), st.sampled_from([64, 128]))
+def test_columns_walk_exactly_the_query_tiles_that_see_them(workload, block_m, block_n):
+    items = work_items(workload, block_m, block_n, "columns")
+    rows = np.arange(workload.seqlen_q)
+    limit = rows + workload.seqlen_k - workload.seqlen_q if workload.causal else np.full_like(rows, workload.seqlen_k)
+    seen = {}
+    for item in items.tolist():
+        q_head, kv_head, m, n, blocks, masked = item
+        assert q_head == kv_head * workload.heads_per_kv
+        keys = n * block_n, min((n + 1) * block_n, workload.seqlen_k) - 1
+        sees = {int(r) // block_m for r in rows[limit >= keys[0]]}
+        every = blocks // workload.heads_per_kv
+        assert blocks == every * workload.heads_per_kv
+        assert sees <= set(range(m, m + every)) <= sees | {max(sees)}
+        partly = {b for b in sees if limit[b * block_m] < keys[1]}
+        assert masked == len(partly)
+        seen[kv_head, n] = seen.get((kv_head, n), 0) + 1
+    assert len(seen) == workload.batch * workload.kv_heads * -(-workload.seqlen_k // block_n) and set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_the_engine_replays_a_backward_as_the_interpreter_does(name):
+    workload = backward(1, 2, 640, 64, causal=True)
+    memory = Memory(30.0, 12.0, {"Q": 0.4}, {"dQaccum": 0.5}, adds=18.0)
+    tile = default_tile(workload, name, "h200")
+    for kernel in BACKWARD[name].kernels:
+        program = trace(kernel, workload, tile, [(3, 1), (2, 1)])
+        check(program)
+        one, other = replay([program] * 2, H200, memory, max_spans=20_000), interpret([program] * 2, H200, memory)
+        assert (one.cycles, one.busy.tolist()) == (other.cycles, other.busy.tolist())
+        assert one.spans.tolist() == other.spans.tolist()
+
+
+def mutant(name, verb, of, other=lambda warp, *_, **__: None):
+    """The main kernel of a schedule whose warps do something else where they would say a verb to a slot of that ring."""
+    kernel = next(each for each in BACKWARD[name].kernels if each.grid == "columns")
+    workload = backward(1, 1, 640, 128)
+
+    def body(cta, tile):
+        from fasim.simulator.language import verbs
+
+        real = getattr(verbs.Warp, verb)
+
+        def changed(warp, *said, **named):
+            slots = [each for each in said if isinstance(each, verbs.Slot)]
+            return other(warp, *said, **named) if any(each.ring.tensor == of for each in slots) else real(warp, *said, **named)
+
+        setattr(verbs.Warp, verb, changed)
+        try:
+            kernel.body(cta, tile)
+        finally:
+            setattr(verbs.Warp, verb, real)
+
+    from dataclasses import replace
+
+    return trace(replace(kernel, body=body), workload, default_tile(workload, name, "h200"), [(4, 0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "of", "says"),
+    [
+        ("fa2", "free", "dS", "deadlock: .* waits to fill dS"),
+        ("fa2", "put", "dS", "deadlock: .* waits for dS"),
+        ("fa2", "wait", "P", "race: .* on P.* before it has waited"),
+        ("fa2", "free", "K", "leak: .* never free K"),
+    ],
+)
+def test_what_a_backward_forgets_is_found(name, verb, of, says):
+    with pytest.raises(IllegalProgram, match=says):
+        check(mutant(name, verb, of))
+
+
+def test_dq_leaves_by_adding_and_everything_else_by_storing():
+    workload = backward(1, 1, 640, 128)
+    for name in FUSED:
+        tile = default_tile(workload, name, "h200")
+        main = next(p for p in programs(workload, name, "h200", tile) if (p.code["op"] == Op.ADD).any())
+        _, added = main.recorded(Op.ADD)
+        assert {main.tensors[t] for t in added["tensor"]} == {"dQaccum"}
+        assert added["nbytes"].sum() == 3 * tile.block_m * 128 * 4
+        _, stored = main.recorded(Op.STORE)
+        assert {main.tensors[t] for t in stored["tensor"]} == {"dK", "dV"}
+
+
+def test_a_backward_run_says_its_pass_and_its_kernels(capsys):
+    assert fasim(["predict", "fa2", "--pass", "both", "--seqlen", "512", "--batch", "1", "--json"]) == 0
+    forward, back = json.loads(capsys.readouterr().out)
+    assert (forward["pass"], back["pass"]) == ("forward", "backward")
+    assert back["flops"] == 2.5 * forward["flops"]
+    assert [kernel["name"] for kernel in back["kernels"]] == ["preprocess", "fa2", "postprocess"]
+    assert sum(kernel["cycles"] for kernel in back["kernels"]) == back["cycles"]
+    assert {"dO", "delta", "dQaccum", "dQ", "dK", "dV"} < back["traffic"]["by_tensor"].keys()
+    assert fasim(["predict", "fa2", "--pass", "both", "--seqlen", "512", "--batch", "1"]) == 0
+    assert "forward and backward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["predict", "pingpong", "--pass", "backward"], "is of the forward; the backward has standard, fa2"),
+        (["predict", "fa2", "--pass", "backwards"], "did you mean 'backward'"),
+        (["timeline", "fa2", "--pass", "both"], "--pass both is for fasim predict"),
+        (["walk", "--pass", "backward"], "fasim walk does the forward alone"),
+        (["measure", "fa2", "--pass", "backward"], "fasim measure does the forward alone"),
+        (["predict", "./mine.py:mine", "--pass", "backward"], "a schedule of your own is a forward one"),
+        (["predict", "fa3", "--pass", "backward", "--seqlen-q", "9999999", "--seqlen-k", "128"], "blocks of 80 queries is longer"),
+        (["predict", "fa3", "--pass", "backward", "--head-dim", "256"], "(64, 128); use --schedule fa2"),
+        (["predict", "fa3", "--pass", "backward", "--tile", "128x128"], "does not fit shared memory"),
+        (["predict", "fa2", "--pass", "backward", "--dtype", "e4m3"], "not supported by the backward of 'fa2'"),
+    ],
+)
+def test_a_pass_that_is_not_done_is_refused_in_a_sentence(line, says, capsys):
+    assert fasim(line) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_name_of_both_passes_is_two_schedules():
+    assert find_schedule("fa2") is not find_schedule("fa2", "backward")
