@@ -81,7 +81,7 @@ def bulk(module, data, sms, pattern, size, depth=2):
     """Bulk adds of `size` bytes."""
     tiles = data.numel() * 4 // size
     count = COUNT * 16384 // size
-    return rates(module, "bulk_adds", data, sms, pattern, tiles, [count, size, depth], 32, size, count * size)
+    return rates(module, "bulk_adds", data, sms, pattern, tiles, [count, size, depth], 32, SIZES[-1], count * size)
 
 
 def red(module, data, sms, pattern, width):
@@ -99,7 +99,7 @@ def latency(module, data):
     for size in SIZES:
         out = torch.zeros((64, 2), dtype=torch.int32, device="cuda")
         for _ in range(2):
-            module.launch("bulk_add_latency", 1, 32, [out, data, 64, size], size)
+            module.launch("bulk_add_latency", 1, 32, [out, data, 64, size], SIZES[-1])
         torch.cuda.synchronize()
         seen = out.cpu().numpy()[8:]
         found[size] = {"smem_reusable": spread(seen[:, 0]), "done": spread(seen[:, 1])}
@@ -145,7 +145,7 @@ def launch_all():
     module, data = Module(source()), buffer()
     for pattern, kind in cases():
         if kind == "bulk":
-            args, name, threads, smem, tiles = [COUNT, 16384, 2], "bulk_adds", 32, 16384, data.numel() * 4 // 16384
+            args, name, threads, smem, tiles = [COUNT, 16384, 2], "bulk_adds", 32, SIZES[-1], data.numel() * 4 // 16384
         else:
             args, name, threads, smem, tiles = [RED_COUNT], f"red_adds_{kind}", THREADS, 0, data.numel() // (THREADS * kind)
         where = torch.from_numpy(begins(SM_COUNT_H200, tiles, pattern)).cuda()
