@@ -353,6 +353,13 @@ def fake_ncu(tmp_path, monkeypatch):
 TABLE = '"ID","Kernel Name","sm__cycles_elapsed.max"\n"","","cycle"\n"0","spin_kernel(long)","2,000"\n"1","attention","50,000"\n'
 
 
+def test_the_profiled_program_is_one_that_python_finds(tmp_path):
+    program = counters.child(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text("[]", encoding="utf-8")
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 1 and "No module named" not in done.stderr
+
+
 def test_a_call_is_counted_in_a_child_process(fake_ncu):
     fake_ncu("==PROF== Connected\n" + TABLE)
     ((kernel,),) = counters.profile([{"kernel": "fa2"}])

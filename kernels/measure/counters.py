@@ -92,7 +92,7 @@ def command(ncu: str, log: Path, metrics: Sequence[str]) -> list[str]:
 
 def child(plan: Path) -> list[str]:
     """The profiled program."""
-    return [sys.executable, "-m", f"{__package__}.measure", "--child", str(plan)]
+    return [sys.executable, "-m", __package__, "--child", str(plan)]
 
 
 @lru_cache(maxsize=1)
