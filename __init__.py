@@ -23,12 +23,17 @@ _HOME = {
     "predict": ".simulator.predict",
     "measure": ".kernels.measure.runs",
     "compare": ".traces.compare",
+    "timeline": ".cli.notebook",
+    "walk": ".traces.walk",
     "validate": ".kernels.validation.suite",
 }
 
-__all__ = ["Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict", "validate"]
+__all__ = [
+    "Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict", "timeline", "validate", "walk",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from .cli.notebook import timeline
     from .kernels.measure.runs import measure
     from .kernels.validation.suite import validate
     from .simulator.errors import UsageError
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from .simulator.problem.workload import Workload
     from .simulator.results.run import Run
     from .traces.compare import compare
+    from .traces.walk import walk
 
 
 def __getattr__(name: str) -> object:

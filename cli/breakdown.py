@@ -10,8 +10,8 @@ from rich.text import Text
 
 from ..simulator.results.breakdown import Breakdown
 from ..simulator.results.run import Run
+from ..simulator.units import percent, scaled
 from .side_by_side import Row
-from .units import percent, scaled
 
 _NAMES = {
     "useful": ("useful work", "the workload's FLOPs at the tensor cores' peak"),

@@ -224,7 +224,7 @@ def _markdown(report: Report) -> str:
 
 
 def _value(quantity: Quantity, value: float | None) -> str:
-    from .units import percent, scaled
+    from ..simulator.units import percent, scaled
 
     if value is None:
         return "missing"

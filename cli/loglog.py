@@ -9,9 +9,9 @@ from rich.style import Style
 from rich.text import Text
 
 from ..simulator.results.roofline import Ceiling
+from ..simulator.units import digits
 from ..traces.standing import RESOURCES, Standing
 from .side_by_side import letter
-from .units import digits
 
 _HEIGHT, _GUTTER = 16, 8
 _STYLES = {"tensor": "green", "mufu": "magenta", "hbm": "cyan", "l2": "blue"}

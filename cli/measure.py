@@ -122,8 +122,8 @@ def _one(run: Run) -> RenderableType:
     from rich.text import Text
 
     from ..simulator.results import metrics
+    from ..simulator.units import percent, scaled
     from .tables import house_table
-    from .units import percent, scaled
 
     taken, traffic = run.measurement, run.traffic
 
@@ -162,8 +162,8 @@ def _several(runs: Sequence[Run]) -> RenderableType:
     from rich.text import Text
 
     from ..simulator.results import metrics
+    from ..simulator.units import percent, scaled
     from .tables import house_table
-    from .units import percent, scaled
 
     table = house_table("kernel", "workload", ">time", ">TFLOP/s", ">cycles", ">MHz", ">W", ">HBM read", ">tensor", gap=1)
     for run in runs:

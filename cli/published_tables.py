@@ -8,10 +8,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..simulator.units import percent, scaled
 from ..traces.hbm import HbmReport, HbmRow
 from ..traces.published import Group, Report, Row
 from .tables import house_table
-from .units import percent, scaled
 
 
 def report(found: Report) -> Iterator[RenderableType]:

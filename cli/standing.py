@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..simulator.units import percent, scaled
 from ..traces.standing import RESOURCES, Mark, Standing
 from .loglog import LogLog
 from .side_by_side import SideBySide, letter
-from .units import percent, scaled
 
 _SAME = 1.001
 """Bounds within a thousandth bind together."""

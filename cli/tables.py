@@ -12,10 +12,10 @@ from ..simulator.devices.device import Device
 from ..simulator.results import metrics
 from ..simulator.results.run import Run
 from ..simulator.schedules import Schedule
+from ..simulator.units import percent, scaled
 from ..traces.published import Bar, Beside, unmatched
 from .breakdown import Savings, Shares, bar, savings_of_several, shares_of_several
 from .side_by_side import SideBySide, letter
-from .units import percent, scaled
 from .whole_table import WholeTable
 
 _TWO_COLUMNS = 76

@@ -10,9 +10,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from ..simulator.units import scaled
 from ..traces.walk import LEVELS, Step, Walk
 from .keys import BACK, NEXT, QUIT
-from .units import scaled
 
 CELLS = {"#": "bold green", "+": "cyan", ".": "dim"}
 LEGEND = (("#", "now"), ("+", "done"), (".", "to come"))

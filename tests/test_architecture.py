@@ -51,7 +51,7 @@ def test_imports_point_one_way(room):
 
 FLOORS = ("values", "problem", "devices", "code", "language", "schedules", "results", "replay", "predict")
 """Of the simulator, from the ground up: order, code and machine, each in a room that imports those before it alone."""
-ON_FLOOR = {"errors": "values", "reading": "values", "jit": "values", "compiling": "values", "limits": "replay", "clock": "devices"}
+ON_FLOOR = dict.fromkeys(("errors", "reading", "units", "jit", "compiling"), "values") | {"limits": "replay", "clock": "devices"}
 
 
 def test_the_simulators_rooms_stand_on_those_below():

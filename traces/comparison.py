@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..simulator.results import metrics
+from ..simulator.results.html import table
 from ..simulator.results.run import Run
+from ..simulator.units import percent, scaled
 
 SETS = {
     "beside": "our kernels, beside which the model was made",
@@ -104,6 +106,15 @@ class Comparison:
         found = [row for row in self.rows if row.quantity.name in _CAUSES and row.error is not None]
         return max(found, key=lambda row: abs(row.error), default=None)
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        rows = [
+            (of.name, _shown(row.predicted, of), _shown(row.measured, of), percent(row.error, signed=True))
+            for row in self.rows
+            if (of := row.quantity)
+        ]
+        return table(self.name or str(self.measured.workload), ("", "predicted", "measured", "error"), rows, self.explanation)
+
     def to_dict(self) -> dict:
         """As plain JSON values."""
         return {
@@ -120,6 +131,15 @@ class Comparison:
             ],
             "explanation": self.explanation,
         }  # fmt: skip
+
+
+def _shown(value: float | None, quantity: Quantity) -> str:
+    """A value with its unit; a share in percent, cycles with all digits."""
+    if value is None:
+        return ""
+    if quantity.unit == "cycles":
+        return f"{value:,.0f}"
+    return percent(value) if quantity.is_share else scaled(value, quantity.unit)
 
 
 def _of_others(run: Run) -> str:

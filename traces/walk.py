@@ -26,12 +26,16 @@ from ..simulator.problem.workload import Workload
 from ..simulator.replay.chip import recorded
 from ..simulator.replay.settle import Grid, Problem
 from ..simulator.replay.traffic import KV, PAIR, ROW, Launch, TensorLayout, replay_traffic, stripe_bytes
+from ..simulator.results.html import table
 from ..simulator.results.run import Traffic
+from ..simulator.units import scaled
 
 MOST_STEPS = 2000
 """Of a walk; each takes a millisecond to count, and nobody looks at more."""
 LEVELS = ("HBM to L2", "L2 to SRAM", "SRAM to registers", "SRAM to L2", "L2 to HBM")
 """What is counted. SRAM is shared memory."""
+_COUNTED = ("hbm_read", "l2_read", "", "l2_write", "hbm_write")
+"""The same in a prediction's bytes of each tensor, where they are among them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,17 @@ class Walk:
             if (step.kernel, step.head) == (now.kernel, now.head) and step.row is not None:
                 letters[step.row][step.column] = "#" if n == number else "+" if n < number else "."
         return tuple("".join(row) for row in letters)
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the bytes of the whole walk, level by level, and which tensors they are of."""
+        rows = []
+        for level, (name, total) in enumerate(self.totals.items()):
+            counted = _COUNTED[level]
+            parts = {tensor: getattr(moved, counted) for tensor, moved in self.traffic.by_tensor.items()} if counted else {}
+            of = ", ".join(f"{tensor} {scaled(size, 'B')}" for tensor, size in parts.items() if size)
+            rows.append((name, scaled(total, "B"), of))
+        title = f"{self.schedule} on {self.device}: {self.workload}, tile {self.tile}, {len(self.steps)} steps"
+        return table(title, ("", "bytes", "of"), rows)
 
     def to_dict(self) -> dict:
         """As plain JSON values: the steps, and their sums."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...simulator.units import digits, percent, scaled
 from ...traces.lessons.parts import Cell
-from ..units import digits, percent, scaled
 
 _PREFIXED = ("B", "s", "Hz", "W", "J", "FLOP", "B/s", "FLOP/s")
 

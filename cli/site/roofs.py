@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 from math import ceil, floor, log10
 
+from ...simulator.units import digits, percent, scaled
 from ...traces.standing import RESOURCES, Standing
 from ..side_by_side import letter
-from ..units import digits, percent, scaled
 from .page import table
 
 _WIDTH, _HEIGHT = 720, 380

@@ -13,6 +13,7 @@ from ..problem.workload import Workload
 from ..values import WHOLE, Within
 from . import metrics
 from .breakdown import Breakdown
+from .html import of_run
 
 SCHEMA = "fasim.run/1"
 
@@ -194,6 +195,10 @@ class Run:
     def goes_through_hbm(self) -> bool:
         """Whether scores, or their derivatives, are tensors in memory, as in standard attention."""
         return not {"S", "dP"}.isdisjoint(self.traffic.by_tensor)
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return of_run(self)
 
     def to_dict(self) -> dict:
         """The run as plain JSON values, schema `fasim.run/1`; a measured one says how, under "measurement"."""

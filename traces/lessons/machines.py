@@ -96,7 +96,7 @@ def _loads(course: Course) -> Section:
     tile = course.run("fa3").tile
     text = disassemble(programs(course.workload, "warp-specialized", course.device, kv_blocks=1)[0])
     stream = text[text.index("\nWG0:") + 1 :].split("\n\n")[0]
-    shown = "\n".join(line[:74] for line in stream.splitlines() if "COMPUTE" not in line)
+    shown = "\n".join(line.removeprefix("    ") for line in stream.splitlines() if "COMPUTE" not in line)
     block = tile.block_n * course.workload.head_dim * course.workload.element_bytes
     return Section(
         "What a schedule says",
