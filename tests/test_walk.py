@@ -106,6 +106,11 @@ def test_a_walk_that_would_overflow_l2_is_refused():
         walk(Workload(1, 1, 3000), "standard", "h100-sxm")
 
 
+def test_a_backward_is_no_walk_over_s_tile_by_tile():
+    with pytest.raises(UsageError, match="backward"):
+        walk(Workload(1, 1, 512, direction="backward"), "fa2", "h100-sxm")
+
+
 # -- the command ----------------------------------------------------------------------------------------------------------
 
 

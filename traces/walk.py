@@ -139,6 +139,8 @@ def walk(workload: Workload, schedule: str, device: str | Device, tile: Tile | N
 
     Raises UsageError, one sentence, where the schedule cannot do it, the walk is too long to be looked at, or L2 would overflow.
     """
+    if workload.backward:
+        raise UsageError("a walk goes over the tiles of the forward alone; fasim.predict has the bytes of the backward")
     gpu = load_device(device) if isinstance(device, str) else device
     problem = laid_out(workload, schedule, gpu, tile)
     _short_enough(problem, gpu)
