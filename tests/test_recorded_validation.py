@@ -21,10 +21,8 @@ README = (PLACE / "README.md").read_text(encoding="utf-8")
 RECORDED = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(PLACE.glob("*-[fb][pf]16.json"))}
 OURS = [f"{kernel}-{dtype}" for kernel in subjects.OURS for dtype in subjects.HALF]
 SOURCES = {path: digest for digest, path in map(str.split, (PLACE / "sources.sha256").read_text().splitlines())}
-DISPATCH = {"kernels/ops.py", "kernels/arguments.py", "kernels/cuda/launch.py"}
+DISPATCH = {"kernels/ops.py", "kernels/arguments.py"}
 """What all our kernels are called through; it may be ahead of the reports."""
-EARLIER = {"fa1-fp16": {"accuracy", "inputs", "memory", "determinism", "gradients", "shapes"}}
-"""A report of ours by an earlier suite, as the README says, and its groups."""
 PEERS = {"fa3-wheel": "FlashAttention-3", "fa4-wheel": "FlashAttention-4", "torch": "PyTorch"}
 """How a peer's reports begin, and the section of the README that explains what fails there."""
 
@@ -63,10 +61,9 @@ def test_each_of_our_kernels_passes_every_group_in_both_dtypes(stem):
     report = RECORDED[stem]
     assert report["verdict"] == "pass" and not report["quick"]
     passed = {(check["group"], check["case"]) for check in report["checks"] if check["verdict"] == "pass"}
-    assert {group for group, _ in passed} == EARLIER.get(stem, set(suite.GROUPS))
+    assert {group for group, _ in passed} == set(suite.GROUPS)
     assert {("shapes", "batch x heads > 65535"), ("gradients", "batch x heads > 65535")} <= passed
     assert {("shapes", f"more than 2^31 elements: long {which}") for which in "qk"} <= passed
-    assert stem not in EARLIER or f"- `{stem}` is an earlier run of the day" in README
 
 
 @pytest.mark.parametrize("kernel", subjects.OURS)
@@ -113,6 +110,6 @@ def test_the_readmes_reproductions_are_python_on_their_own():
 def test_the_suite_rejected_todays_planted_faults_on_the_gpu():
     report = json.loads((PLACE / "self-test-cuda.json").read_text(encoding="utf-8"))
     assert report["verdict"] == "pass" and "H200" in report["device"] and report["groups"] == list(suite.GROUPS)
-    since = {"inference groups"}  # planted after the recording, because no fault there was rejected by shapes alone
     killed = {row["mutant"] for row in report["mutants"] if row["killed"]}
-    assert killed == {mutant.name for mutant in mutants.MUTANTS} - since
+    assert killed == {mutant.name for mutant in mutants.MUTANTS}
+    assert report["needed_for"].keys() == set(suite.GROUPS) and all(report["needed_for"].values())
