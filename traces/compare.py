@@ -23,7 +23,7 @@ from .comparison import QUANTITIES, SETS, Comparison, Quantity, Row
 from .explanation import explain
 from .predictions import Advance, Predict, Question, predict_all
 
-STANDS_FOR = {"peer:fa3": "fa3-published", "peer:fa2": "fa2", "torch-fa2": "fa2"}
+STANDS_FOR = {"peer:fa3": "fa3-published", "peer:fa2": "fa2-pytorch", "torch-fa2": "fa2-pytorch"}
 """Kernels that are not ours -> the schedule they are set beside."""
 LIBRARIES = ("peer", "pytorch")
 """Implementations whose kernels are listed even where no schedule stands for them."""

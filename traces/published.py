@@ -28,7 +28,7 @@ SCHEDULE_OF = {
     "FlashAttention-3": "fa3-published",
     "FlashAttention-3 (source of 2026-08, CUDA 13.0)": "fa3-published",
     "FlashAttention-2": "fa2",
-    "FlashAttention-2 through torch 2.11 SDPA": "fa2",
+    "FlashAttention-2 through torch 2.11 SDPA": "fa2-pytorch",
     "FlashAttention": "fa1-published",
     "Standard attention": "standard",
     "Pytorch": "standard",

@@ -12,7 +12,7 @@ on ordinary data is a tile's first block (kernels/cuda/softmax.cuh).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -57,9 +57,15 @@ def scores_to_max(tile, masked: bool) -> list[Phase]:
     ]
 
 
-def exponentials(tile) -> Phase:
-    """exp2 and row sum: FFMA (scale and subtract), MUFU.EX2, FADD per element."""
-    return Phase(fma=2 * CHUNK, mufu=CHUNK, chunks=_chunks(scores_per_thread(tile)))
+def exponentials(tile, exact: bool = False) -> Phase:
+    """exp2 and row sum: FFMA (scale and subtract), MUFU.EX2, FADD per element.
+
+    `exact`: compiled without fast math and with products and sums apart, FMUL and FADD for the FFMA, and for the sake of
+    denormals FSETP and an FMUL before and behind each EX2, which a predicate leaves out.
+    """
+    return Phase(
+        fma=(5 if exact else 2) * CHUNK, alu=CHUNK if exact else 0, mufu=CHUNK, chunks=_chunks(scores_per_thread(tile))
+    )
 
 
 def convert(tile) -> Phase:
@@ -125,17 +131,19 @@ class Softmax(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class Online:
     """The maximum of every block first: FlashAttention-2 Algorithm 1 lines 8 to 10, FlashAttention-3 Algorithms 1 and 2."""
 
-    name = "online"
-    operand_sets = 1
+    name: ClassVar[str] = "online"
+    operand_sets: ClassVar[int] = 1
+    exact: bool = False  # as `exponentials` has it
 
     def block(
         self, tile, j: int, under_product: bool, rank: int = 0, ahead: bool = False
     ) -> tuple[list[Phase], list[Left]]:
         """Under a product that uses P and O, both are left alone until it is over; else a compiler hides all under exp2."""
-        before, weights = scores_to_max(tile, tile.is_masked(j)), exponentials(tile)
+        before, weights = scores_to_max(tile, tile.is_masked(j)), exponentials(tile, self.exact)
         if under_product:
             return [*before, weights], [Left("convert P", convert(tile), "P"), Left("rescale O", rescale(tile), "O")]
         return [*before, _interleaved(weights, [convert(tile), rescale(tile)])], []
@@ -205,6 +213,7 @@ def _interleaved(base: Phase, hidden: list[Phase]) -> Phase:
 
     return Phase(
         fma=base.fma + per_chunk("fma"),
+        alu=base.alu,
         mufu=base.mufu,
         convert=per_chunk("convert"),
         other=per_chunk("other"),
@@ -213,4 +222,4 @@ def _interleaved(base: Phase, hidden: list[Phase]) -> Phase:
     )
 
 
-ONLINE, RUNNING = Online(), Running()
+ONLINE, EXACT, RUNNING = Online(), Online(exact=True), Running()

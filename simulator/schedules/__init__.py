@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..code.estimate import OURS, PLAIN, SHIPPED, Estimate
+from ..code.estimate import OURS, PLAIN, PYTORCH, SHIPPED, Estimate
 from ..errors import UsageError, did_you_mean
 from ..problem.order import SECTION_BYTES, SHIPPED_SECTION_BYTES
 from ..problem.workload import DIRECTIONS
@@ -85,6 +85,13 @@ _ALL = (
         "FlashAttention-2 (arXiv:2307.08691) Algorithm 1",
         "mma",
         (_rows(fa2, PLAIN),),
+    ),
+    Schedule(
+        "fa2-pytorch",
+        "fa2 as PyTorch ships it: compiled without fast math, products and sums apart, exponentials that keep denormals",
+        "FlashAttention-2 (arXiv:2307.08691) Algorithm 1, and the library of torch 2.11",
+        "mma",
+        (_rows(fa2, PYTORCH),),
     ),
     Schedule(
         "warp-specialized",
