@@ -234,3 +234,37 @@ def test_torchs_own_names_are_called_as_peers_are(monkeypatch):
     q = torch.ones(1, 96, 4, 64)
     for name in ("torch-fa2", "peer:fa2"):
         assert bool((caller(SimpleNamespace(name=name), WORK)(q, q, q) == 2).all())
+
+
+def test_runs_that_were_timed_without_counters_are_counted_later(wheel, bench, tmp_path, monkeypatch, capsys):
+    from fasim.kernels.measure import __main__ as command
+    from fasim.kernels.measure import runs
+
+    for workload in (WORK, replace(WORK, causal=False)):
+        run = replace(bench().measure(plan.Entry("peer:fa3", workload)), warnings=("no counters: ncu failed",))
+        store.save(run, tmp_path / store.file_name(run))
+    asked: list = []
+
+    def profile(entries):
+        asked.extend(entries)
+        return [[Profiled(FA3_FULL, counted(50_000.0))] if entry["workload"]["causal"] else [] for entry in entries]
+
+    monkeypatch.setattr(runs, "require_gpu", lambda: None)
+    monkeypatch.setattr(counters, "require", lambda: "ncu")
+    monkeypatch.setattr(counters, "profile", profile)
+    assert command._complete(tmp_path) == 1 and "saw no kernel" in capsys.readouterr().out
+    found = {run.workload.causal: run for run in store.load_folder(tmp_path).values()}
+    assert found[True].cycles == 50_000 and found[True].warnings == () and found[True].measurement.time_s
+    assert found[False].measurement.counters == {}
+    asked.clear()
+    command._complete(tmp_path)
+    assert [entry["workload"]["causal"] for entry in asked] == [False]
+
+
+def test_the_counted_program_is_this_package(tmp_path):
+    import subprocess
+
+    listed = tmp_path / "plan.json"
+    listed.write_text("[]")
+    done = subprocess.run(counters.child(listed), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ...simulator.errors import UsageError
 from ...simulator.reading import read_json
+from ...simulator.results.run import Run
 from ...traces import store
 from ..validation.check import MissingTool
 from .plan import Entry, read
-from .runs import L2_STATES, REGIMES, Refused, launch_for_profiler, measure_all, summary
+from .runs import L2_STATES, REGIMES, Refused, complete, launch_for_profiler, measure_all, summary
 from .trains import SUSTAINED_S
 
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--l2", default="cold", choices=L2_STATES)
     parser.add_argument("--seconds", type=float, default=SUSTAINED_S, help="length of a sustained run")
     parser.add_argument("--resume", action="store_true", help="leave out what --out holds already")
+    parser.add_argument("--complete", action="store_true", help="count for the runs in --out that were timed without")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that Nsight Compute ends with this
@@ -35,6 +37,8 @@ def main() -> int:
         if given.child:
             launch_for_profiler([Entry.from_dict(each) for each in read_json(given.child, "plan")])
             return 0
+        if given.complete and given.out:
+            return _complete(given.out)
         if not given.plan or not given.out:
             parser.error("give --plan and --out")
         return _take(given)
@@ -52,15 +56,27 @@ def _take(given: argparse.Namespace) -> int:
     plan = left(plan, given.out) if given.resume else plan
     status = 0
     how = {name: getattr(given, name) for name in ("counters", "regime", "l2", "seconds", "timeline")}
-    for entry, found in zip(plan, measure_all(plan, **how), strict=True):
-        if isinstance(found, Refused):
-            status = 1
-            sys.stdout.write(f"{entry.kernel}, {entry.workload}: {found.reason}\n")
-        else:
-            store.save(found, given.out / store.file_name(found))
-            sys.stdout.write(f"{summary(found)}\n")
-        sys.stdout.flush()
+    for found in measure_all(plan, **how):
+        status |= _kept(found, given.out)
     return status
+
+
+def _complete(folder: Path) -> int:
+    status = 0
+    for found in complete([run for run in store.load_folder(folder).values() if not run.measurement.counters]):
+        status |= _kept(found, folder)
+    return status
+
+
+def _kept(found: Run | Refused, folder: Path) -> int:
+    """Keep a run and say what it is, or why there is none: 0 or 1."""
+    if isinstance(found, Refused):
+        sys.stdout.write(f"{found.entry.kernel}, {found.entry.workload}: {found.reason}\n")
+    else:
+        store.save(found, folder / store.file_name(found))
+        sys.stdout.write(f"{summary(found)}\n")
+    sys.stdout.flush()
+    return int(isinstance(found, Refused))
 
 
 def left(plan: Sequence[Entry], folder: Path) -> list[Entry]:

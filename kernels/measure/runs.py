@@ -113,11 +113,33 @@ def measure_all(
                 yield Refused(entry, _reason(error))
                 continue
             if kernels:
-                run = (peers if peers.is_peer(entry.kernel) else nsight).with_counters(run, kernels)
+                run = counted_run(run, kernels)
             elif counters:
                 run = replace(run, warnings=(missing or "no counters: Nsight Compute saw no kernel of the call",))
             yield run
         first += len(chunk)
+
+
+def counted_run(run: Run, kernels: Sequence[nsight.Profiled]) -> Run:
+    """A measured run with the counters of one call's kernels."""
+    return (peers if peers.is_peer(run.schedule) else nsight).with_counters(run, kernels)
+
+
+def complete(runs: Sequence[Run]) -> Iterator[Run | Refused]:
+    """Count for runs that were timed without: each with its counters, or why it has none. Raises MissingTool without ncu."""
+    require_gpu()
+    nsight_process.require()
+    ordered = sorted(runs, key=lambda run: peers.library_of(run.schedule))
+    waiting = iter(ordered)
+    for chunk in chunks([Entry(run.schedule, run.workload) for run in ordered]):
+        try:
+            counted: Sequence = nsight_process.profile([entry.to_dict() for entry in chunk])
+            reason = "Nsight Compute saw no kernel of the call"
+        except UsageError as error:
+            counted, reason = [()] * len(chunk), str(error)
+        for entry, kernels in zip(chunk, counted, strict=True):
+            run = next(waiting)
+            yield replace(counted_run(run, kernels), warnings=()) if kernels else Refused(entry, reason)
 
 
 def chunks(plan: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
