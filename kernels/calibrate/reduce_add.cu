@@ -87,8 +87,8 @@ template <int WIDTH> __device__ __forceinline__ void reds(u64* out, const u32* b
 REDS(1) REDS(2) REDS(4)
 
 // Shared memory under load: two warpgroups' GEMMs keep the tensor cores full while a third loads (bulk copies in), adds (bulk
-// copies out) and a fourth stores to shared memory, each if asked. out: (CTA, role, [cycles, units]): GEMMs of each warpgroup, then
-// tiles loaded, tiles added, rows of 2 KiB stored.
+// copies out) and a fourth stores to shared memory, or adds from registers (stores 2), each if asked. out: (CTA, role, [cycles, units]): GEMMs of each warpgroup, then
+// tiles loaded, tiles added, rows of 2 KiB stored or added from registers.
 constexpr int PIECE = 16 * 1024;
 constexpr int SLOTS_OFFSET = GEMM_SMEM_BYTES;  // two slots loaded into, one added from, one stored to
 template <int N, Operand FROM>
@@ -150,6 +150,15 @@ __device__ __forceinline__ void beside(unsigned char* smem, u64* out, const unsi
     }
     tma_wait_written();
     rows[6] = end - begin; rows[7] = done;
+  } else if (warpgroup == 3 && stores == 2) {
+    float* to = sums + (long long)(blockIdx.x * 37 % 512) * (PIECE / 4) + threadIdx.x % 128 * 4;
+    while (stop == 0) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) red_add<4>(to + (done % 64 + k) * 512);
+      done += 8;
+      end = clock_wide();
+    }
+    if (threadIdx.x % 128 == 0) { rows[8] = end - begin; rows[9] = done; }
   } else if (warpgroup == 3 && stores) {
     u32 to = smem_address(slots + 3 * PIECE) + threadIdx.x % 128 * 16;
     while (stop == 0) {

@@ -23,8 +23,9 @@ WIDTHS = (1, 2, 4)
 THREADS = 256
 COUNT, RED_COUNT, REPS = 512, 2048, 600
 GEMMS = {f"ss{n}": (n, "SS") for n in (64, 80, 128, 176)} | {f"rs{n}": (n, "RS") for n in (64, 128)}
-OTHERS = ("loads", "adds", "stores")
-TOGETHER = [(), ("loads",), ("adds",), ("stores",), ("loads", "adds"), ("adds", "stores"), OTHERS]
+OTHERS = ("loads", "adds", "stores", "reds")
+"""Bulk copies in, bulk adds out, 16-byte stores to shared memory, red of four floats a lane; the last two by one warpgroup."""
+TOGETHER = [(), *((other,) for other in OTHERS), ("loads", "adds"), ("loads", "reds"), ("adds", "stores"), OTHERS[:3]]
 PIECE = 16 * 1024
 COUNTED = (
     "lts__t_sectors_op_red.sum", "lts__t_sectors_op_atom.sum", "lts__t_sectors_op_read.sum", "lts__t_sectors_op_write.sum",
@@ -117,7 +118,8 @@ def beside(module, name, others, gemms=1):
     data = torch.randint(0, 255, (MEBIBYTES << 20,), dtype=torch.uint8, device="cuda")
     sums = buffer()
     smem = 3 * 64 * 128 * 2 + 88 * 1024 + 4 * PIECE
-    args = [out, data, sums, REPS, gemms, *(int(other in others) for other in OTHERS)]
+    last = 2 if "reds" in others else int("stores" in others)
+    args = [out, data, sums, REPS, gemms, int("loads" in others), int("adds" in others), last]
     for _ in range(2):
         module.launch(f"beside_{name}", SM_COUNT_H200, 512, args, smem)
     torch.cuda.synchronize()
@@ -127,7 +129,7 @@ def beside(module, name, others, gemms=1):
         found["cycles_per_gemm"] = spread(2 * cycles[:, 0] / units[:, 0])
         together = units[:, :2].sum(axis=1) / cycles[:, :2].max(axis=1)
         found["gemms_per_1000_clk"] = spread(1000 * together)
-    for place, (other, nbytes) in enumerate(zip(OTHERS, (PIECE, PIECE, 2048), strict=True), start=2):
+    for place, other, nbytes in ((2, "loads", PIECE), (3, "adds", PIECE), (4, "stores", 2048), (4, "reds", 2048)):
         if other in others:
             found[f"{other}_bytes_per_clk"] = spread(nbytes * units[:, place] / cycles[:, place])
     return found
