@@ -104,7 +104,7 @@ def default_tile(workload: Workload, schedule: str, device: str | Device = "h100
     """The tile a schedule takes when none is asked for; a cluster only where the Q tiles of a head pair up."""
     chosen = find_schedule(schedule, workload.direction)
     _supported(chosen, workload, load_device(device) if isinstance(device, str) else device)
-    tile, _ = default_for(chosen.family, workload)
+    tile = chosen.tile or default_for(chosen.family, workload)[0]
     if -(-workload.seqlen_q // tile.block_m) % tile.cluster:
         tile = replace(tile, cluster=1)
     return tile

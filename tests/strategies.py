@@ -205,7 +205,7 @@ class Consumer:
         if verb != "compute":
             getattr(self.warps, verb)(j)
             return
-        pipes, chain = ("fma", "alu", "mufu", "convert", "other", "stsm"), ("latencies", "fetched", "votes", "divisions")
+        pipes, chain = ("fma", "alu", "mufu", "convert", "other", "stsm"), ("latencies", "fetched", "votes", "divisions", "stalls")
         counts = {name: self.turns.randint(0, 6) for name in pipes + chain}
         counts["interleaved"] = self.turns.random() < 0.5
         self.warps.compute("anything", Phase(**counts, chunks=self.turns.randint(1, 5)), j)

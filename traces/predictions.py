@@ -26,6 +26,7 @@ from ..simulator.errors import UsageError
 from ..simulator.problem.tile import Tile
 from ..simulator.problem.workload import Workload
 from ..simulator.results.run import SPAN, Run
+from ..simulator.schedules import is_compiled
 from ..simulator.schedules.own import is_own
 from . import store
 from .files import cache_folder
@@ -163,7 +164,7 @@ def _delete_the_oldest(folder: Path) -> None:
 
 def _place(question: Question) -> Path | None:
     folder = cache_folder("predictions")
-    if folder is None or is_own(question.schedule):  # a user's file, and whatever it imports, may have changed
+    if folder is None or is_own(question.schedule) or is_compiled(question.schedule):  # a user's file may have changed
         return None
     device = question.device if isinstance(question.device, Device) else load_device(question.device)
     asked = vars(question) | {

@@ -11,44 +11,60 @@ from ..options import Json, MachineOptions, Schedules, WorkloadOptions
 
 _DEFAULT = WorkloadOptions()
 _MACHINE = MachineOptions()
+_USUAL = ("fa3",)
 
 
 def predict(
-    schedule: Schedules = ("fa3",),
+    schedule: Schedules = _USUAL,
     workload: WorkloadOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
+    kernel: str | None = None,
     why: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Json = False,
-) -> None:
+) -> int:
     """Predict cycles, time, bytes and power of one schedule, or compare several.
 
     Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, where the tensor cores' time goes, the cause
     that costs most and what would help, and the bytes of every tensor at three levels (algorithmic, L2, HBM). Where the
     papers measured this very workload, their figure stands beside a prediction at their clock.
 
+    With --kernel a compiled kernel takes the place of a schedule: its tile, the order of its main loop and the instructions between
+    are read from its machine code, of which nothing runs. With --schedule beside it the order is the schedule's and the code the
+    kernel's.
+
     Example: fasim predict warp-specialized pingpong fa3 --causal
 
     Example: fasim predict fa2 --pass both
+
+    Example: fasim predict --kernel ./libattention.so:forward_d128 --dtype bf16
 
     Theory: attention needs one exp2 for every 4 d FLOPs, and the MUFU is hundreds of times slower than the tensor
     cores, so what decides is how much of the softmax a schedule hides under the GEMMs.
 
     Parameters
     ----------
+    kernel
+        A compiled kernel: FILE or FILE:NAME, a .cubin or a library for sm_90a and a part of the kernel's name; or one of ours.
     why
         Also predict with each resource twice as fast: how much time falls.
     """
     from ...traces.predictions import predict_all
 
     problems = [workload.build(direction) for direction in workload.directions()]
+    if kernel is not None:
+        from ..compiled import adopted
+
+        status, schedule = adopted(kernel, problems, () if schedule is _USUAL else schedule)
+        if status:
+            return status
     questions = [machine.question(problem, name, why) for name in schedule for problem in problems]
     with output.progress("predicting") as advance:
         found = predict_all(questions, advance=advance)
     runs = [found[question] for question in questions]
     if json:
         output.emit_json([run.to_dict() for run in runs])
-        return
+        return 0
     from ...traces.published import beside
     from .. import tables
 
@@ -60,3 +76,4 @@ def predict(
         console.print()
     if len(problems) > 1:
         console.print(tables.together(runs, len(problems)))
+    return 0

@@ -23,6 +23,7 @@ class Phase:
     divisions: int = 0  # of integers, by run-time values
     branches: int = 0  # taken
     fetched: int = 0  # instructions that the nearest instruction caches have lost; who comes first fetches them for all
+    stalls: int = 0  # cycles that one warp alone takes for a chunk at least, by the counts in the instructions
     interleaved: bool = False  # exponentials lie so evenly between the rest that MUFU reaches its rate
 
     @property

@@ -11,8 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 _TEXT = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
+_INFO = re.compile(r"^//-+ \.nv\.info\.(\S+)", re.MULTILINE)
+_WORD = re.compile(r"\.word\s+0x([0-9a-f]{8})")
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,6})\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]{16}) \*/")
 _SECOND_HALF = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 _LABEL = re.compile(r"\s*(\.L_\w+):")
@@ -66,6 +69,7 @@ class Code:
     name: str
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
+    threads: int = 0  # of a CTA, where the kernel's launch bounds say so
 
     def target(self, at: int) -> int | None:
         """Where the branch at this instruction goes, by number; None if it is none."""
@@ -81,8 +85,10 @@ class Segment:
     start: int  # number of the first instruction
     instructions: int
     pipes: dict[str, int]
-    stalls: int  # cycles that one warp alone needs to issue it, at least
-    branches: int
+    stalls: int  # cycles that one warp alone needs to issue it, at least, without votes and branches
+    branches: int = 0  # that are taken, without those behind a vote
+    votes: int = 0  # of the warp, with the branch behind
+    round_trips: int = 0  # waits for a shuffle, or for anything else that takes about as long
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,11 @@ class Point:
     a_in_registers: bool = False
     b_transposed: bool = False
     outstanding: int = 0  # of a gemm wait: groups that may still run
+
+    @property
+    def makes_scores(self) -> bool:
+        """Whether it is S = Q K^T: both operands as they lie in shared memory, where P comes from registers or V is transposed."""
+        return self.what == "gemm" and not self.a_in_registers and not self.b_transposed
 
     def __str__(self) -> str:
         if self.what == "gemm":
@@ -127,17 +138,27 @@ class Loop:
 
     @property
     def scores(self) -> int:
-        """Scores that one thread makes in a turn of the loop: of the GEMMs whose A lies in shared memory, n / 2 each."""
-        return sum(point.n // 2 for point in self.points if point.what == "gemm" and not point.a_in_registers)
+        """Scores that one thread makes in a turn of the loop: n / 2 of each S."""
+        return sum(point.n // 2 for point in self.points if point.makes_scores)
 
 
 def read(text: str) -> list[Code]:
     """Every kernel in the text of `nvdisasm -hex`."""
-    pieces = _TEXT.split(text)
-    return [_code(name, body) for name, body in zip(pieces[1::2], pieces[2::2], strict=True)]
+    pieces, threads = _TEXT.split(text), _threads(text)
+    return [_code(name, body, threads.get(name, 0)) for name, body in zip(pieces[1::2], pieces[2::2], strict=True)]
 
 
-def _code(name: str, body: str) -> Code:
+def _threads(text: str) -> dict[str, int]:
+    """Threads of a CTA by kernel, from its launch bounds."""
+    pieces, found = _INFO.split(text), {}
+    for name, body in zip(pieces[1::2], pieces[2::2], strict=True):
+        bounds = body.split("\n//---", 1)[0].partition("EIATTR_MAX_THREADS")[2]
+        if word := _WORD.search(bounds):
+            found[name] = int(word[1], 16)
+    return found
+
+
+def _code(name: str, body: str, threads: int) -> Code:
     rows, labels = [], {}
     for line in body.splitlines():
         if line.startswith("//---"):
@@ -148,7 +169,7 @@ def _code(name: str, body: str) -> Code:
             rows.append([int(found[1], 16), found[2], int(found[3], 16), 0])
         elif rows and (found := _SECOND_HALF.match(line)):
             rows[-1][3] = int(found[1], 16)
-    return Code(name, tuple(_instruction(*row) for row in rows), labels)
+    return Code(name, tuple(_instruction(*row) for row in rows), labels, threads)
 
 
 def _instruction(address: int, text: str, low: int, high: int) -> Instruction:
@@ -166,7 +187,7 @@ def loops(code: Code) -> list[Loop]:
     edges = [(start, end) for start, end in edges if not _polls(code, start)]
     found = [(start, end) for start, end in edges if any(_is_gemm(each) for each in code.instructions[start : end + 1])]
     inner = [a for a in found if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in found)]
-    return [Loop(start, end, tuple(parts(code, start, end))) for start, end in sorted(set(inner))]
+    return [Loop(start, end, tuple(parts(code, range(start, end + 1)))) for start, end in sorted(set(inner))]
 
 
 def _polls(code: Code, start: int) -> bool:
@@ -182,67 +203,95 @@ def _is_gemm(each: Instruction) -> bool:
 # -- points and segments --------------------------------------------------------------------------------------------------
 
 
-def parts(code: Code, start: int, end: int) -> Iterator[Point | Segment]:
-    """Points of order and the segments between them, from instruction `start` to `end`."""
-    at = begun = start
-    while at <= end:
-        point = _point(code, at, end)
+def parts(code: Code, way: Sequence[int]) -> Iterator[Point | Segment]:
+    """Points of order and the segments between them, along a way: instructions by number, in the order they are executed."""
+    at = begun = 0
+    while at < len(way):
+        point, after = _point(code, way, at)
         if point is None:
             at += 1
             continue
-        if at > begun:
-            yield segment(code, begun, at)
+        yield from _segments(code, [*way[begun:at], way[at]])
         yield point
-        at = begun = at + point.instructions
-    if end + 1 > begun:
-        yield segment(code, begun, end + 1)
+        at = begun = after
+    yield from _segments(code, [*way[begun:], -1])
 
 
-def segment(code: Code, start: int, end: int) -> Segment:
-    """The instructions from `start` up to `end`, that one left out."""
-    inside = code.instructions[start:end]
+def _segments(code: Code, way: Sequence[int]) -> Iterator[Segment]:
+    """A way without its last as one segment, or where exponentials are made as three: what is before them, them, and the rest."""
+    mufu = [place for place, number in enumerate(way[:-1]) if code.instructions[number].name == "MUFU"]
+    cuts = sorted({0, *([mufu[0], mufu[-1] + 1] if mufu else []), len(way) - 1})
+    for begin, end in pairwise(cuts):
+        yield segment(code, way[begin : end + 1])
+
+
+def segment(code: Code, way: Sequence[int]) -> Segment:
+    """The instructions of a way, all but its last, which says where the warp goes on."""
+    inside = [code.instructions[number] for number in way[:-1]]
     pipes = Counter(each.pipe for each in inside)
+    taken = {place for place, each in enumerate(inside) if each.name == "BRA" and way[place + 1] != way[place] + 1}
+    votes = [place for place, each in enumerate(inside) if each.name == "VOTE" and ".ALL" in each.opcode]
+    behind = {min((place for place in taken if place > vote), default=vote) for vote in votes}
+    compared = {max((place for place in range(vote) if inside[place].name in ("FSETP", "ISETP")), default=vote) for vote in votes}
+    apart = taken | behind | compared | set(votes)  # what a vote and a branch cost has been measured as a whole
     return Segment(
-        start, len(inside), {pipe: pipes[pipe] for pipe in PIPES if pipes[pipe]},
-        sum(each.stall for each in inside), sum(each.name == "BRA" for each in inside),
+        way[0], len(inside), {pipe: pipes[pipe] for pipe in PIPES if pipes[pipe]},
+        sum(each.stall for place, each in enumerate(inside) if place not in apart),
+        len(taken - behind), len(votes), _round_trips(inside),
     )  # fmt: skip
 
 
-def _point(code: Code, at: int, end: int) -> Point | None:
-    each = code.instructions[at]
-    opcode = each.opcode
+def _round_trips(inside: Iterable[Instruction]) -> int:
+    """How often an instruction waits for a result of shared memory, of a shuffle or from elsewhere, as the scoreboards say."""
+    awaited, found = 0, 0
+    for each in inside:
+        if each.waits & awaited:
+            found += 1
+            awaited &= ~each.waits
+        if each.sets[0] < 7:
+            bit = 1 << each.sets[0]
+            awaited = awaited | bit if each.name in ("SHFL", "LDS", "LDSM", "LDC", "LDG", "S2R") else awaited & ~bit
+    return found
+
+
+def _point(code: Code, way: Sequence[int], at: int) -> tuple[Point | None, int]:
+    """The point that stands at this place of a way, if any, and the place behind it."""
+    number = way[at]
+    each = code.instructions[number]
+    opcode, what = each.opcode, None
     if each.name in ("HGMMA", "QGMMA"):
-        return _warpgroup_gemm(code, at, end)
+        return _warpgroup_gemm(code, way, at)
     if each.name == "WARPGROUP" and "DEPBAR" in opcode:
-        return Point("gemm wait", at, outstanding=int(each.operands.rsplit(",", 1)[-1].strip(), 16))
+        return Point("gemm wait", number, outstanding=int(each.operands.rsplit(",", 1)[-1].strip(), 16)), at + 1
     if each.name == "SYNCS" and "TRYWAIT" in opcode:
-        return Point("wait", at)
-    if each.name == "SYNCS" and ".ARRIVE" in opcode:
-        return Point("arrive", at)
-    if each.name == "BAR":
-        return Point("hand over" if ".ARV" in opcode else "sync", at)
-    if each.name == "UTMALDG":
-        return Point("load", at)
-    if each.name in ("UTMASTG", "UTMAREDG"):
-        return Point("store", at)
-    return None
+        what = "wait"
+    elif each.name == "SYNCS" and ".ARRIVE" in opcode:
+        what = "arrive"
+    elif each.name == "BAR":
+        what = "hand over" if ".ARV" in opcode else "sync"
+    elif each.name == "UTMALDG":
+        what = "load"
+    elif each.name in ("UTMASTG", "UTMAREDG"):
+        what = "store"
+    return (Point(what, number), at + 1) if what else (None, at)
 
 
-def _warpgroup_gemm(code: Code, at: int, end: int) -> Point:
+def _warpgroup_gemm(code: Code, way: Sequence[int], at: int) -> tuple[Point, int]:
     """One group: HGMMAs up to the one that commits (gsb0), with the addresses made between them."""
-    first, steps, last = code.instructions[at], 0, at
-    for number in range(at, end + 1):
-        each = code.instructions[number]
+    first, steps, last = code.instructions[way[at]], 0, at
+    for place in range(at, len(way)):
+        each = code.instructions[way[place]]
         if each.name in ("HGMMA", "QGMMA"):
-            steps, last = steps + 1, number
+            steps, last = steps + 1, place
             if "gsb0" in each.operands:
                 break
     n, k = map(int, _SHAPE.search(first.opcode).groups())
     sources = [part.strip() for part in first.operands.split(",")]
-    return Point(
-        "gemm", at, last - at + 1, 64, n, k, steps,
+    gemm = Point(
+        "gemm", way[at], last - at + 1, 64, n, k, steps,
         a_in_registers=not sources[1].startswith("gdesc"), b_transposed="tnspB" in first.operands,
     )  # fmt: skip
+    return gemm, last + 1
 
 
 # -- the order, in the words of a schedule ----------------------------------------------------------------------------------
@@ -254,7 +303,7 @@ def order(points: Iterable[Point]) -> list[str]:
     words: list[str] = []
     for point in points:
         if point.what == "gemm":
-            word = "O += P V" if point.a_in_registers else "S = Q K^T"
+            word = "S = Q K^T" if point.makes_scores else "O += P V"
         elif point.what == "gemm wait":
             word = f"gemms but {point.outstanding}"
         elif point.what in ("load", "store"):

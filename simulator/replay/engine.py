@@ -248,12 +248,16 @@ def _compute(state, warp, row, now):
 
     warp["part"] += 1
     finished = warp["part"] == phase["chunks"]
+    beside = _pipes_free(state, s) > end  # others' arithmetic is under way
+    if finished:
+        end += machine["mufu_latency"] if phase["mufu"] > 0 else machine["dependent"]
+    end = max(end, start + phase["stalls"])
     if finished:
         warp["part"] = 0
         chain = phase["latencies"] * machine["shuffle_latency"] + phase["votes"] * machine["vote"]
         chain += phase["divisions"] * machine["divide"]
         branch = machine["branch"]
-        if _pipes_free(state, s) > end:  # others' arithmetic is under way
+        if beside:
             chain += chain * machine["chain_q10"] >> 10
             branch = machine["branch_beside"]
         end += chain + phase["branches"] * branch
@@ -261,7 +265,6 @@ def _compute(state, warp, row, now):
         if phase["fetched"] > 0 and state.fetched[warp["slot"], row["label"]] < code:  # who comes first fetches it for all
             state.fetched[warp["slot"], row["label"]] = code
             end += machine["fetch_latency"] + (phase["fetched"] * machine["fetch_q10"] >> 10)
-        end += machine["mufu_latency"] if phase["mufu"] > 0 else machine["dependent"]
     _draw(state, warp["lane"], warp, row, 0, now, end)
     warp["time"] = end
     return finished

@@ -285,16 +285,18 @@ class Warp:
             reading = instructions - phase.other - phase.stsm
             if reading and begin < until:
                 sm.crowd(begin, end, reading)
+            beside = sm.in_arithmetic(end)
+            if chunk + 1 == phase.chunks:
+                end += cycles.mufu_latency if counts["MUFU"] else cycles.dependent
+            end = max(end, begin + phase.stalls)
             if chunk + 1 == phase.chunks:
                 chain = phase.latencies * cycles.shuffle_latency + phase.votes * cycles.vote + phase.divisions * cycles.divide
-                beside = sm.in_arithmetic(end)
                 end += chain + (chain * cycles.chain_q10 >> 10 if beside else 0)
                 end += phase.branches * (cycles.branch_beside if beside else cycles.branch)
                 code, place = (ins.tile, ins.step), (id(self.barriers), self.program.labels[ins.label])
                 if phase.fetched and self.chip.fetched.get(place, (-1, 0)) < code:  # who comes first fetches it for all
                     self.chip.fetched[place] = code
                     end += cycles.fetch_latency + (phase.fetched * cycles.fetch_q10 >> 10)
-                end += cycles.mufu_latency if counts["MUFU"] else cycles.dependent
             self.chip.draw("", self, ins, now, end)
             if chunk + 1 < phase.chunks:
                 yield end

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..code.compiled import code_of
 from ..code.estimate import OURS, PLAIN, PYTORCH, SHIPPED, Estimate
+from ..code.pipeline import Pipeline
 from ..errors import UsageError, did_you_mean
 from ..problem.order import SECTION_BYTES, SHIPPED_SECTION_BYTES
 from ..problem.workload import DIRECTIONS
 from . import own
 from .backward import ALL as _ALL_BACKWARD
+from .compiled_kernel import body_of, tile_of
 from .forward.fa1 import fa1
 from .forward.fa1_published import fa1_published
 from .forward.fa2 import fa2
@@ -24,7 +27,7 @@ from .forward.standard_online import softmax_online
 from .forward.warp_specialized import warp_specialized
 from .kernel import Kernel, Schedule
 
-__all__ = ["BACKWARD", "SCHEDULES", "Kernel", "Schedule", "find_schedule"]
+__all__ = ["BACKWARD", "SCHEDULES", "Kernel", "Schedule", "adopt", "find_schedule", "is_compiled"]
 
 def _rows(body: Callable, code: Estimate, section_bytes: int = SECTION_BYTES) -> Kernel:
     return Kernel(body, "rows", persistent=code.persistent, descending=True, code=code, section_bytes=section_bytes)
@@ -143,6 +146,33 @@ BACKWARD: dict[str, Schedule] = {schedule.name: schedule for schedule in _ALL_BA
 _OF = dict(zip(DIRECTIONS, (SCHEDULES, BACKWARD), strict=True))
 
 
+def adopt(name: str, pipeline: Pipeline, order: str | None = None) -> Schedule:
+    """The schedule of a compiled kernel, which `find_schedule` knows by this name from now on.
+
+    Its order is the kernel's own, or that of the schedule `order`. Raises UsageError where its tile cannot be read, or where the
+    schedule has other kernels than one with TMA and WGMMA.
+    """
+    base = Schedule(name, "order and code of a compiled kernel", name, "hopper", (_rows(body_of(pipeline), code_of(pipeline)),))
+    if order:
+        base = find_schedule(order)
+        if not base.hopper:
+            raise UsageError(f"'{order}' has no WGMMA, and {name} has: give --schedule fa3, or leave it out")
+        kernel = replace(base.kernels[0], code=code_of(pipeline, lent=True), persistent=pipeline.persistent)
+        base = replace(base, summary=f"{order} with the code of a compiled kernel", kernels=(kernel,))
+    dtypes = ("fp16", "bf16") if pipeline.element_bytes == 2 else ("e4m3",)
+    base = replace(base, name=name, dtypes=dtypes, tile=tile_of(pipeline, name), head_dims=(pipeline.head_dim,))
+    _COMPILED[name] = base
+    return base
+
+
+_COMPILED: dict[str, Schedule] = {}
+
+
+def is_compiled(name: str) -> bool:
+    """Whether a schedule's name is that of a compiled kernel, of this process alone."""
+    return name in _COMPILED
+
+
 def find_schedule(name: str, direction: str = "forward") -> Schedule:
     """The schedule of that name, or the user's own of a name such as ./mine.py:my_schedule, whose file is run.
 
@@ -154,6 +184,8 @@ def find_schedule(name: str, direction: str = "forward") -> Schedule:
         body, where = own.load(name)
         kernel = _rows(body, OURS)
         return Schedule(name, "your own", where, "hopper", (replace(kernel, where=where),), dtypes=_HOPPER_DTYPES)
+    if name in _COMPILED:
+        return _COMPILED[name]
     known = _OF[direction]
     if name in known:
         return known[name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..code.estimate import PLAIN, Estimate
 from ..code.gradients import Gradients
 from ..problem.order import SECTION_BYTES
-from ..problem.tile import HEAD_DIMS
+from ..problem.tile import HEAD_DIMS, Tile
 
 _STEPS = {"V": "K/V block", "K": "K/V block", "Q": "Q block", "S": "block of S"}
 
@@ -56,6 +56,7 @@ class Schedule:
     scores_live: int = 1  # fp32 score blocks a consumer holds at once
     dtypes: tuple[str, ...] = ("fp16", "bf16")
     head_dims: tuple[int, ...] = HEAD_DIMS
+    tile: Tile | None = None  # of a compiled kernel, which has no other
     direction: str = "forward"
 
     @property

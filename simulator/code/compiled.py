@@ -1,0 +1,89 @@
+"""Compiled: the code of a kernel as its machine code has it, for the main loop; what comes once a tile is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from . import softmax as counts
+from .estimate import Estimate, Pen
+from .phase import Phase
+from .pipeline import Pipeline
+from .softmax import ONLINE, RUNNING, Left
+
+
+@dataclass(frozen=True)
+class Compiled(Estimate):
+    """The code of a compiled kernel, whose main loop is `pipeline`, in its own order."""
+
+    pipeline: Pipeline
+
+    def pen(self, rank: int) -> Reader:
+        """The code of one warp role: the producer (-1) or a consumer."""
+        return Reader(self, rank)
+
+
+@dataclass(frozen=True)
+class Lent(Compiled):
+    """The same code at the points of a schedule that was not read from it."""
+
+    def pen(self, rank: int) -> Lender:
+        """The code of one warp role: the producer (-1) or a consumer."""
+        return Lender(self, rank)
+
+
+def code_of(pipeline: Pipeline, lent: bool = False) -> Compiled:
+    """The code around a main loop, in its own order or (`lent`) in that of a schedule."""
+    softmax = ONLINE if pipeline.looks_for_maximum else RUNNING
+    return (Lent if lent else Compiled)(softmax, persistent=pipeline.persistent, pipeline=pipeline)
+
+
+class Reader(Pen):
+    """What one warp executes, from what was read."""
+
+    def gemm(self, scores: bool) -> list[Phase]:
+        """Nothing: the addresses before a GEMM are steps of the order."""
+        return []
+
+    def begins(self, tile, j: int) -> bool:
+        """Whether block j does not go the loop's way: it is a tile's first, or no key was seen before it by a running softmax."""
+        return j == 0 or (self.code.softmax is RUNNING and j <= tile.hidden(self.rank))
+
+    def first(self, tile, j: int) -> list[Phase]:
+        """The whole softmax of such a block, estimated: the maximum, exponentials, P."""
+        phases, left = self.code.softmax.block(tile, j, under_product=False, rank=self.rank)
+        return [*phases, *(each.phase for each in left)]
+
+    def softmax(self, tile, j: int, gap: int, is_first: bool) -> list[Phase]:
+        """The part of block j's softmax behind so many points of the loop; the first also masks, if a masked block needs it.
+
+        What runs for the first time in a tile is fetched.
+        """
+        pipeline = self.code.pipeline
+        blocks, masked = pipeline.blocks, tile.is_masked(j)
+        phases = list((pipeline.masked if masked and pipeline.masked else blocks[(j - 1) % len(blocks)]).softmax.get(gap, ()))
+        if masked and is_first and not pipeline.masked:
+            phases = [replace(counts.mask(tile), fetched=counts.mask(tile).instructions), *phases]
+        if 0 < j <= len(blocks):
+            phases = [replace(each, fetched=each.instructions) for each in phases]
+        return phases
+
+
+class Lender(Reader):
+    """What one warp executes at the points of a schedule: the same, as far as the two orders agree."""
+
+    def gemm(self, scores: bool) -> list[Phase]:
+        """The addresses before S, or before P V."""
+        return self.code.pipeline.blocks[0].addresses("scores" if scores else "values")
+
+    def weights(self, tile, j: int, in_flight: Collection[str]) -> list[Phase]:
+        """The softmax of block j up to where the kernel waits for P V of the one before, if that is in flight; else all of it."""
+        if self.begins(tile, j):
+            self.left = []
+            return self.first(tile, j)
+        block = self.code.pipeline.blocks[0]
+        gaps = list(block.softmax)
+        now = [gap for gap in gaps if "O" not in in_flight or gap < block.product_done]
+        late = [phase for gap in gaps if gap not in now for phase in self.softmax(tile, j, gap, is_first=False)]
+        self.left = [Left("softmax", phase, "") for phase in late] + [Left("address", each, "") for each in block.addresses("")]
+        return [phase for gap in now for phase in self.softmax(tile, j, gap, is_first=gap == gaps[0])]

@@ -1,0 +1,150 @@
+"""A schedule read from a compiled kernel: the order of its main loop, block by block, and the code between.
+
+The loop runs ahead of itself, so a tile's first and last blocks are turns of which only a part is done. What a tile begins and
+ends with, and the loads, are as in our own kernels for Hopper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..code.pipeline import Block, Pipeline, Step
+from ..errors import UsageError
+from ..problem.tile import Tile
+
+ROWS = 64
+"""Of one consumer's WGMMA."""
+
+
+def tile_of(pipeline: Pipeline, name: str) -> Tile:
+    """The tile of a compiled kernel. Two stages, and clusters of two where loads are multicast, are assumed."""
+    if not pipeline.consumers:
+        raise UsageError(f"{name}: how many consumer warpgroups a CTA has cannot be read: give --tile")
+    return Tile(ROWS * pipeline.consumers, pipeline.block_n, 2, pipeline.consumers, 2 if pipeline.multicast else 1)
+
+
+def body_of(pipeline: Pipeline) -> Callable:
+    """The schedule function of a compiled kernel."""
+
+    def compiled_order(cta, tile):
+        _Order(pipeline, cta, tile).record()
+
+    return compiled_order
+
+
+class _Order:
+    def __init__(self, pipeline: Pipeline, cta, tile):
+        self.pipeline, self.cta, self.tile = pipeline, cta, tile
+        self.last = tile.kv_blocks[-1]
+        self.rings = {"K": cta.ring("K", tile.k_bytes, tile.stages), "V": cta.ring("V", tile.v_bytes, tile.stages)}
+        if pipeline.meets:  # O goes out over V, as in FlashAttention-3
+            self.Q, self.O = cta.ring("Q", tile.q_bytes, stages=1), cta.ring("O", tile.o_bytes, stages=1, over=self.rings["V"])
+        else:
+            self.Q, self.O = cta.private("Q", tile.q_bytes), cta.staging("O", tile.stage_bytes)
+        self.turn = cta.baton(first=0) if pipeline.takes_turns else None
+        self.meets = any(step.what == "meet" for step in pipeline.blocks[0].steps)
+
+    def record(self) -> None:
+        """All warps of a tile."""
+        load, meets = self.cta.producer(), self.pipeline.meets
+        for slot in [self.Q[0]] if meets else [self.Q[wg] for wg in self.cta.consumers()]:
+            load.tma(slot)
+        for number, (ring, j) in enumerate(self._loads()):
+            if number == 1 and meets:
+                load.reclaim(self.O[0])
+            load.tma(self.rings[ring][j])
+        for wg in self.cta.consumers():
+            self._consume(wg)
+            wg.normalize()
+            if meets:
+                wg.store("LSE")
+                wg.meet(self.cta.meeting())
+                wg.store("O", slot=self.O[0])
+            else:
+                wg.store("O", slot=self.O[wg])
+                wg.store("LSE")
+
+    def q(self, wg):
+        """Where a consumer's part of Q lies."""
+        return self.Q[0] if self.pipeline.meets else self.Q[wg]
+
+    def _turns(self):
+        """(turn of the loop, its steps) of a tile, with the first and the last, of which only a part is done."""
+        blocks = self.pipeline.blocks
+        for turn in range(self.last + 1 + self.pipeline.lag):
+            yield turn, blocks[(turn - 1) % len(blocks)]
+
+    def _loads(self):
+        """K and V in the order in which a consumer reads them."""
+        for turn, block in self._turns():
+            for step in block.steps:
+                if step.what in ("scores", "values") and self.is_there(turn - step.lag):
+                    yield step.tensor, turn - step.lag
+
+    def is_there(self, j: int) -> bool:
+        """Whether the tile has such a block."""
+        return 0 <= j <= self.last
+
+    def _consume(self, wg) -> None:
+        turns = [step.what for step in self.pipeline.blocks[0].steps if step.what in ("take", "give")]
+        holds = turns[:1] == ["give"]  # the turn goes with a warp from one block to the next
+        wg.wait(self.q(wg))
+        if holds:
+            wg.take(self.turn)
+        consumer = _Consumer(self, wg)
+        for turn, block in self._turns():
+            consumer.walk(turn, block)
+        if holds:
+            wg.give(self.turn)
+
+
+class _Consumer:
+    """One consumer in a tile: what its GEMMs will produce, what it has waited for, and whose softmax has begun."""
+
+    def __init__(self, order: _Order, wg):
+        self.order, self.wg = order, wg
+        self.results, self.loaded, self.begun = {}, set(), set()
+
+    def walk(self, turn: int, block: Block) -> None:
+        """One turn of the loop, or the part of it that is about blocks there are."""
+        is_there = self.order.is_there
+        whole = all(is_there(turn - step.lag) for step in block.steps if step.what in ("scores", "values"))
+        for gap, step in zip(block.gaps, block.steps, strict=True):
+            if step.what in ("take", "give", "meet"):
+                if whole:
+                    getattr(self.wg, step.what)(self.order.turn or self.order.cta.meeting())
+            elif step.what == "address":
+                if is_there(turn - step.lag) or is_there(turn):
+                    self._run(step.phases, "address", turn)
+            elif is_there(turn - step.lag):
+                self._step(step, gap, turn - step.lag)
+
+    def _step(self, step: Step, gap: int, j: int) -> None:
+        wg, slot = self.wg, self.order.rings[step.tensor][j] if step.tensor in self.order.rings else None
+        if step.what == "softmax":
+            self._softmax(gap, j)
+        elif step.what == "wait":
+            wg.wait(slot)
+            self.loaded.add((step.tensor, j))
+        elif step.what == "scores":
+            self.results["K", j] = wg.gemm("S", self.order.q(wg), slot, loaded=("K", j) in self.loaded)
+        elif step.what == "values":
+            self.results["V", j] = wg.gemm("O", "P", slot, add=True, loaded=("V", j) in self.loaded)
+        elif step.what == "finished":
+            wg.wait(self.results[step.tensor, j])
+        else:
+            wg.free(slot)
+            if step.tensor == "K" and j == self.order.last:
+                wg.free(self.order.q(wg))
+
+    def _softmax(self, gap: int, j: int) -> None:
+        pen, tile, is_first = self.wg.pen, self.order.tile, j not in self.begun
+        self.begun.add(j)
+        if not pen.begins(tile, j):
+            self._run(pen.softmax(tile, j, gap, is_first), "softmax", j)
+        elif is_first:
+            self._run(pen.first(tile, j), "softmax", j)
+
+    def _run(self, phases, label: str, j: int) -> None:
+        for phase in phases:
+            self.wg.compute(label, phase, j)

@@ -1,0 +1,89 @@
+"""A compiled kernel predicted from its machine code: the order that is read, the code, and the sentence where it cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from fasim.kernels.compile import build, disassemble
+from fasim.kernels.cuda.config import config_for
+from fasim.simulator import schedules
+from fasim.simulator.code import pipeline, sass
+from fasim.simulator.language.ops import Op
+from fasim.simulator.predict import predict, programs
+from fasim.simulator.problem.workload import Workload
+
+pytestmark = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
+KERNELS = ("warp-specialized", "pingpong", "overlap-2stage", "overlap-3stage", "fa3")
+LAGS = {"warp-specialized": 0, "pingpong": 0, "overlap-2stage": 1, "overlap-3stage": 2, "fa3": 1}
+"""Blocks that P V is behind the S that a turn of the loop issues."""
+
+
+def read(schedule: str, causal: bool = False) -> pipeline.Pipeline:
+    if disassemble_missing():
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    return pipeline.read(disassemble.of_cubin(build.build(config_for(schedule, "fp16", 128, causal).source).cubin)[0])
+
+
+def disassemble_missing() -> bool:
+    try:
+        return not disassemble.tool("nvdisasm")
+    except disassemble.MissingDisassembler:
+        return True
+
+
+@pytest.mark.parametrize("schedule", KERNELS)
+def test_its_tile_and_how_far_its_loop_runs_ahead_are_read(schedule):
+    found = read(schedule)
+    tile = config_for(schedule, "fp16", 128, False).tile
+    assert schedules.adopt(f"{schedule} read", found).tile == tile
+    assert (found.head_dim, found.element_bytes, found.persistent, found.looks_for_maximum) == (128, 2, True, False)
+    lags = {(step.what, step.tensor): step.lag for step in found.blocks[0].steps}
+    assert lags["scores", "K"] == 0 and lags["values", "V"] == lags["free", "V"] == LAGS[schedule]
+    assert found.takes_turns == (schedule in ("pingpong", "fa3"))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("schedule", KERNELS)
+def test_its_own_order_and_code_give_the_cycles_of_its_schedule(schedule, causal):
+    workload = Workload(1, 16, 2048, 128, "fp16", causal)
+    name = schedules.adopt(f"{schedule} {causal} compiled", read(schedule, causal)).name
+    compiled, estimated = (predict(workload, each, "h200", clock_hz=1.5e9).cycles for each in (name, schedule))
+    assert compiled == pytest.approx(estimated, rel=0.06)
+
+
+@pytest.mark.parametrize("schedule", KERNELS)
+def test_its_order_is_what_its_schedule_records_from_a_tiles_first_wait_to_its_last(schedule):
+    name = schedules.adopt(f"{schedule} in order", read(schedule)).name
+
+    def said(way: str, blocks: int) -> list[str]:
+        (program,) = programs(Workload(1, 1, 2048, 128, "fp16"), way, "h200", kv_blocks=blocks)
+        rows = [row for row in program.stream(program.warps.index("WG0")) if row["op"] not in (Op.SETUP, Op.COMPUTE)]
+        return [program.describe(row) for row in rows]
+
+    for blocks in (1, 2, 3, 6):
+        assert said(name, blocks) == said(schedule, blocks)
+
+
+def test_another_schedules_order_takes_its_code():
+    own = schedules.adopt("fa3 in turn", read("fa3"), "pingpong")
+    workload = Workload(1, 16, 2048, 128, "fp16")
+    (program,) = programs(workload, own.name, "h200", kv_blocks=6)
+    assert "take turn" in program.labels
+    found = predict(workload, own.name, "h200", clock_hz=1.5e9)
+    assert found.cycles == pytest.approx(predict(workload, "pingpong", "h200", clock_hz=1.5e9).cycles, rel=0.08)
+
+
+def test_what_cannot_be_read_is_said(fasim, tmp_path):
+    other = tmp_path / "kernel.cubin"
+    other.write_text("no machine code")
+    status, out, err = fasim("predict", "--kernel", str(other))
+    assert (status, out) == (2, "") and "holds no machine code" in err and err.count("\n") == 1
+    with pytest.raises(schedules.UsageError, match="no loop with S = Q K"):
+        pipeline.read(sass.Code("empty", (), {}))
+
+
+def test_a_head_dim_that_the_kernel_has_not_is_refused(fasim):
+    if disassemble_missing():
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    status, _, err = fasim("predict", "--kernel", "fa3", "--schedule", "fa2")
+    assert status == 2 and "'fa2' has no WGMMA" in err
