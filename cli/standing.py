@@ -24,7 +24,7 @@ def standing(found: Standing) -> RenderableType:
         Text.assemble((f"{sign} {mark.schedule}", "bold"), f", {mark.bottleneck.resource}: {mark.bottleneck.why}")
         for sign, mark in named
     ]
-    return Group(title, "", LogLog(found), "", runs(found.marks), "", *reasons)
+    return Group(title, "", LogLog(found), "", runs(found.marks), *_floors(found.marks), "", *reasons)
 
 
 def runs(marks: Sequence[Mark]) -> SideBySide:
@@ -45,6 +45,23 @@ def runs(marks: Sequence[Mark]) -> SideBySide:
             ("FLOP per HBM byte", [f"{mark.flops_per_hbm_byte:,.0f}" for mark in marks]),
         ]
     )
+
+
+def _floors(marks: Sequence[Mark]) -> list[RenderableType]:
+    """What each resource of an SM alone needs for a step of each schedule's loop, the longest in bold."""
+    if any(mark.floors is None for mark in marks):
+        return []
+    rows = []
+    for name in ("tensor cores", "shared memory", "MUFU", "loads", "reduce-adds"):
+        cells = [mark.floors.cycles[name] for mark in marks]
+        if any(cells):
+            longest = [max(mark.floors.cycles.values()) for mark in marks]
+            styles = ["bold" if each == most else "" for each, most in zip(cells, longest, strict=True)]
+            rows.append((name, [Text(f"{each:,.0f}", style) for each, style in zip(cells, styles, strict=True)]))
+    rows.append(("shared memory, B/cycle", [f"{mark.floors.at_full_rate:.0f}" for mark in marks]))
+    can = marks[0].floors.smem_bytes_per_cycle
+    title = "a step of the loop: SM cycles that each resource alone needs; last, what shared memory would move if the tensor cores"
+    return ["", Text(f"{title} never waited ({can} B/cycle is what it can)", "dim"), SideBySide(rows)]
 
 
 def _binding(mark: Mark) -> list[str]:

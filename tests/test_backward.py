@@ -19,6 +19,7 @@ from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay.chip import gemm_flops
 from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.replay.interpreter import interpret
+from fasim.simulator.results.floors import floors
 from fasim.simulator.results.roofline import roofline
 from fasim.simulator.schedules import BACKWARD, find_schedule
 
@@ -147,6 +148,32 @@ def test_the_engine_replays_a_backward_as_the_interpreter_does(name):
         one, other = replay([program] * 2, H200, memory, max_spans=20_000), interpret([program] * 2, H200, memory)
         assert (one.cycles, one.busy.tolist()) == (other.cycles, other.busy.tolist())
         assert one.spans.tolist() == other.spans.tolist()
+
+
+def test_shared_memory_is_the_floor_of_fa3s_backward_and_not_of_one_that_adds_from_registers():
+    """80 x 128 at d128, by hand: WGMMA reads B at 64 bytes a cycle, and A of three GEMMs; dQ passes twice, in fp32."""
+    workload = backward(1, 16, 4096, 128)
+    counted = {}
+    for name in ("fa3", "registers"):
+        found = programs(workload, name, "h200", default_tile(workload, name, "h200"), 4)[1]
+        counted[name] = floors(found, H200, 4, 2)
+    fa3, registers = counted["fa3"], counted["registers"]
+    block = 80 * 128 * 128
+    assert fa3.tensor == 5 * 2 * block / 4096 == 3200 and fa3.mufu == 80 * 128 / 16
+    assert fa3.smem_bytes["B operands"] == 64 * fa3.tensor
+    assert fa3.smem_bytes["A operands"] == (2 * 128 * 128 + 128 * 128) * 2
+    assert fa3.smem_bytes["stores"] == 80 * 128 * (2 + 4) and fa3.smem_bytes["copies out"] == 80 * 128 * 4
+    assert fa3.smem_bytes["loads"] == 2 * (80 * 128 * 2 + 80 * 4)
+    assert fa3.smem > fa3.tensor > registers.smem
+    assert fa3.at_full_rate == pytest.approx(139.7, abs=0.1) and registers.at_full_rate == pytest.approx(114.1, abs=0.1)
+    assert fa3.adds == registers.adds == 80 * 128 * 4 / (H200.l2_add_bytes_per_cycle / 132)
+
+
+def test_no_backward_moves_more_through_shared_memory_than_it_can():
+    for name in FUSED:
+        for workload in (backward(1, 16, 2048, 128), backward(1, 32, 2048, 64, causal=True)):
+            run = predict(workload, name, "h200")
+            assert run.traffic.smem_bytes <= run.cycles * H200.sms * H200.smem_bytes_per_cycle
 
 
 def mutant(name, verb, of, other=lambda warp, *_, **__: None):

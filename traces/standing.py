@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..simulator.devices.device import Device
+from ..simulator.replay.chip import gemm_flops
 from ..simulator.results import metrics
+from ..simulator.results.floors import Floors, floors
 from ..simulator.results.roofline import Roofline, roofline
 from ..simulator.results.run import Bottleneck, Run
 
 RESOURCES = {"tensor": "tensor cores", "mufu": "MUFU", "hbm": "HBM", "l2": "L2"}
 """Resource of a roofline -> its name."""
+
+
+STEPS = 4
+"""Of the loop whose floors are counted: any step is as any other."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Mark:
     flops_per_algorithmic_byte: float
     l2_flops_per_s: float  # that L2 allows, at the bytes which this schedule asks of it
     bottleneck: Bottleneck
+    floors: Floors | None = None  # of a step of its loop; None for a kernel whose program is not known
 
     @property
     def share_of_bound(self) -> float:
@@ -54,6 +61,7 @@ class Mark:
             "bound_flops_per_s": self.roofline.bound_flops_per_s,
             "share_of_bound": self.share_of_bound,
             "bottleneck": dict(vars(self.bottleneck)),
+            "floors": self.floors and self.floors.to_dict(),
         }
 
 
@@ -88,4 +96,15 @@ def _mark(run: Run, device: Device) -> Mark:
         flops_per_algorithmic_byte=flops / (traffic.total("algorithmic_read") + traffic.total("algorithmic_write")),
         l2_flops_per_s=flops / l2 * device.l2_bytes_per_cycle * run.sm_clock_hz,
         bottleneck=run.bottleneck,
+        floors=_floors(run, device),
     )
+
+
+def _floors(run: Run, device: Device) -> Floors | None:
+    """Of the kernel that multiplies most."""
+    if run.tile is None:
+        return None
+    from ..simulator.predict import programs
+
+    found = programs(run.workload, run.schedule, device, run.tile, STEPS)
+    return floors(max(found, key=gemm_flops), device, STEPS, run.workload.element_bytes)

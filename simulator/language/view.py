@@ -159,8 +159,11 @@ class TileView:
             raise UsageError(f"gemm: {destination} is no product of {a} and {b}")
         m, n = self.share(destination)
         per_step = K_PER_STEP_BYTES // self.element_bytes
-        b_bytes = 4 * n * K_PER_STEP_BYTES  # each of the four warps reads all of B
-        a_bytes = 0 if a_in_registers else m * K_PER_STEP_BYTES
+        down = 4  # of the four warps: each reads its rows of A, and all of B
+        if self.workload.backward:  # FlashAttention-2's lays the others side by side where 16 rows a warp are not there
+            down = min(4, max(1, m // 16))
+        b_bytes = down * n * K_PER_STEP_BYTES
+        a_bytes = 0 if a_in_registers else 4 // down * m * K_PER_STEP_BYTES
         return Gemm(m, n, -(-self._size[depth.pop()] // per_step), per_step, int(a_in_registers), a_bytes + b_bytes)
 
     def share(self, name: str) -> tuple[int, int]:

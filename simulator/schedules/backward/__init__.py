@@ -11,11 +11,13 @@ from .delta import postprocess, preprocess
 from .drained import drained
 from .fa2 import fa2
 from .fa3 import fa3
+from .keys_first import keys_first
+from .registers import registers
 from .standard import dk, dp, dq, ds, dv
 from .warp_specialized import warp_specialized
 
 _MMA, _WGMMA = Gradients(wgmma=False), Gradients(wgmma=True, added_bytes=16)
-_WALK = frozenset({"Q", "dO", "LSE", "delta", "P", "dS"})
+_WALK = frozenset({"Q", "dO", "LSE", "delta", "P", "dS", "dQ"})
 """What a CTA of a tile of keys walks: all that belongs to queries."""
 _BEFORE, _AFTER = (
     Kernel(body, "rows", frozenset(), code=_MMA, plain=True, skips_masked=False) for body in (preprocess, postprocess)
@@ -67,8 +69,16 @@ ALL = (
         "FlashAttention-3 (arXiv:2407.08608), its source, and FlashAttention-4's for Hopper",
     ),
     _hopper(
-        "ahead", ahead, "scores of the next queries are issued before dQ of these leaves",
+        "keys-first", keys_first, "dK before dQ, so that the warpgroups meet over dS under it",
+        "ours; dK needs a warpgroup's own dS alone",
+    ),
+    _hopper(
+        "ahead", ahead, "keys-first, and scores of the next queries are issued before dQ of these leaves",
         "ours; FlashAttention-3 section 3.2 does it in the forward",
         (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "S^T", "dQ^T", "dS^T")),
+    ),
+    _hopper(
+        "registers", registers, "fa3, but dQ is added from registers and never goes through shared memory",
+        "ours; FlashAttention-4's for d256 on Hopper does so",
     ),
 )  # fmt: skip

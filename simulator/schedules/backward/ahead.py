@@ -1,7 +1,7 @@
-"""Scores ahead: beside fa3.py, S of the next block of queries is issued behind dK of this one, before dQ is waited for.
+"""Scores ahead: beside keys_first.py, S of the next block of queries is issued behind dQ of this one, before that is waited for.
 
-So the tensor cores have work while dQ leaves and while the warpgroups meet again; a block's exponentials run under the dP of
-that block. S of the next block lives beside dQ and the operand of dK, which 64 queries a block leave registers for.
+So the tensor cores have work while dQ leaves. S of the next block lives beside dQ and the operand of dK, for which 64 queries a
+block leave registers.
 """
 
 
@@ -53,18 +53,18 @@ def ahead(cta, tile):
             wg.free(delta[i])
             values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
             wg.put("dS^T", dS[i])
+            keys = wg.gemm("dK", "dS^T", Q[i], add=True, loaded=True)
             wg.wait(dS[i])
             queries = wg.gemm(*tile.dq(K[0], dS[i]), loaded=True, step=i)
-            keys = wg.gemm("dK", "dS^T", Q[i], add=True, loaded=True)
-            wg.wait(values)
-            wg.free(dO[i])
             for following in tile.steps[i + 1 : i + 2]:
                 scores = wg.gemm("S^T", K[0], Q[following])
+            wg.wait(values)
+            wg.free(dO[i])
+            wg.wait(keys)
+            wg.free(Q[i])
             wg.wait(queries)
             wg.free(dS[i])
             wg.put(tile.dq_name, dQ[wg, i])
-            wg.wait(keys)
-            wg.free(Q[i])
         wg.free(K[0])
         wg.free(V[0])
         wg.meet(everyone)
