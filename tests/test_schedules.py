@@ -235,3 +235,36 @@ def test_the_gemms_of_fa1_belong_to_the_steps_of_its_loop_over_q():
     program = trace(SCHEDULES["fa1"].kernels[0], workload, tile, [(1, 0)])
     gemms = program.stream(0)[program.stream(0)["op"] == Op.MMA]
     assert [int(step) for step in gemms["step"]] == [i for i in range(512 // tile.block_m) for _ in range(2)]
+
+
+def steady_steps(name, head_dim, dtype):
+    """What a consumer does between the first two GEMMs of block 2 and of block 3, by label; and the program."""
+    program, _, _ = program_of(name, head_dim, dtype, loops=((5, 0),))
+    stream = program.stream(program.warps.index("WG0"))
+    labels = [program.labels[row["label"]] for row in stream]
+    scores = [n for n, label in enumerate(labels) if label.startswith("S=")]
+    return labels[scores[2] : scores[3]], program
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "turns", "late", "through_smem"),
+    [
+        (64, "bf16", True, False, True), (128, "bf16", True, False, False), (256, "bf16", False, True, False),
+        (64, "e4m3", False, False, False), (128, "e4m3", True, False, False), (256, "e4m3", True, False, False),
+    ],
+)  # fmt: skip
+def test_flash_attention_3_takes_the_variant_of_its_source(head_dim, dtype, turns, late, through_smem):
+    steps, program = steady_steps("fa3-published", head_dim, dtype)
+    assert ("take turn" in steps or "give turn" in steps) == turns
+    assert (steps.index("rescale O") < steps.index("O+=PV")) == late
+    assert ("put P" in steps) == through_smem == ("P" in program.smem_parts)
+    _, gemms = program.recorded(Op.WGMMA)
+    assert (gemms["a_in_registers"] == 0).all() == through_smem
+
+
+def test_weights_that_registers_hold_stay_there():
+    _, program = steady_steps("fa3-published", 64, "fp16")
+    assert "P" in program.smem_parts
+    workload = Workload(1, 2, 4096, 64, causal=True)
+    narrow = trace(SCHEDULES["fa3-published"].kernels[0], workload, default_tile(workload, "fa3-published", "h200"), ((3, 0),))
+    assert "P" not in narrow.smem_parts

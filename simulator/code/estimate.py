@@ -86,11 +86,12 @@ class Pen:
         phases, self.left = self.code.softmax.block(tile, j, under_product, self.rank, self.ahead)
         return phases
 
-    def rescale(self, j: int) -> list[Left]:
-        """What the softmax of block j has left."""
+    def rescale(self, j: int, of: str = "") -> list[Left]:
+        """What the softmax of block j has left, or that part of it which writes one register tensor."""
         self.loops = j % 2 == 0
-        left, self.left = self.left, []
-        return left
+        now = [each for each in self.left if of in ("", each.writes)]
+        self.left = [each for each in self.left if each not in now]
+        return now
 
     def normalize(self, tile) -> list[Phase]:
         """The epilogue's arithmetic, or FlashAttention-1's at every step."""
@@ -105,6 +106,10 @@ class Pen:
         elements = counts.outputs_per_thread(tile) if name == "O" else counts.scores_per_thread(tile)
         fetched = elements // 2 + elements // CHUNK + SEND.other if once else 0
         return [Phase(convert=CHUNK // 2, other=1, stsm=1, chunks=-(-elements // CHUNK), latencies=1, fetched=fetched)]
+
+    def put(self, tile, name: str) -> list[Phase]:
+        """Converted weights into shared memory by STSM (8 values each), then fence and barrier."""
+        return [Phase(other=1, stsm=1, chunks=-(-tile.per_thread(name) // CHUNK), latencies=1)]
 
     def send(self) -> list[Phase]:
         """From staged rows to a TMA store."""

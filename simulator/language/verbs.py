@@ -321,9 +321,12 @@ class Warp:
         """What else a kernel of a backward computes, by name: "row dot" (delta), "scale dQ"; see code/gradients.py."""
         self._run(self.pen.arithmetic(self.cta.tile, what), what, step)
 
-    def rescale(self, j: int) -> None:
-        """What the softmax of block j has left: P to the operand type, O times exp(m_old - m_new) (FlashAttention-2, 3.1)."""
-        for left in self.pen.rescale(j):
+    def rescale(self, j: int, of: str = "") -> None:
+        """What the softmax of block j has left: P to the operand type, O times exp(m_old - m_new) (FlashAttention-2, 3.1).
+
+        `of` names the register tensor, "P" or "O", where the other is left for later.
+        """
+        for left in self.pen.rescale(j, of):
             self._run([left.phase], left.label, j, writes=(left.writes,) if left.writes else ())
 
     def normalize(self, step: int = -1) -> None:

@@ -9,6 +9,10 @@ from ..problem.tile import Tile
 from ..problem.workload import LSE_BYTES, Workload
 from .ops import Gemm
 
+CONSUMER_REGISTERS = (240, 160)
+"""Of a thread of one of two, or of three, consumer warpgroups beside a producer (setmaxnreg in FlashAttention-3's source)."""
+ADDRESSING_REGISTERS = 20
+"""Row statistics, loop counters, descriptors and addresses, per thread; spills begin beyond."""
 K_PER_STEP_BYTES = 32
 """One WGMMA or mma.sync k step reads 32 bytes of K per row: 16 fp16 or 32 e4m3 values (PTX ISA, wgmma shapes)."""
 
@@ -170,6 +174,12 @@ class TileView:
         """Rows and columns of a register tensor that one consumer holds: the consumers share its rows."""
         rows, columns = _AXES[name]
         return self._size[rows] // self.tile.consumers, self._size[columns]
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether a consumer's registers hold S, P as an operand and O beside each other."""
+        needed = self.per_thread("S") + self.per_thread("P") * self.element_bytes // 4 + self.per_thread("O")
+        return needed + ADDRESSING_REGISTERS <= CONSUMER_REGISTERS[self.consumers > 2]
 
     @property
     def dq_name(self) -> str:

@@ -8,7 +8,7 @@ from ..devices.device import Device
 from ..errors import UsageError
 from ..language.ops import Op
 from ..language.program import Program
-from ..language.view import TileView
+from ..language.view import ADDRESSING_REGISTERS, TileView
 from ..problem.tile import Tile
 from ..problem.workload import Workload
 from ..schedules import Kernel, Schedule
@@ -16,8 +16,6 @@ from ..schedules import Kernel, Schedule
 WARPGROUP = 128
 PRODUCER_REGISTERS = 24
 """What setmaxnreg leaves the producer warpgroup (FlashAttention-3: 24 beside two consumers, 32 beside three)."""
-ADDRESSING_REGISTERS = 20
-"""Row statistics, loop counters, descriptors and addresses, per thread; spills begin beyond."""
 RESERVED_SMEM = 1024
 """Shared memory the driver keeps per CTA (CUDA programming guide, compute capability 8.x and 9.0)."""
 
@@ -32,7 +30,7 @@ class Occupancy:
     smem_bytes: int
 
 
-def register_parts(schedule: Schedule, workload: Workload, tile: Tile, kernel: Kernel) -> dict[str, int]:
+def register_parts(schedule: Schedule, workload: Workload, tile: Tile, kernel: Kernel, program: Program) -> dict[str, int]:
     """Registers per consumer thread by what holds them: fp32 S and O accumulators, sets of P as operand, addressing."""
     if workload.backward:
         view = TileView(tile, workload, 1)
@@ -47,8 +45,8 @@ def register_parts(schedule: Schedule, workload: Workload, tile: Tile, kernel: K
         "O": -(-rows * workload.head_dim // WARPGROUP),
         "addressing": ADDRESSING_REGISTERS,
     }
-    if not schedule.hopper:
-        parts["P"] = 0  # mma.sync kernels convert a block's scores in place
+    if not schedule.hopper or "P" in program.smem_parts:
+        parts["P"] = 0  # mma.sync kernels convert a block's scores in place, others some of them at a time on their way out
     if schedule.family == "standard":
         parts["S"], parts["O"] = max(parts["S"], parts["O"]), 0  # never both in one kernel
     return parts
@@ -88,7 +86,7 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
             f"{device.smem_bytes_per_cta} per CTA; use a narrower tile or fewer stages"
         )
 
-    parts = register_parts(schedule, workload, tile, kernel)
+    parts = register_parts(schedule, workload, tile, kernel, program)
     need = sum(parts.values())
     budget = device.max_registers_per_thread
     if hopper:

@@ -7,11 +7,12 @@ the consumers meet.
 
 
 def fa3_published(cta, tile):
-    """Pingpong and two-stage overlap: fa3.py's steps."""
-    Q, K, V, O, done = _buffers(cta, tile)
-    turn = cta.baton(first=0)
-    last = tile.kv_blocks[-1]
+    """Two-stage overlap, and pingpong where FlashAttention-3 has it: fa3.py's steps, in the variant that its source takes.
 
+    In 16 bits it has turns up to head dim 128 and in 8 bits from 128 on (`UseSchedulerBarrier`); O of 16 bits beyond 128 is
+    rescaled under the next S (`RescaleOBeforeGemm`); P goes through shared memory where registers do not hold it.
+    """
+    Q, K, V, O, done = _buffers(cta, tile)
     load = cta.producer()
     load.tma(Q[0])
     load.tma(K[0])
@@ -19,35 +20,100 @@ def fa3_published(cta, tile):
     for j in tile.kv_blocks[1:]:
         load.tma(K[j])
         load.tma(V[j - 1])
-    load.tma(V[last])
+    load.tma(V[tile.kv_blocks[-1]])
 
+    walk = _variant(tile)
     for wg in cta.consumers():
         wg.wait(Q[0])
         S = wg.gemm("S", Q[0], K[0])
         wg.wait(S)
         wg.free(K[0])
         wg.softmax(0)
-        for j in tile.kv_blocks[1:]:
-            wg.take(turn)
-            S = wg.gemm("S", Q[0], K[j])
-            PV = wg.gemm("O", "P", V[j - 1], add=True)
-            wg.give(turn)
-            wg.wait(S)
-            wg.free(K[j])
-            wg.softmax(j)
-            wg.wait(PV)
-            wg.free(V[j - 1])
-            wg.rescale(j)
-        wg.free(Q[0])
-        PV = wg.gemm("O", "P", V[last], add=True)
-        wg.wait(PV)
-        wg.free(V[last])
+        walk(cta, wg, tile, Q, K, V)
         _epilogue(wg, O, done)
+
+
+def _variant(tile):
+    if not tile.holds_weights:
+        return _through_shared_memory
+    if tile.element_bytes == 2:
+        return _in_turns if tile.head_dim <= 128 else _rescaled_under_scores
+    return _in_turns if tile.head_dim >= 128 else _free_running
+
+
+def _in_turns(cta, wg, tile, Q, K, V):
+    turn = cta.baton(first=0)
+    for j in tile.kv_blocks[1:]:
+        wg.wait(K[j])
+        wg.take(turn)
+        S = wg.gemm("S", Q[0], K[j], loaded=True)
+        PV = wg.gemm("O", "P", V[j - 1], add=True)
+        wg.give(turn)
+        wg.wait(S)
+        wg.free(K[j])
+        wg.softmax(j)
+        wg.wait(PV)
+        wg.free(V[j - 1])
+        wg.rescale(j)
+    wg.free(Q[0])
+    _product(wg, "P", V[tile.kv_blocks[-1]])
+
+
+def _through_shared_memory(cta, wg, tile, Q, K, V):
+    turn, P = cta.baton(first=0), cta.outbox("P", tile.nbytes("P"))
+    operand = _operand(wg, P, 0)
+    for j in tile.kv_blocks[1:]:
+        wg.wait(K[j])
+        wg.take(turn)
+        S = wg.gemm("S", Q[0], K[j], loaded=True)
+        PV = wg.gemm("O", operand, V[j - 1], add=True)
+        wg.give(turn)
+        wg.wait(S)
+        wg.free(K[j])
+        wg.softmax(j)
+        wg.wait(PV)
+        wg.free(V[j - 1])
+        wg.free(operand)
+        wg.rescale(j)
+        operand = _operand(wg, P, j)
+    wg.free(Q[0])
+    _product(wg, operand, V[tile.kv_blocks[-1]])
+
+
+def _rescaled_under_scores(cta, wg, tile, Q, K, V):
+    for j in tile.kv_blocks[1:]:
+        S = wg.gemm("S", Q[0], K[j])
+        wg.rescale(j - 1, "O")
+        PV = wg.gemm("O", "P", V[j - 1], add=True)
+        wg.wait(S)
+        wg.free(K[j])
+        wg.softmax(j)
+        wg.wait(PV)
+        wg.free(V[j - 1])
+        wg.rescale(j, "P")
+    wg.rescale(tile.kv_blocks[-1], "O")
+    wg.free(Q[0])
+    _product(wg, "P", V[tile.kv_blocks[-1]])
+
+
+def _free_running(cta, wg, tile, Q, K, V):
+    for j in tile.kv_blocks[1:]:
+        S = wg.gemm("S", Q[0], K[j])
+        PV = wg.gemm("O", "P", V[j - 1], add=True)
+        wg.wait(S)
+        wg.free(K[j])
+        wg.softmax(j)
+        wg.wait(PV)
+        wg.free(V[j - 1])
+        wg.rescale(j)
+    wg.free(Q[0])
+    _product(wg, "P", V[tile.kv_blocks[-1]])
 
 
 def pingpong_published(cta, tile):
     """pingpong.py's steps."""
     Q, K, V, O, done = _buffers(cta, tile)
+    P = None if tile.holds_weights else cta.outbox("P", tile.nbytes("P"))
     turn = cta.baton(first=0)
     _load_in_turn(cta.producer(), Q, K, V, O, tile)
     for wg in cta.consumers():
@@ -59,10 +125,9 @@ def pingpong_published(cta, tile):
             wg.wait(S)
             wg.free(K[j])
             wg.softmax(j)
+            operand = _operand(wg, P, j)
             wg.take(turn)
-            PV = wg.gemm("O", "P", V[j], add=True)
-            wg.wait(PV)
-            wg.free(V[j])
+            _product(wg, operand, V[j])
         wg.give(turn)
         wg.free(Q[0])
         _epilogue(wg, O, done)
@@ -71,6 +136,7 @@ def pingpong_published(cta, tile):
 def warp_specialized_published(cta, tile):
     """warp_specialized.py's steps."""
     Q, K, V, O, done = _buffers(cta, tile)
+    P = None if tile.holds_weights else cta.outbox("P", tile.nbytes("P"))
     _load_in_turn(cta.producer(), Q, K, V, O, tile)
     for wg in cta.consumers():
         wg.wait(Q[0])
@@ -79,11 +145,26 @@ def warp_specialized_published(cta, tile):
             wg.wait(S)
             wg.free(K[j])
             wg.softmax(j)
-            PV = wg.gemm("O", "P", V[j], add=True)
-            wg.wait(PV)
-            wg.free(V[j])
+            _product(wg, _operand(wg, P, j), V[j])
         wg.free(Q[0])
         _epilogue(wg, O, done)
+
+
+def _operand(wg, P, j):
+    """The weights of block j as an operand: in registers, or put into shared memory."""
+    if P is None:
+        return "P"
+    wg.put("P", P[wg, j])
+    wg.wait(P[wg, j])
+    return P[wg, j]
+
+
+def _product(wg, operand, V):
+    PV = wg.gemm("O", operand, V, add=True)
+    wg.wait(PV)
+    wg.free(V)
+    if operand != "P":
+        wg.free(operand)
 
 
 def _buffers(cta, tile):
