@@ -42,6 +42,11 @@ def courses() -> dict[str, Course]:
 
 
 @pytest.fixture(scope="module")
+def without_tma() -> Course:
+    return Course(load_device("a100-sxm"))
+
+
+@pytest.fixture(scope="module")
 def built(courses) -> dict[tuple[str, str], parts.Lesson]:
     return {(entry.name, name): entry.build(course) for entry in LESSONS for name, course in courses.items()}
 
@@ -95,6 +100,20 @@ def test_a_lesson_is_printed_within_eighty_columns_and_is_plain_json(entry, buil
         assert max(map(len, lines)) <= 80
         assert "\x1b" not in "".join(lines)
         assert json.loads(json.dumps(lesson.to_dict(), allow_nan=False))["device"] == device
+
+
+@pytest.mark.parametrize("entry", LESSONS, ids=lambda entry: entry.name)
+def test_a_device_that_is_no_hopper_has_the_lesson_or_one_sentence(entry, without_tma):
+    try:
+        lesson = entry.build(without_tma)
+    except UsageError as refused:
+        needed = getattr(entry.module, "NEEDS", "")
+        said = f"lesson {entry.title!r} is about {needed}, which a100-sxm does not have; use --device h200"
+        assert needed and str(refused) == said
+        return
+    assert all(answers.check(question, f"{question.answer:.12g}").right for question in lesson.questions)
+    if entry.name != "hardware":  # whose recordings are of an H200
+        assert "fa3" not in json.dumps(lesson.to_dict()["sections"])
 
 
 def test_what_a_lesson_tells_to_read_is_there():

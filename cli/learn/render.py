@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from textwrap import wrap
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -161,14 +162,14 @@ def _walk(shown: parts.Walk) -> RenderableType:
 
 def played(shown: parts.TileWalk, walk: int, number: int) -> RenderableType:
     """One step of one of the walks that are shown first."""
-    return Group(Frame(shown.usual[walk], number), "", paragraph(shown.caption))
+    return Group(paragraph(shown.caption), "", Frame(shown.usual[walk], number))
 
 
 def _played(shown: parts.TileWalk) -> RenderableType:
     """An early step of each and its last, where no one steps."""
     frames = [Frame(walk, number) for walk in shown.usual for number in evenly(len(walk.steps), 4)[1:4:2]]
-    spaced = [each for frame in frames for each in (frame, "")]
-    return Group(*spaced, paragraph(shown.caption))
+    spaced = [each for frame in frames for each in ("", frame)]
+    return Group(paragraph(shown.caption), *spaced)
 
 
 def legend(walk: parts.Walk) -> RenderableType:
@@ -188,8 +189,22 @@ def _shares(shown: parts.Shares) -> RenderableType:
 
 
 def _listing(shown: parts.Listing) -> RenderableType:
-    lines = Text("\n".join(f"  {line}".rstrip() for line in shown.text.strip("\n").split("\n")), "cyan", overflow="fold")
-    return Group(Text(shown.source, "dim"), lines)
+    return Group(Text(shown.source, "dim"), _Source(shown.text.strip("\n").split("\n")))
+
+
+class _Source:
+    """Lines of source text; one that is too long goes on below, further in."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.lines:
+            edge = " " * (2 + len(line) - len(line.lstrip()))
+            wrapped = wrap(line.strip(), max(20, options.max_width), initial_indent=edge, subsequent_indent=edge + "    ",
+                           break_long_words=False, break_on_hyphens=False)  # fmt: skip
+            for piece in wrapped or [""]:
+                yield Text(piece, "cyan", overflow="fold")
 
 
 def question(shown: parts.Question, number: int) -> RenderableType:

@@ -66,7 +66,7 @@ class LessonPage:
     def walk(self, shown: parts.TileWalk) -> str:
         """Walks with their bytes, to play."""
         place = self._place("walks", drawn.walks(shown.walks, shown.usual), "walk", "fasim walk")
-        return f"<figure>{place}{paragraph(shown.caption)}</figure>"
+        return f"<figure>{paragraph(shown.caption)}{place}</figure>"
 
     def question(self, shown: parts.Question) -> str:
         """A question, checked in the page."""

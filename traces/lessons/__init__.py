@@ -41,7 +41,10 @@ class Entry:
     module: ModuleType
 
     def build(self, course: Course) -> Lesson:
-        """The lesson for the course's device. Raises UsageError where that device cannot do what it is about."""
+        """The lesson for the course's device. Raises UsageError, one sentence, where that device has not what it is about."""
+        needs = getattr(self.module, "NEEDS", "")
+        if needs and not course.has(needs):
+            raise UsageError(f"lesson {self.title!r} is about {needs}, which {course.device.name} does not have; use --device {DEVICE}")
         sections = self.module.sections(course)
         return Lesson(self.number, self.name, self.title, self.about, course.device.name, sections, self.module.READING)
 

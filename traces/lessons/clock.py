@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...simulator.results import metrics
-from .course import Course
+from .course import HOPPER, Course
 from .parts import Bars, Facts, Number, Question, Reading, Section, count, cycles, say, seconds, share
 
 TITLE = "The clock"
 ABOUT = "power is limited; a kernel that keeps the tensor cores busy is slowed down by its own success"
+NEEDS = HOPPER
 READING = Reading(
     code=(
         ("simulator/clock.py", "power from activity, and the clock that is left"),
@@ -47,7 +48,7 @@ def sections(course: Course) -> tuple[Section, ...]:
                 say("{name} may run at up to {boost}. But its board may draw {limit} over seconds, and every machine at work draws power. When the sum is too large, the board lowers clock and voltage until it fits.", name=gpu.name, boost=Number(gpu.max_clock_hz, "Hz"), limit=Number(gpu.power_limit_w, "W")),
                 Facts(("schedule", ">cycles", ">clock", ">power", ">time", ">tensor cores"), rows),
                 *measured,
-                say("The busier the tensor cores, the fewer the cycles, and the lower the clock. Both numbers matter: a schedule that saves cycles gives some of them back."),
+                say("What a board settles at under load can be a little more than its limit. The busier the tensor cores, the fewer the cycles, and the lower the clock. Both numbers matter: a schedule that saves cycles gives some of them back."),
                 Question(
                     say("`fa3` takes {n}. How many microseconds would that be at {boost}?", n=cycles(last.cycles), boost=Number(gpu.max_clock_hz, "Hz")),
                     answer=at_boost * 1e6, unit="µs", tolerance=0.02,

@@ -12,6 +12,7 @@ from ...simulator.predict import default_tile, predict
 from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
 from ...simulator.results.run import Run
+from ...simulator.schedules import find_schedule
 from .. import store
 from ..overlay import Pair, pair
 from ..predictions import Advance, Question, predict_all
@@ -20,6 +21,8 @@ from .parts import Listing
 
 WORKLOAD = Workload(batch=4, heads=16, seqlen=4096, head_dim=128)
 """Of all lessons: large enough that every effect of a long sequence is there, and recorded on the H200 in most schedules."""
+HOPPER, EIGHT_BIT = "TMA and WGMMA", "FP8 on TMA and WGMMA"
+"""What a lesson can be about that not every device has."""
 WALKED = 1024
 """Tokens of a walk over S: few enough for the whole of it to be shown."""
 DEVICE = "h200"
@@ -38,6 +41,19 @@ class Course:
         questions = [Question(workload or self.workload, name, self.device) for name in schedules]
         found = predict_all(questions, advance=self.advance)
         return tuple(found[question] for question in questions)
+
+    def has(self, machines: str) -> bool:
+        """Whether the device has HOPPER's machines or EIGHT_BIT's."""
+        return bool(self.device.tma and self.device.wgmma and (machines == HOPPER or self.device.fp8_ratio))
+
+    @property
+    def best(self) -> str:
+        """The fastest schedule that the device can run."""
+        return "fa3" if self.has(HOPPER) else "fa2"
+
+    def able(self, *schedules: str) -> tuple[str, ...]:
+        """Those of some schedules that the device can run."""
+        return tuple(name for name in schedules if self.has(HOPPER) or not find_schedule(name).hopper)
 
     def run(self, schedule: str, workload: Workload | None = None) -> Run:
         """One of them."""

@@ -74,7 +74,7 @@ def _travels(course: Course, fa1: Run, fa2: Run) -> Section:
         (
             say("Bytes over HBM, both directions, as the model counts them:"),
             Facts(("matrix", ">fa1", ">fa2"), rows),
-            say("`fa1` reads K and V once, and Q and O again and again. For `fa2` it is the other way round, but its K and V come from L2: several tiles of one head run at once. What is written cannot be shared, so O must go the whole way."),
+            say("`fa1` reads K and V once, and Q and O again and again. For `fa2` it is the other way round, but its K and V come from L2: several tiles of one head run at once. What is written cannot be shared, so O must go the whole way. (LSE, one number for each query, is kept for training: the next lesson is about it.)"),
             _played(course, fa1, fa2),
             Question(
                 say("What share of the bytes of `fa1` is O?"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ...simulator.errors import UsageError
+from ...simulator.language.view import K_PER_STEP_BYTES
 from ...simulator.results.roofline import SUB_PARTITIONS, WARP_LANES
-from .course import Course
+from .course import HOPPER, Course
 from .parts import Bars, Facts, Listing, Question, Reading, Section, count, cycles, nbytes, say, times
 
 TITLE = "Hopper's machines"
 ABOUT = "copies and matrix products run without the warp that asked for them; barriers say when they are done"
+NEEDS = HOPPER
 READING = Reading(
     code=(
         ("simulator/language/verbs.py", "what a schedule may ask of these machines, verb by verb"),
@@ -19,9 +20,7 @@ READING = Reading(
 
 
 def sections(course: Course) -> tuple[Section, ...]:
-    """The lesson on the course's device. Raises UsageError where it has no such machines."""
-    if not (course.device.tma and course.device.wgmma):
-        raise UsageError(f"lesson {TITLE!r} is about TMA and WGMMA, which {course.device.name} does not have; use --device h200")
+    """The lesson on the course's device."""
     return (_machines(course), _one_tile(course), _loads(course))
 
 
@@ -103,6 +102,6 @@ def _loads(course: Course) -> Section:
         (
             say("A schedule is a list of such requests for each warp. This is what one warpgroup of `warp-specialized` says for a single block of keys, without its arithmetic (`fasim disasm warp-specialized` prints it all):"),
             Listing(shown, "fasim disasm warp-specialized --kv-blocks 1"),
-            say("WAIT and ARRIVE are the barriers: wait until K is there; say that V may be overwritten. A block of K is {size}.", size=nbytes(block)),
+            say("WAIT and ARRIVE are the barriers, `b` with their number: wait until K is there; say that V may be overwritten. A generation is how often a barrier has been passed. A block of K is {size}; the {n} k steps of a product take the summed dimension a piece at a time.", size=nbytes(block), n=count(course.workload.head_dim * course.workload.element_bytes // K_PER_STEP_BYTES)),
         ),
     )  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...simulator.results import metrics
-from .course import Course, source
+from .course import HOPPER, Course, source
 from .parts import Bars, Facts, Question, Reading, Section, Shares, Timeline, count, say, seconds, share
 
 TITLE = "Overlap within a warpgroup"
 ABOUT = "issue the next product before the softmax, and let it run underneath: two stages, three stages, and fa3"
+NEEDS = HOPPER
 READING = Reading(
     code=(
         ("simulator/schedules/forward/overlap_2stage.py", "two stages"),

@@ -6,11 +6,12 @@ import inspect
 
 from ...simulator.results import metrics
 from ...simulator.schedules import template
-from .course import Course
+from .course import HOPPER, Course
 from .parts import Facts, Listing, Question, Reading, Section, count, say, seconds, share
 
 TITLE = "Write your own schedule"
 ABOUT = "twenty lines of verbs in a file of your own; the model checks them, times them and draws them"
+NEEDS = HOPPER
 READING = Reading(
     code=(
         ("simulator/schedules/template.py", "what --new writes"),
@@ -25,7 +26,7 @@ def sections(course: Course) -> tuple[Section, ...]:
     """The lesson on the course's device. The template is warp specialisation, whose prediction is the template's."""
     start, turns, overlap = course.runs("warp-specialized", "pingpong", "overlap-2stage")
     work, tile = course.workload, start.tile
-    shape = f"--device {course.device.name} --batch {work.batch} --heads {work.heads} --seqlen {work.seqlen}"
+    shape = f"--device {course.device.name} --seqlen {work.seqlen}"  # the other sizes are the commands' own
     return (
         Section(
             "Start from what works",
@@ -35,7 +36,7 @@ def sections(course: Course) -> tuple[Section, ...]:
                 Listing(inspect.getsource(template.my_schedule), "mine.py"),
                 say("The file is your own code and is run as such. It only records: who loads, waits, multiplies and hands over, and in which order. `disasm` prints what was recorded."),
                 Question(
-                    say("What does `predict` say for the template, in microseconds? (Run the two commands.)"),
+                    say("What does `predict` say for the template, in microseconds? (Run the first two commands.)"),
                     answer=metrics.time_s(start) * 1e6, unit="µs", tolerance=0.03,
                     hint=say("Look for `time` in what `predict` prints, and for its unit."),
                     why=say("It is `warp-specialized` by another name, until you change it."),

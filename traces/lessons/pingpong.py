@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...simulator.results import metrics
-from .course import Course, source
+from .course import HOPPER, Course, source
 from .parts import Bars, Question, Reading, Section, Shares, Timeline, say, seconds, share
 
 TITLE = "Pingpong"
 ABOUT = "while one warpgroup has the tensor cores, the other takes its softmax; a barrier makes sure of it"
+NEEDS = HOPPER
 READING = Reading(
     code=(
         ("simulator/schedules/forward/pingpong.py", "the schedule: look for take and give"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from .course import Course
-from .parts import Bars, Facts, Number, Question, Reading, Section, count, nbytes, say, seconds, times
+from dataclasses import replace
+
+from ...simulator.results import metrics
+from ...simulator.results.run import Run
+from .course import Course, hbm_bytes
+from .parts import Bars, Facts, Number, Question, Reading, Section, count, nbytes, say, seconds, share, times
 
 TITLE = "Recomputation"
 ABOUT = "the backward pass needs P, which nobody kept; computing it again beats fetching it"
 READING = Reading(
     code=(
-        ("kernels/triton/fa2_backward.py", "a backward pass that recomputes P from Q, K and LSE"),
+        ("simulator/schedules/backward/fa2.py", "the order of a backward that recomputes P"),
+        ("kernels/triton/fa2_backward.py", "the kernel that does it"),
         ("kernels/reference.py", "the formulas it is held to"),
     ),
     papers=("FlashAttention (arXiv:2205.14135), section 3.1 and appendix B", "FlashAttention-2 (arXiv:2307.08691), Algorithm 2"),
@@ -18,11 +23,13 @@ LAYERS = 32
 """Of a model that is trained, an example."""
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 """S and O; S again, and the gradients dV, dP, dQ, dK."""
+SCHEDULES = ("standard", "fa2", "warp-specialized", "fa3")
+"""Of the backward, from P through HBM to recomputation on Hopper's machines."""
 
 
 def sections(course: Course) -> tuple[Section, ...]:
-    """The lesson on the course's device; closed forms only, for no schedule of a backward pass is modelled yet."""
-    return (_kept(course), _again(course))
+    """The lesson on the course's device."""
+    return (_kept(course), _again(course), _predicted(course))
 
 
 def _kept(course: Course) -> Section:
@@ -65,7 +72,6 @@ def _again(course: Course) -> Section:
             ),
             Bars("to have P in the backward pass", (("write it in forward, read it back", seconds(2 * fetch)), ("compute Q K^T again", seconds(compute)))),
             say("More arithmetic, and less time: that is what IO-aware means. The backward pass has {more} products instead of {kept}, for it takes S again.", more=count(BACKWARD_PRODUCTS), kept=count(BACKWARD_PRODUCTS - 1)),
-            say("These are closed forms. The model does not predict backward passes yet; what ours measure stands in the README."),
             Question(
                 say("How many milliseconds does it take to read P once from HBM, at {hbm}?", hbm=Number(gpu.hbm_bytes_per_s, "B/s")),
                 answer=fetch * 1e3, unit="ms", tolerance=0.03,
@@ -80,3 +86,29 @@ def _again(course: Course) -> Section:
             ),
         ),
     )  # fmt: skip
+
+
+def _predicted(course: Course) -> Section:
+    backward = replace(course.workload, direction="backward")
+    runs = course.runs(*course.able(*SCHEDULES), workload=backward)
+    first, second, last = runs[0], runs[1], runs[-1]
+    forward = course.run(last.schedule)
+    longer = metrics.time_s(last) / metrics.time_s(forward)
+    return Section(
+        "What the model says",
+        (
+            say("The backward of `standard` reads P, and writes and reads two more matrices of its size, dP and dS. That of `{name}` goes over S tile by tile as its forward does, with keys outside, and computes P anew in each tile.", name=second.schedule),
+            Facts(("schedule", ">HBM", ">time", ">tensor cores busy"), tuple(_row(run) for run in runs)),
+            say("Fewer bytes alone do not make a fast kernel: `{name}` moves {fewer} fewer than `standard` and takes {part} of its time, for now its products wait for its arithmetic. The later lessons hide one under the other.", name=second.schedule, fewer=times(hbm_bytes(first) / hbm_bytes(second)), part=share(metrics.time_s(second) / metrics.time_s(first))),
+            Question(
+                say("The forward of `{name}` takes {forward}. How many times longer does its backward take?", name=last.schedule, forward=seconds(metrics.time_s(forward))),
+                answer=longer, unit="times", tolerance=0.02,
+                hint=say("Its backward takes {time}.", time=seconds(metrics.time_s(last))),
+                why=say("By products alone it would be {products}. The rest has a name: {why}.", products=times(BACKWARD_PRODUCTS / FORWARD_PRODUCTS), why=last.bottleneck.why.rstrip(".")),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _row(run: Run) -> tuple:
+    return (run.schedule, nbytes(hbm_bytes(run)), seconds(metrics.time_s(run)), share(metrics.tensor_utilization(run)))

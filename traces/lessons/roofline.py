@@ -25,7 +25,7 @@ SHORT = 512
 
 def sections(course: Course) -> tuple[Section, ...]:
     """The lesson on the course's device."""
-    runs = course.runs("standard", "fa2", "fa3")
+    runs = course.runs(*course.able("standard", "fa2", "fa3"))
     return (_bounds(course), _plot(course, runs))
 
 
@@ -77,7 +77,7 @@ def _plot(course: Course, runs: tuple[Run, ...]) -> Section:
                 why=say("This workload has {intensity} FLOP for each byte that must move, far to the right. At {short} tokens it would be {less}.", intensity=count(found.roofline.arithmetic_intensity), short=count(SHORT), less=count(short.arithmetic_intensity)),
             ),
             Question(
-                say("At its own clock, what share of its bound does `fa3` reach, in percent?"),
+                say("At its own clock, what share of its bound does `{name}` reach, in percent?", name=last.schedule),
                 answer=100 * last.share_of_bound, unit="%", tolerance=0.03,
                 hint=say("It stands in the table, in the row `of the bound`."),
                 why=say("What is missing has a name: {why}.", why=last.bottleneck.why.rstrip(".")),

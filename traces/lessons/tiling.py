@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
 from .course import WALKED, Course
-from .parts import Facts, Frame, Question, Reading, Section, TileWalk, Walk, count, nbytes, say, share
+from .parts import Facts, Frame, Question, Reading, Say, Section, TileWalk, Walk, count, nbytes, say, share
 
 TITLE = "Tiling"
 ABOUT = "S is computed a tile at a time and forgotten; the tile's height decides how often K and V are read"
@@ -27,7 +27,7 @@ def key_bytes(workload: Workload, block_m: int) -> int:
 
 def sections(course: Course) -> tuple[Section, ...]:
     """The lesson on the course's device."""
-    run = course.run("fa3")
+    run = course.run(course.best)
     return (_walk(course, run.tile), _fits(course, run.tile), _closed_form(course, run))
 
 
@@ -88,7 +88,7 @@ def _fits(course: Course, tile: Tile) -> Section:
     return Section(
         "What lies in shared memory",
         (
-            say("So that loads need not wait for products, K and V have {stages} places each: one is filled while another is used.", stages=count(tile.stages)),
+            _places(tile),
             Facts(("what", ">bytes"), tuple((name, nbytes(size)) for name, size in parts)),
             say("Together {held}, of the {most} that one program on {name} may have: {part}.", held=nbytes(held), most=nbytes(gpu.smem_bytes_per_cta), name=gpu.name, part=share(held / gpu.smem_bytes_per_cta)),
             Question(
@@ -99,6 +99,12 @@ def _fits(course: Course, tile: Tile) -> Section:
             ),
         ),
     )  # fmt: skip
+
+
+def _places(tile: Tile) -> Say:
+    if tile.stages == 1:
+        return say("K and V have one place each: V is loaded while S is computed, and the next K while O is.")
+    return say("So that loads need not wait for products, K and V have {stages} places each: one is filled while another is used.", stages=count(tile.stages))
 
 
 def _closed_form(course: Course, run) -> Section:
@@ -113,9 +119,9 @@ def _closed_form(course: Course, run) -> Section:
             say("Every tile of Q walks over all keys. So K and V are loaded once for each tile of Q in a head, and that is all there is to count:"),
             Facts((">queries in a tile", ">tiles in a head", ">K and V loaded", ">FLOP for each byte"), rows),
             say(
-                """At the {m} queries that `fa3` takes, the closed form gives {form}; the model, which replays every load, counts {counted}.
+                """At the {m} queries that `{best}` takes, the closed form gives {form}; the model, which replays every load, counts {counted}.
                 L2 serves most of them: HBM delivers {hbm}, because tiles of one head run at the same time and ask for the same keys.""",
-                m=count(tile.block_m), form=nbytes(key_bytes(work, tile.block_m)), counted=nbytes(counted),
+                best=course.best, m=count(tile.block_m), form=nbytes(key_bytes(work, tile.block_m)), counted=nbytes(counted),
                 hbm=nbytes(sum(run.traffic.by_tensor[name].hbm_read for name in "KV")),
             ),
             _played(course, tile),
@@ -130,13 +136,13 @@ def _closed_form(course: Course, run) -> Section:
 
 
 def _played(course: Course, tile: Tile) -> TileWalk:
-    """The walk of fa3 with shorter and taller tiles."""
-    walks = course.walks("fa3")
+    """The walk of the best schedule with shorter and taller tiles."""
+    walks = course.walks(course.best)
     usual = tuple(walk for walk in walks if walk.tile.block_m == tile.block_m)
     sums = {walk.tile.block_m: walk.totals["L2 to SRAM"] for walk in walks}
     least, most = min(sums), max(sums)
     return TileWalk(
         walks, usual,
-        say("One head of {tokens} tokens, walked by `fa3`, and the bytes between each two levels of memory. With tiles of {m} queries {few} come from L2, with tiles of {n} it is {many}.",
-            tokens=count(WALKED), m=count(most), few=nbytes(sums[most]), n=count(least), many=nbytes(sums[least])),
+        say("One head of {tokens} tokens as `{best}` walks over it, a step at a time, and the bytes between each two levels of memory (SRAM is shared memory). Keys are walked from the last to the first, so that the tile which a causal mask cuts comes first. With tiles of {m} queries {few} come from L2, with tiles of {n} it is {many}.",
+            best=course.best, tokens=count(WALKED), m=count(most), few=nbytes(sums[most]), n=count(least), many=nbytes(sums[least])),
     )  # fmt: skip

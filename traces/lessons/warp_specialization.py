@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...simulator.results import metrics
-from .course import Course, source
+from .course import HOPPER, Course, source
 from .parts import Question, Reading, Section, Shares, Timeline, count, say, seconds, share
 
 TITLE = "Warp specialisation"
 ABOUT = "one warp loads, warpgroups compute; nobody waits for memory, and softmax is left standing in the way"
+NEEDS = HOPPER
 READING = Reading(
     code=(
         ("simulator/schedules/forward/warp_specialized.py", "the schedule"),
@@ -45,7 +46,7 @@ def sections(course: Course) -> tuple[Section, ...]:
                 say("Time goes to the right. WG0 and WG1 are the two warpgroups; below are the machines. S and O with a number are the products of a block, P its softmax."),
                 Timeline(course.timeline("warp-specialized"), 1, 3, say("The producer is far ahead. Where the row of the tensor cores is blank, both warpgroups are in their softmax at once: nothing keeps them apart.")),
                 Shares((fa2, run)),
-                say("That is where the tensor cores' time goes, over the whole run. Exposed softmax is time in which they wait for someone to finish a softmax."),
+                say("That is where the tensor cores' time goes, over the whole run. Slow GEMMs are the price of the older instruction mma.sync, the last wave is SMs that have run out of tiles, and exposed softmax is time in which they wait for someone to finish a softmax."),
                 Question(
                     say("The whole run takes {time}. How many microseconds of it do the tensor cores wait for softmax?", time=seconds(metrics.time_s(run))),
                     answer=exposed * metrics.time_s(run) * 1e6, unit="µs", tolerance=0.03,
