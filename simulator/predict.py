@@ -78,7 +78,7 @@ def predict(
         ),
         traffic=whole,
         bottleneck=bottleneck.UNKNOWN,
-        warnings=tuple(_warnings(workload, gpu, found.state, grids, whole)),
+        warnings=tuple(_warnings(workload, tile, gpu, found.state, grids, whole)),
         lanes=sampled.lanes,
         labels=sampled.labels,
         spans=sampled.spans,
@@ -333,7 +333,9 @@ def _sample(problem: Problem, number: int, device: Device, found: Settled) -> tu
     return replayed, Sample(names, number + 1, grid.kernel.step, *steps, copies(program, memory))
 
 
-def _warnings(workload: Workload, device: Device, state: Clock, grids: list[Grid], traffic: Traffic) -> list[str]:
+def _warnings(
+    workload: Workload, tile: Tile, device: Device, state: Clock, grids: list[Grid], traffic: Traffic
+) -> list[str]:
     notes = []
     if state.over_limit:
         notes.append(
@@ -352,6 +354,7 @@ def _warnings(workload: Workload, device: Device, state: Clock, grids: list[Grid
     if items < device.sms:
         notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")
     notes += beyond_recorded([grid.launch for grid in grids])
-    if workload.dtype == "e4m3":
+    transposed = "V^T" in trace(grids[-1].kernel, workload, tile, [(1, 0)]).smem_parts
+    if workload.dtype == "e4m3" and not transposed:
         notes.append("e4m3: the transposition of V inside the kernel (FlashAttention-3 section 3.3) is not modelled")
     return notes

@@ -268,3 +268,19 @@ def test_weights_that_registers_hold_stay_there():
     workload = Workload(1, 2, 4096, 64, causal=True)
     narrow = trace(SCHEDULES["fa3-published"].kernels[0], workload, default_tile(workload, "fa3-published", "h200"), ((3, 0),))
     assert "P" not in narrow.smem_parts
+
+
+@pytest.mark.parametrize("name", ["fa3-published", "pingpong-published", "warp-specialized-published"])
+def test_8_bit_v_is_transposed_before_it_is_multiplied(name):
+    program, _, tile = program_of(name, dtype="e4m3", loops=((4, 0), (3, 0)))
+    check(program)
+    names = [program.rings[row["ring"]].name for row in program.code if row["op"] == Op.LOAD]
+    assert "V" in names and "V^T" not in names  # loaded as it lies in memory
+    stream = program.stream(program.warps.index("transposers"))
+    labels = [program.labels[row["label"]] for row in stream]
+    assert labels.count("fill") == 4 + 3
+    phases = [program.phases[row["record"]] for row in stream if program.labels[row["label"]] == "transpose V"]
+    stored = sum(int(phase["stsm"]) * int(phase["chunks"]) for phase in phases) * 128 * 16
+    assert stored == 2 * (4 + 3) * tile.block_n * 128  # read and written once, 16 bytes a lane
+    gemms = program.code[program.code["op"] == Op.WGMMA]
+    assert {program.rings[row["ring"]].name for row in gemms} == {"K", "V^T"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from . import softmax as counts
 from .phase import Phase
-from .softmax import CHUNK, EXACT, ONLINE, RUNNING, Left, Softmax
+from .softmax import CHUNK, EXACT, ONLINE, RUNNING, THREADS, Left, Softmax
 
 STATISTICS = ("LSE", "l", "m", "delta")
 """Results of one fp32 number per row."""
@@ -31,6 +31,11 @@ LOCATE = Phase(other=160, divisions=3, fetched=160)
 """The producer's next tile: three integer divisions by run-time values, and the post to the consumers."""
 NEXT_TILE = Phase(alu=20, other=40, latencies=6)
 """A consumer's next tile: free the post, wait for the next, read it, count its masked blocks."""
+
+
+TRANSPOSE = Phase(alu=4, other=7, stsm=2)
+"""Of 16 bytes a lane: four PRMT, addresses, barriers and branches, LDSM and STSM, which move as much (FlashAttention-3's e4m3
+kernel of 128 x 224 at d128, wheel fa3-fwd 0.0.3: 204 instructions for 14 LDSM, 14 STSM and 57 PRMT)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,11 @@ class Pen:
     def put(self, tile, name: str) -> list[Phase]:
         """Converted weights into shared memory by STSM (8 values each), then fence and barrier."""
         return [Phase(other=1, stsm=1, chunks=-(-tile.per_thread(name) // CHUNK), latencies=1)]
+
+    def transpose(self, tile) -> list[Phase]:
+        """A block of 8-bit V by four warps: LDSM, byte permutes and STSM (16 bytes a lane each), then fence and barrier."""
+        chunks = -(-tile.v_bytes // (THREADS * 16))
+        return [replace(TRANSPOSE, chunks=chunks), Phase(latencies=2)]
 
     def send(self) -> list[Phase]:
         """From staged rows to a TMA store."""

@@ -206,12 +206,21 @@ class Warp:
 
         The last of the writers fills it; whoever waits for it then reads what all of them have put.
         """
+        self._fill(slot, self.pen.put(self.cta.tile, name), f"put {name}", reads=(name,))
+
+    def transpose(self, source: Slot, slot: Slot) -> None:
+        """Write a loaded block into a slot that these warps fill for others, rows and columns exchanged, and hand it back."""
+        self.wait(source)
+        self._fill(slot, self.pen.transpose(self.cta.tile), f"transpose {source.ring.tensor}")
+        self.free(source)
+
+    def _fill(self, slot: Slot, phases: list[Phase], label: str, reads: tuple[str, ...] = ()) -> None:
         ring = slot.ring
         ring.loaders.add(self.number)
         ring.used = max(ring.used, slot.index + 1)
         if slot.generation > 0:
             self._emit(Op.WAIT, "free", slot, barrier=ring.empty[slot.stage], target=slot.generation)
-        self._run(self.pen.put(self.cta.tile, name), f"put {name}", slot.step, reads=(name,))
+        self._run(phases, label, slot.step, reads=reads)
         self._emit(Op.ARRIVE, "fill", slot, barrier=ring.full[slot.stage])
 
     def add(self, name: str, tensor: str, block: int = 0, slot: Slot | None = None, step: int = -1) -> None:
@@ -300,6 +309,8 @@ class Warp:
         shape = self.cta.tile.gemm(destination, left, right, a_in_registers=not isinstance(a, Slot))
         first = "^T" if self.cta.tile.is_transposed_left(destination, left) else ""
         second = "^T" if self.cta.tile.is_transposed(destination, right) else ""
+        if right.endswith("^T"):  # it lies so, and is read so
+            right, second = right.removesuffix("^T"), ""
         return f"{destination}{'+' if add else ''}={left}{first}{right}{second}", shape
 
     def softmax(self, j: int) -> None:
@@ -443,6 +454,10 @@ class Cta:
     def drain(self) -> Warp:
         """A warp beside the producer's that sends results away."""
         return self._warp("drain", -2)
+
+    def transposers(self) -> Warp:
+        """Warps beside the producer's that transpose what it has loaded, one on each sub-partition."""
+        return self._warp("transposers", -3)
 
     def consumers(self) -> list[Warp]:
         """The consumer warpgroups, WG0 first."""

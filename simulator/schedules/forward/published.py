@@ -12,16 +12,7 @@ def fa3_published(cta, tile):
     In 16 bits it has turns up to head dim 128 and in 8 bits from 128 on (`UseSchedulerBarrier`); O of 16 bits beyond 128 is
     rescaled under the next S (`RescaleOBeforeGemm`); P goes through shared memory where registers do not hold it.
     """
-    Q, K, V, O, done = _buffers(cta, tile)
-    load = cta.producer()
-    load.tma(Q[0])
-    load.tma(K[0])
-    load.reclaim(O[0])
-    for j in tile.kv_blocks[1:]:
-        load.tma(K[j])
-        load.tma(V[j - 1])
-    load.tma(V[tile.kv_blocks[-1]])
-
+    Q, K, V, O, done = _buffers(cta, tile, ahead=True)
     walk = _variant(tile)
     for wg in cta.consumers():
         wg.wait(Q[0])
@@ -112,10 +103,9 @@ def _free_running(cta, wg, tile, Q, K, V):
 
 def pingpong_published(cta, tile):
     """pingpong.py's steps."""
-    Q, K, V, O, done = _buffers(cta, tile)
+    Q, K, V, O, done = _buffers(cta, tile, ahead=False)
     P = None if tile.holds_weights else cta.outbox("P", tile.nbytes("P"))
     turn = cta.baton(first=0)
-    _load_in_turn(cta.producer(), Q, K, V, O, tile)
     for wg in cta.consumers():
         wg.wait(Q[0])
         wg.take(turn)
@@ -135,9 +125,8 @@ def pingpong_published(cta, tile):
 
 def warp_specialized_published(cta, tile):
     """warp_specialized.py's steps."""
-    Q, K, V, O, done = _buffers(cta, tile)
+    Q, K, V, O, done = _buffers(cta, tile, ahead=False)
     P = None if tile.holds_weights else cta.outbox("P", tile.nbytes("P"))
-    _load_in_turn(cta.producer(), Q, K, V, O, tile)
     for wg in cta.consumers():
         wg.wait(Q[0])
         for j in tile.kv_blocks:
@@ -167,11 +156,42 @@ def _product(wg, operand, V):
         wg.free(operand)
 
 
-def _buffers(cta, tile):
+def _buffers(cta, tile, ahead):
+    """Buffers as the consumers read them, and what fills them: V behind the next K (`ahead`), or each K and V together.
+
+    V of 8 bits is first transposed, since WGMMA takes 8-bit operands only with what is summed over contiguous (section 3.3):
+    by warps of the producer's warpgroup, from one ring into another.
+    """
     Q = cta.ring("Q", tile.q_bytes, stages=1)
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
-    return Q, K, V, cta.ring("O", tile.o_bytes, stages=1, over=V), cta.meeting()
+    if tile.element_bytes > 1:
+        O = cta.ring("O", tile.o_bytes, stages=1, over=V)
+        (_load_ahead if ahead else _load_in_turn)(cta.producer(), Q, K, V, O, tile)
+        return Q, K, V, O, cta.meeting()
+    across = cta.exchange("V^T", tile.v_bytes, tile.stages)
+    O = cta.ring("O", tile.o_bytes, stages=1, over=across)
+    load, warps = cta.producer(), cta.transposers()
+    load.tma(V[0])
+    load.tma(Q[0])
+    load.tma(K[0])
+    warps.reclaim(O[0])
+    for j in tile.kv_blocks[1:]:
+        load.tma(V[j])
+        load.tma(K[j])
+    for j in tile.kv_blocks:
+        warps.transpose(V[j], across[j])
+    return Q, K, across, O, cta.meeting()
+
+
+def _load_ahead(load, Q, K, V, O, tile):
+    load.tma(Q[0])
+    load.tma(K[0])
+    load.reclaim(O[0])
+    for j in tile.kv_blocks[1:]:
+        load.tma(K[j])
+        load.tma(V[j - 1])
+    load.tma(V[tile.kv_blocks[-1]])
 
 
 def _load_in_turn(load, Q, K, V, O, tile):
