@@ -30,7 +30,7 @@ def report(found: Report) -> Iterator[RenderableType]:
         yield from _titled("Error per implementation, raw and after one factor per panel or figure", _families(found))
     if found.left_out:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(found.left_out.items()))
-        yield Text(f"\nLeft out, no schedule here or not a forward pass: {names}.", "dim")
+        yield Text(f"\nLeft out, no schedule here: {names}.", "dim")
 
 
 def hbm(found: HbmReport) -> Iterator[RenderableType]:

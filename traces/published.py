@@ -1,22 +1,22 @@
 """The papers' tables: which row belongs to which schedule, and how far the prediction lies from it.
 
 A bar is one published measurement. Rows are kept with their figure in `published/*.csv`. Published TFLOP/s use the
-papers' FLOP count (`metrics.paper_tflops`). Bars whose implementation has no schedule here, and backward passes, are
-left out and counted.
+papers' FLOP count (`metrics.paper_tflops`). Bars whose implementation has no schedule here are left out and counted. A bar
+of forward and backward together is the sum of two predictions.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from math import exp, log
 from pathlib import Path
 
 from ..simulator.devices.device import Device
 from ..simulator.errors import UsageError, did_you_mean
-from ..simulator.problem.workload import Workload
+from ..simulator.problem.workload import DIRECTIONS, Workload
 from ..simulator.reading import read_csv
 from ..simulator.results import metrics
 from ..simulator.results.run import Run
@@ -34,6 +34,17 @@ SCHEDULE_OF = {
     "Pytorch": "standard",
 }
 """Implementation -> schedule. cuDNN, xformers and the Triton kernels have none; our `fa3` is another program than theirs."""
+
+BACKWARD_OF = {
+    "FlashAttention-3": "fa3",
+    "FlashAttention-3 (source of 2026-08, CUDA 13.0)": "fa3",
+    "FlashAttention-2": "fa2",
+    "FlashAttention-2 through torch 2.11 SDPA": "fa2",
+    "Standard attention": "standard",
+    "Pytorch": "standard",
+}
+"""The same of the backward; FlashAttention-1's has no schedule here."""
+BOTH = "forward + backward"
 
 ABLATION_OF = {
     "warp specialisation + pingpong + GEMM-softmax overlap": "fa3-published",
@@ -68,6 +79,7 @@ class Bar:
     label: int  # sequence length as printed
     tflops: float | None
     time_s: float | None = None
+    direction: str = "forward"  # or backward, or BOTH: then the workload is the forward's
 
     @property
     def device(self) -> str:
@@ -182,6 +194,7 @@ def workload_of(row: dict[str, str]) -> Workload:
         head_dim=int(row["head_dim"]),
         dtype=dtype,
         causal=row.get("causal") == "true",
+        direction="backward" if row.get("direction") == "backward" else "forward",
     )
 
 
@@ -197,20 +210,21 @@ def _bar(row: dict[str, str], figure: str, implementation: str, schedule: str | 
         label=int(row["seqlen"]),
         tflops=float(row["tflops"]) if row["tflops"] else None,
         time_s=float(milliseconds) / 1e3 if milliseconds else None,
+        direction=row.get("direction", "forward"),
     )
 
 
 @cache
 def bars() -> tuple[Bar, ...]:
-    """Every forward bar: the ablation, the papers' figures, then the kernels measured on an H200."""
+    """Every bar: the ablation, the papers' figures, then the kernels measured on an H200."""
     found = []
     for row in read_table("ablation.csv"):
         figure = row["source"].removeprefix("arXiv:2407.08608 ")
         found.append(_bar(row, figure, row["configuration"], ABLATION_OF.get(row["configuration"])))
     for row in read_table("attention_tflops.csv") + sorted(read_table("h200_tflops.csv"), key=_shape):
-        if row["direction"] == "forward":
-            figure = row.get("figure") or f"H200 {row['dtype']}"
-            found.append(_bar(row, figure, row["implementation"], SCHEDULE_OF.get(row["implementation"])))
+        back = row["direction"] != "forward"
+        figure = row.get("figure") or f"H200 {row['dtype']}{' backward' if back else ''}"
+        found.append(_bar(row, figure, row["implementation"], (BACKWARD_OF if back else SCHEDULE_OF).get(row["implementation"])))
     return tuple(found)
 
 
@@ -220,7 +234,7 @@ def _shape(row: dict[str, str]) -> tuple:
 
 def match(workload: Workload, schedule: str, device: str) -> tuple[Bar, ...]:
     """The published bars of this very workload and device, of the schedule or of the papers' own program of it."""
-    here = (b for b in bars() if (b.workload, b.device) == (workload, device))
+    here = (b for b in bars() if (b.workload, b.device) == (workload, device) and b.direction != BOTH)
     return tuple(b for b in here if b.schedule in (schedule, f"{schedule}-published"))
 
 
@@ -263,7 +277,7 @@ def select(figure: str | None) -> tuple[Bar, ...]:
     if not found:
         names = [*sorted({_panel(b) for b in bars()} - {""}), "ablation", "h200", "hbm"]
         raise UsageError(
-            f"figure {figure!r} is not among the published forward tables ({', '.join(names)}; fa2- or fa3- before a panel "
+            f"figure {figure!r} is not among the published tables ({', '.join(names)}; fa2- or fa3- before a panel "
             f"picks the paper){did_you_mean(wanted, names)}"
         )
     return found
@@ -293,14 +307,22 @@ def report(
     """
     chosen = select(figure)
     kept = [bar for bar in chosen if bar.schedule is not None]
-    runs = predict_all((_question(bar) for bar in kept if not bar.out_of_memory), predict, advance, processes)
-    rows = [Row(bar, None if bar.out_of_memory else metrics.paper_tflops(runs[_question(bar)])) for bar in kept]
+    asked = (question for bar in kept if not bar.out_of_memory for question in questions(bar))
+    runs = predict_all(asked, predict, advance, processes)
+    rows = [Row(bar, None if bar.out_of_memory else _tflops([runs[each] for each in questions(bar)])) for bar in kept]
     groups = _groups(rows)
-    return Report(groups, _families(groups), dict(_left_out(figure, chosen)))
+    return Report(groups, _families(groups), dict(_left_out(chosen)))
 
 
-def _question(bar: Bar) -> Question:
-    return Question(bar.workload, bar.schedule, bar.device, clock_hz=bar.clock_hz, regime=bar.regime)
+def questions(bar: Bar) -> tuple[Question, ...]:
+    """What is to be predicted for a bar: its pass, or both."""
+    passes = [bar.workload] if bar.direction != BOTH else [replace(bar.workload, direction=each) for each in DIRECTIONS]
+    return tuple(Question(each, bar.schedule, bar.device, clock_hz=bar.clock_hz, regime=bar.regime) for each in passes)
+
+
+def _tflops(runs: Sequence[Run]) -> float:
+    """By the papers' count, of one or two passes."""
+    return sum(run.workload.paper_flops for run in runs) / sum(map(metrics.time_s, runs)) / 1e12
 
 
 def _groups(rows: list[Row]) -> tuple[Group, ...]:
@@ -316,7 +338,8 @@ def _families(groups: Iterable[Group]) -> tuple[Family, ...]:
     for group in groups:
         bar = group.rows[0].bar
         if group.measured and bar.figure not in ("Table 2", "section 3.1"):
-            key = (group.source, group.implementation, group.schedule, bar.workload.dtype, bar.device)
+            passes = "" if bar.direction == "forward" else f" ({bar.direction})"
+            key = (group.source, group.implementation, group.schedule + passes, bar.workload.dtype, bar.device)
             found.setdefault(key, []).append(group)
     return tuple(_family(*key, members) for key, members in found.items())
 
@@ -340,12 +363,8 @@ def _family(source: str, implementation: str, schedule: str, dtype: str, device:
     )
 
 
-def _left_out(figure: str | None, chosen: Iterable[Bar]) -> Counter[str]:
-    counts: Counter[str] = Counter(bar.implementation for bar in chosen if bar.schedule is None)
-    if figure is None:
-        for name in ("attention_tflops.csv", "h200_tflops.csv"):
-            counts.update(row["direction"] for row in read_table(name) if row["direction"] != "forward")
-    return counts
+def _left_out(chosen: Iterable[Bar]) -> Counter[str]:
+    return Counter(bar.implementation for bar in chosen if bar.schedule is None)
 
 
 def mape(rows: Iterable[Row], factor: float = 1.0) -> float | None:

@@ -17,7 +17,7 @@ def published(
 ) -> None:
     """Set the papers' tables beside the predictions.
 
-    For every published forward bar whose implementation has a schedule here: the bar, the prediction, the raw error;
+    For every published bar, forward or backward, whose implementation has a schedule here: the bar, the prediction, the raw error;
     per group the mean absolute error (MAPE), the "implementation efficiency" (geometric mean of published over
     predicted) and the error that is left after that one factor.
 
