@@ -235,6 +235,24 @@ def test_a_reader_finishes_a_lesson_with_hints_and_wrong_answers(built, capsys):
     assert progress.load().answered["why-slow"] == frozenset(range(1, len(lesson.questions) + 1))
 
 
+@pytest.mark.parametrize("name", ["tiling", "roofline", "overlap", "own-schedule"])
+def test_nothing_scrolls_off_a_small_screen_before_it_was_read(name, built, capsys):
+    console, high = stdout(80), 24
+    console.height = high
+    lesson, read_so_far = built[name, "h200"], []
+
+    def key() -> str:
+        read_so_far.append(capsys.readouterr().out)
+        return "enter"
+
+    keys = Pressed(lines=("",) * 9)
+    keys.key = key
+    assert Session(console, keys).read(lesson)
+    whole = "".join(read_so_far) + capsys.readouterr().out
+    assert all(text.count("\n") <= high for text in read_so_far)
+    assert all(section.title in whole for section in lesson.sections) and "Read on" in whole
+
+
 def test_a_reader_may_leave_anywhere(built, capsys):
     assert not read(built["why-slow", "h200"], capsys, Pressed())[0]
     assert not read(built["why-slow", "h200"], capsys, Pressed(lines=("q",)))[0]

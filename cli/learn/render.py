@@ -160,11 +160,6 @@ def _walk(shown: parts.Walk) -> RenderableType:
     return Group(legend(shown), *(frame(shown, number) for number in wanted))
 
 
-def played(shown: parts.TileWalk, walk: int, number: int) -> RenderableType:
-    """One step of one of the walks that are shown first."""
-    return Group(paragraph(shown.caption), "", Frame(shown.usual[walk], number))
-
-
 def _played(shown: parts.TileWalk) -> RenderableType:
     """An early step of each and its last, where no one steps."""
     frames = [Frame(walk, number) for walk in shown.usual for number in evenly(len(walk.steps), 4)[1:4:2]]

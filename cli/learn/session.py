@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from ...simulator.errors import UsageError
@@ -10,6 +11,7 @@ from ...simulator.values import printable
 from ...traces.lessons import answers, parts, progress
 from ...traces.window import held
 from ..keys import BACK, ENTER, NEXT, QUIT, Keys
+from ..walk import Frame
 from . import render
 
 
@@ -42,13 +44,21 @@ class Session:
         return True
 
     def show(self, part: RenderableType) -> None:
-        """Print one part; before it would push what is unread off the screen, wait for a key."""
-        lines = len(self.console.render_lines(part, pad=False))
-        if self.used and self.used + lines + 2 > self.console.height:
+        """Print one part; before it would push what is unread off the screen, wait for a key: between parts, and within one that
+        is higher than the screen."""
+        lines = self.console.render_lines(part, pad=False)
+        room = max(3, self.console.height - 2)
+        if self.used and self.used + len(lines) > room:
             self._pause("Enter for more")
-        self.console.print(part)
-        self.console.print()
-        self.used += lines + 1
+        for first in range(0, len(lines), room):
+            if first:
+                self._pause("Enter for more")
+            shown = lines[first : first + room]
+            self.console.print(Segments([each for line in shown for each in (*line, Segment.line())]), end="")
+            self.used += len(shown)
+        if self.used < room:
+            self.console.print()
+            self.used += 1
 
     def _page(self, lesson: parts.Lesson, page: int, asked: int) -> None:
         section = lesson.sections[page]
@@ -127,10 +137,11 @@ class Session:
             number = min(max(0, number + (1 if key == NEXT else -1)), len(part.frames) - 1)
 
     def _step_tiles(self, part: parts.TileWalk) -> None:
-        for walk, played in enumerate(part.usual):
+        self.show(render.paragraph(part.caption))
+        for played in part.usual:
             number, last = 0, len(played.steps) - 1
             while True:
-                self.show(render.played(part, walk, number))
+                self.show(Frame(played, number, self.console.height - 4))
                 key = self._pause("n and p step through the tiles, l shows the last, Enter goes on", "l")
                 if key not in (NEXT, BACK, "l"):
                     break
