@@ -262,6 +262,27 @@ def _tma_store_latency(memory: dict) -> Found:
     return Found(latency, latency, latency, "the same TMA stores, at no bytes")
 
 
+def _add_rate(reduce_add: dict) -> Found:
+    rates = [reduce_add["bulk"][f"{pattern}_132"]["bytes_per_clk_chip"] for pattern in ("apart", "same", "scattered")]
+    how = "bulk copies of 132 SMs that add fp32 in L2, each its own tiles; all the same at once 4 % less; red.global alike"
+    return Found(rates[0], min(rates), max(rates), how)
+
+
+def _add_rate_of_one(reduce_add: dict) -> Found:
+    both = reduce_add["bulk"] | reduce_add["red"]
+    alone = [found["bytes_per_clk_chip"] for name, found in both.items() if name.endswith("_1")]
+    rate = reduce_add["bulk"]["apart_1"]["bytes_per_clk_chip"]
+    return Found(rate, min(alone), max(alone), "bulk copies of one SM that add fp32 in L2, two under way; red.global alike")
+
+
+def _red_interference(reduce_add: dict) -> Found:
+    kinds = sorted({name.split("_")[0] for name in reduce_add["beside"]})
+    rate = {name: found["gemms_per_1000_clk"]["median"] for name, found in reduce_add["beside"].items()}
+    lost = [1 - rate[f"{kind}_reds"] / rate[f"{kind}_alone"] for kind in kinds]
+    how = f"rate that WGMMA loses while a warpgroup adds from registers (red.global.v4.f32), mean of {len(lost)} GEMMs"
+    return Found(mean(lost), min(lost), max(lost), how)
+
+
 def _per_copy(column: str, what: str, *names: str) -> Callable[[dict], Found]:
     def formula(pipes: dict) -> Found:
         cycles = [pipes["cycles_per_copy"][name][column] for name in names]
@@ -492,6 +513,9 @@ DERIVATIONS = (
     Derivation("tma_latency_cycles", ("memory",), _tma_latency),
     Derivation("tma_store_bytes_per_cycle", ("memory",), _tma_store_rate, 1),
     Derivation("tma_store_latency_cycles", ("memory",), _tma_store_latency),
+    Derivation("add_bytes_per_cycle_per_sm", ("reduce_add",), _add_rate_of_one, 1),
+    Derivation("l2_add_bytes_per_cycle", ("reduce_add",), _add_rate),
+    Derivation("red_interference", ("reduce_add",), _red_interference, 2),
     Derivation("mma_sync_efficiency", ("mma_sync",), _mma_sync, 4),
     Derivation("ldmatrix_issue_cycles", ("mma_sync",), _ldmatrix, 3),
     Derivation("wgmma_issue_cycles", ("pace",), _wgmma_issue),

@@ -15,7 +15,7 @@ from ..validation.check import MissingTool
 
 BENCHMARKS = (
     "tensor_cores", "pipes", "softmax", "contention", "running", "pipes_contended", "switching", "pace", "chains",
-    "branches", "fetch", "mma_sync", "memory", "l2_capacity", "l2_sets", "loaded", "launch", "power",
+    "branches", "fetch", "mma_sync", "memory", "l2_capacity", "l2_sets", "loaded", "reduce_add", "launch", "power",
 )  # fmt: skip
 """In the order they run; power last, since it heats the board."""
 TIMEOUT_S = 600
@@ -60,5 +60,5 @@ def require(chosen: Sequence[str] = BENCHMARKS) -> None:
             missing = True
         if missing:
             raise MissingTool(f"the microbenchmarks need {package}, which is not installed: pip install 'fasim[kernels]'")
-    if {"l2_capacity", "l2_sets", "power"} & set(chosen):
+    if {"l2_capacity", "l2_sets", "loaded", "reduce_add", "power"} & set(chosen):
         counters.require()

@@ -87,6 +87,7 @@ class Device:
     wgmma_queue_ksteps: int = _quantity("k steps", 0, 64)  # k steps a warpgroup may queue before its issue stalls
     wgmma_arbitration_ksteps: int = _quantity("k steps", 0, 64)  # before another's turn; 0: order of issue
     wgmma_register_share: float = _quantity("ratio", 0, 1)  # of the register file: instructions beyond the rest slow k steps
+    red_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses while a warpgroup adds from registers
     smem_interference: float = _quantity("ratio", 0, 0.99)  # rate that shared-memory accesses lose beside WGMMA
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use

@@ -406,6 +406,8 @@ def _serve_k_step(state, s, now):
     end = now + step["cycles"]
     if sm["crowded_until"] > now:
         end += step["cycles"] * sm["crowded_q10"] >> 10
+    if sm["adding_until"] > now:
+        end += step["cycles"] * machine["adding_q10"] >> 10
     sm["tensor_free"] = sm["wgmma_until"] = end
     sm["pending"] -= step["cycles"]
     state.busy[s, U_TENSOR] += step["cycles"]
@@ -666,6 +668,7 @@ def _add(state, warp, row, now):
     done = max(sm["store_free"], chip["l2_free"])
     if copy["by_warps"] > 0:
         warp["time"] = max(warp["time"], start)  # its instructions wait for those before
+        sm["adding_until"] = sm["store_free"]
     else:
         state.busy[s, U_SMEM] += nbytes
     warp["store_done"] = max(warp["store_done"], done + machine["store_latency"])

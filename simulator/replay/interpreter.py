@@ -120,7 +120,7 @@ class Sm:
         self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
         self.pipes = {name: Server() for name in PIPES}
         self.wgmma_until = self.last_served = 0
-        self.crowded_until = self.crowded_q10 = 0
+        self.crowded_until = self.crowded_q10 = self.adding_until = 0
         self.owner: Warp | None = None
         self.pending = 0  # cycles of all k steps of the GEMMs under way
         self.waiting: list[Warp] = []  # for room in the queue
@@ -163,6 +163,8 @@ class Sm:
         self.owner = warp
         step = warp.queue.popleft()
         longer = step.cycles * self.crowded_q10 >> 10 if self.crowded_until > now else 0
+        if self.adding_until > now:
+            longer += step.cycles * self.chip.cycles.adding_q10 >> 10
         self.tensor.take(now, step.cycles + longer)
         self.wgmma_until, self.last_served = self.tensor.free, now
         self.pending -= step.cycles
@@ -446,6 +448,8 @@ class Warp:
         else:
             sm.busy["smem bytes"] += nbytes
         sm.store_port.pass_bytes(start, nbytes, max(cycles.add_q20, cycles.add_chip_q20))
+        if copy.by_warps:
+            sm.adding_until = sm.store_port.free
         through_l2 = self.chip.l2.pass_bytes(start, nbytes, cycles.l2_q20)
         self.store_done = max(self.store_done, max(sm.store_port.free, through_l2) + cycles.store_latency)
         sm.busy["issue"] += instructions

@@ -75,7 +75,7 @@ MACHINE = _record(
     "wgmma_start wgmma_beside wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration port_q10 "
     "issue_beside_q10 fma_beside_q10 alu_beside_q10 mufu_beside_q10 smem_beside_q10 "
     "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency "
-    "tma_latency hbm_latency tma_issue add_q20 add_chip_q20 "
+    "tma_latency hbm_latency tma_issue add_q20 add_chip_q20 adding_q10 "
     "mbarrier_arrive mbarrier_wait mbarrier_issue named_arrive named_wait cluster_arrive cta_launch setup"
 )
 """Cycles, unless the name says a rate: `_q10` and `_q20` are fixed-point, times 2^10 and 2^20 (cycles per byte). `_beside_q10`
@@ -96,11 +96,12 @@ BARRIER = _record("kind expected initial first_completion arrivals latest genera
 
 SM = _record(
     "tensor_free tensor_owner tensor_run wgmma_until pending steps tickets served issuer crowded_until crowded_q10 "
-    "issue_free smem_free load_free store_free"
+    "issue_free smem_free load_free store_free adding_until"
 )
 """One SM: when each unit is free, whose k steps the tensor cores serve, the cycles of those of the GEMMs under way, how many are
 in the queue, how often a warp had to wait for room in it, when a k step left it, the number, from 1, of the warp that is amid the
-issue of a GEMM, and until when, and by how much, arithmetic makes k steps longer."""
+issue of a GEMM, and until when, and by how much, arithmetic makes k steps longer; `adding_until`: until
+when adds from registers do."""
 
 K_STEP = _record("cycles ends_group issued instruction")
 """One queued k step of a WGMMA."""
@@ -167,6 +168,7 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "tma_issue": device.tma_issue_cycles,
         "add_q20": _q20(min(device.tma_store_bytes_per_cycle, device.add_bytes_per_cycle_per_sm)),
         "add_chip_q20": _q20(memory.adds if memory.adds > 0 else device.l2_add_bytes_per_cycle),
+        "adding_q10": round(1024 / (1 - device.red_interference)) - 1024,
         "mbarrier_arrive": device.mbarrier_arrive_cycles,
         "mbarrier_wait": device.mbarrier_wait_cycles,
         "mbarrier_issue": device.mbarrier_issue_cycles,
