@@ -237,6 +237,7 @@ def _lay_out(
         cluster=tile.cluster,
         descending=kernel.descending,
         dealing=dealing,
+        boxes=schedule.hopper and not kernel.plain,
     )
     return Grid(kernel, items, room, launch, masked)
 

@@ -466,3 +466,16 @@ def test_equal_inputs_give_equal_traffic():
     work = Workload(batch=2, heads=4, seqlen=4096, causal=True)
     launch = forward(work, 128, 128, "longest-first")
     assert replay_traffic(work, [launch], NAMES, H200) == replay_traffic(work, [launch], NAMES, H200)
+
+
+def test_tma_delivers_the_rows_of_a_box_that_lie_beyond_the_tensor():
+    """As an H200 counts them between L2 and SMs, zeros as well; HBM and the algorithm know nothing of them."""
+    work = Workload(1, 1, 1000, 64)
+    plain = forward(work, 192, 192)
+    found = {boxes: replay_traffic(work, [replace(plain, boxes=boxes)], NAMES, H200)[0].by_tensor for boxes in (False, True)}
+    row, tiles = 64 * 2, 6
+    assert found[False]["K"].l2_read == tiles * 1000 * row and found[True]["K"].l2_read == tiles * tiles * 192 * row
+    assert found[False]["Q"].l2_read == 1000 * row and found[True]["Q"].l2_read == tiles * 192 * row
+    for name in "QKVO":
+        bare, boxed = found[False][name], found[True][name]
+        assert (bare.hbm_read, bare.algorithmic_read, bare.l2_write) == (boxed.hbm_read, boxed.algorithmic_read, boxed.l2_write)

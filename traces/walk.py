@@ -221,7 +221,7 @@ class _Visit:
         """Each access as a kernel of its own, so that the model of L2 says what it moved."""
         each = self.grid.launch
         return [
-            Launch(self.item, self.accesses[k : k + 1], 1, each.block_m, each.block_n, descending=each.descending)
+            Launch(self.item, self.accesses[k : k + 1], 1, each.block_m, each.block_n, descending=each.descending, boxes=each.boxes)
             for k in np.flatnonzero(~self.shared)
         ]
 
@@ -232,18 +232,21 @@ class _Visit:
             size, written = self._size(access, problem.workload), bool(access["write"])
             hbm = 0 if shared else next(delivered)  # what is written stays in L2 until the end
             parts = found.setdefault((names[access["tensor"]], written), [0, 0, 0])
-            for n, part in enumerate((0 if written else hbm, 0 if shared else size, size)):
+            boxed = size if written else self._size(access, problem.workload, self.grid.launch.boxes)
+            for n, part in enumerate((0 if written else hbm, 0 if shared else boxed, size)):
                 parts[n] += part
         moves = tuple(Move(*key, *parts) for key, parts in found.items() if any(parts))
         loaded = sum(move.sram for move in moves if not move.written)
         registers = self.registers or (loaded if self.row is not None else 0)
         return Step(self.grid.kernel.name, int(self.item["q_head"][0]), self.row, self.column, moves, registers)
 
-    def _size(self, access: np.void, work: Workload) -> int:
-        """Bytes of an access, ragged tiles as they are."""
+    def _size(self, access: np.void, work: Workload, whole: bool = False) -> int:
+        """Bytes of an access, ragged tiles as they are, or as the whole ones that TMA delivers."""
         launch, item = self.grid.launch, self.item[0]
         rows = min(launch.block_m, work.seqlen_q - (item["m"] + access["m_offset"]) * launch.block_m)
         keys = min(launch.block_n, work.seqlen_k - _block(launch, item, access) * launch.block_n)
+        if whole:
+            rows, keys = launch.block_m, launch.block_n
         each = {ROW: rows * access["elements"], KV: keys * access["elements"], PAIR: rows * keys}[int(access["mode"])]
         return int(each * access["element_bytes"])
 

@@ -87,6 +87,7 @@ class Launch:
     cluster: int = 1
     descending: bool = False  # the loop walks K/V from the item's last block to the first
     dealing: int = ON_EXIT  # or STATIC
+    boxes: bool = False  # whether it loads by TMA, which delivers whole tiles: rows beyond a tensor's end as zeros
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def replay_traffic(
     those that are made while HBM delivers the data: where CTAs walk in step, all wait for what the first of them asked for;
     and what each launch moves.
 
-    Bytes are exact for ragged tiles. HBM writes include what is still dirty in L2 at the end, which `dirty_bytes` counts.
+    Bytes are exact for ragged tiles, but what TMA delivers to an SM is the whole tile. HBM writes include what is still dirty
+    in L2 at the end, which `dirty_bytes` counts.
     `smem_bytes` is left 0. `scattered` is False where all that is read is one contiguous buffer.
     """
     layout = _Layout(workload, launches, len(tensors))
@@ -134,7 +136,7 @@ def replay_traffic(
         queue = np.array([slots, slots])
         items = _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks"))
         accesses = _columns(launch.accesses, ACCESS.names)
-        sizes = np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n], np.int64)
+        sizes = np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n, launch.boxes], np.int64)
         near_of, pace = _partitions(slots, launch.cluster, homes), paces(slots)
         while queue[1] > 0:
             _replay(
@@ -355,7 +357,10 @@ def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, 
         leader = i - i % cluster
         if i != leader and items[leader, 1] == items[i, 1] and items[leader, 4] == items[i, 4]:
             return  # the cluster's first CTA has fetched it for all
-    counts[tensor, _L2 + write] += size
+    delivered = size
+    if sizes[4] and not write and how != PAIR:
+        delivered = (sizes[2] if how == ROW else sizes[3]) * accesses[p, 5] * accesses[p, 6]
+    counts[tensor, _L2 + write] += delivered
     if again:
         return  # the CTA has read this very tile a moment ago
     if not write:
