@@ -1,6 +1,6 @@
 """What MkDocs does not find as files: pages made from the commands, the lessons, the schedules and the recordings.
 
-FASIM_DOCS_RUNS=20 compares no more than so many recorded runs of each folder, for a build that is quick.
+FASIM_DOCS_RUNS=20 makes a quick build: it compares no more than so many recorded runs of each folder, and leaves the course out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def on_page_markdown(markdown, page, **_):
 
 
 def on_post_build(config):
-    """The course as pages, beside the documentation."""
+    """The course as pages, beside the documentation; not in a quick build."""
+    if os.environ.get(RUNS):
+        return
     from fasim.cli.site.build import site
 
     folder = Path(config["site_dir"]) / "learn"

@@ -58,7 +58,8 @@ def roofs(found: Standing) -> str:
         body.append(f'<text x="{at:.1f}" y="{top + 4:.1f}" text-anchor="middle" style="fill:var(--paper)">{letter(index)}</text>')
     body.append('<text class="soft" x="4" y="14">TFLOP/s</text>')
     body.append(f'<text class="soft" x="{right}" y="{_HEIGHT - 8}" text-anchor="end">FLOP per HBM byte</text>')
-    plot = f'<svg class="roofs" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="roofline">{"".join(body)}</svg>'
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="roofline"'
+    plot = f'<div class="scroll"><svg class="roofs" {box}>{"".join(body)}</svg></div>'
     named = " · ".join(f"<strong>{letter(n)}</strong> {escape(mark.schedule)}" for n, mark in enumerate(marks))
     signs = "a thick dash is a run's bound at its own clock, the slope is HBM"
     return f'{plot}<p class="caption">{named}; {signs}</p>{_numbers(found)}'
