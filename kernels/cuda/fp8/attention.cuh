@@ -1,7 +1,8 @@
 // attention.cuh for e4m3: what the schedules include under that name when Q, K and V are FP8. The verbs are the same; what differs:
 // WGMMA takes 8-bit operands only K-major, so the producer warpgroup's other three warps transpose every block of V in shared
 // memory (Transposer), and consumers take it from a second ring. Scales of Q, K and V are folded into softmax and epilogue.
-// Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, V_STAGES, CONSUMERS, CONSUMER_REGISTERS, CAUSAL, SHIFT, BF16 (of O), TRACE.
+// Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, V_STAGES, VT_STAGES, CONSUMERS, CONSUMER_REGISTERS, CAUSAL, SHIFT,
+// BY_POLYNOMIAL, BF16 (of O), TRACE.
 #pragma once
 #define CLUSTER 1
 #include "softmax_fp8.cuh"
@@ -12,8 +13,8 @@
 constexpr int ROWS = 64;  // of one consumer warpgroup: M of every WGMMA
 constexpr int PANEL = HEAD_DIM < 128 ? HEAD_DIM : 128;  // columns, and bytes, of one swizzled row of Q, K and V
 constexpr int PANELS = HEAD_DIM / PANEL;
-constexpr int KEY_PANEL = 128;  // keys of one swizzled row of the transposed V
-constexpr int KEY_PANELS = (BLOCK_N + KEY_PANEL - 1) / KEY_PANEL;
+constexpr int KEY_PANEL = BLOCK_N % 128 == 0 ? 128 : BLOCK_N % 64 == 0 ? 64 : 32;  // keys of one swizzled row of the transposed V
+constexpr int PANEL_STEPS = KEY_PANEL / 32;  // k steps of P V in one
 constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr int WARP_ROWS = 16;                            // of a warpgroup's 64, one warp's in every accumulator
 constexpr int STAGED = HEAD_DIM < 128 ? HEAD_DIM : 128;  // columns of O that pass through shared memory at a time
@@ -26,18 +27,18 @@ static_assert(CONSUMERS <= 3, "named barriers are numbered for three consumers")
 // What the CTA is launched with, 168 x 384 or 128 x 512, dealt out anew: a register more and setmaxnreg waits for ever.
 constexpr int ENTRY_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int PRODUCER_REGISTERS = ENTRY_REGISTERS * (1 + CONSUMERS) - CONSUMERS * CONSUMER_REGISTERS;
-constexpr int FLIGHT = PRODUCER_REGISTERS < 32 ? 1 : PRODUCER_REGISTERS < 40 ? 2 : 4;  // loads of V that a transposing warp's registers hold
 static_assert(PRODUCER_REGISTERS >= 24, "setmaxnreg leaves a warp 24 registers at least");
 
 struct Shared {
   alignas(1024) unsigned char Q[CONSUMERS][ROWS * HEAD_DIM];
   alignas(1024) unsigned char K[STAGES][BLOCK_N * HEAD_DIM];
   alignas(1024) unsigned char V[V_STAGES][BLOCK_N * HEAD_DIM];
-  alignas(1024) unsigned char Vt[STAGES][KEY_PANELS * HEAD_DIM * KEY_PANEL];
+  alignas(1024) unsigned char Vt[VT_STAGES][BLOCK_N * HEAD_DIM];
   alignas(1024) unsigned char O[CONSUMERS][4][WARP_ROWS * STAGED * 2];
   Ring<1> q[CONSUMERS];
-  Ring<STAGES> k, vt;
+  Ring<STAGES> k;
   Ring<V_STAGES> v;
+  Ring<VT_STAGES> vt;
   Work work;
 };
 
@@ -131,8 +132,10 @@ struct Transposer {
   const int rank;
   int tiles = 0, block = 0;  // begun; transposed over the kernel's life
 
-  static constexpr int CHUNKS = HEAD_DIM / 16, GROUPS = BLOCK_N / 32;
-  static constexpr int RUN = 4, RUNS = CHUNKS / RUN;  // units side by side, whose addresses differ by constants
+  // Units side by side, whose addresses differ by constants: a panel's where the warps then have equal shares.
+  static constexpr int ACROSS = PANEL / 16, GROUPS = BLOCK_N / 32;
+  static constexpr int FLIGHT = 2;  // loads at a time: 24 registers hold no more
+  static constexpr int RUN = GROUPS * PANELS % TRANSPOSERS == 0 ? ACROSS : 4, RUNS = HEAD_DIM / 16 / RUN;
 
   __device__ __forceinline__ void run() {
     for (;; ++tiles) {
@@ -144,7 +147,7 @@ struct Transposer {
       for (int end = block + blocks; block < end; ++block) {
         shared.v.wait(block);
         shared.vt.wait_free(block);
-        transpose(smem_address(shared.V[block % V_STAGES]), smem_address(shared.Vt[block % STAGES]));
+        transpose(smem_address(shared.V[block % V_STAGES]), smem_address(shared.Vt[block % VT_STAGES]));
         fence_async();
         __syncwarp();
         shared.v.free<1>(block);
@@ -155,26 +158,28 @@ struct Transposer {
 
   // The addresses are made anew for every run: registers that would hold them hold loads in flight instead.
   __device__ __forceinline__ void transpose(u32 V, u32 Vt) const {
+    const int lane = lane_id();
+    // The swizzle: of 16-byte chunks, in rows of 128 bytes by the row's number in a group of 8, in rows of 64 by half of it, of 32
+    // by a quarter.
+    const u32 source = V + lane * PANEL + (PANEL == 128 ? lane % 8 : lane / 2 % 4) * 16;
+    const int column = 2 * (lane % 8) + ((lane / 8 & 1) ^ (lane % 8 >= 4));  // of a unit's 16, whose keys this lane's row of STSM is
+    const u32 target = Vt + column * KEY_PANEL + (lane / 16 ^ column / (128 / KEY_PANEL) % (KEY_PANEL / 16)) * 16;
+    const u32 even = lane >= 16 ? 0x7531 : 0x6420;  // the bytes that this lane stores first
 #pragma unroll 1
     for (int task = rank; task < GROUPS * RUNS; task += TRANSPOSERS) {
-      const int group = task / RUNS, run = task % RUNS, lane = lane_id();
-      // The swizzle: of 16-byte chunks, in rows of 128 bytes by the row's number in a group of 8, in rows of 64 by half of it.
-      const u32 from = lane * PANEL + ((PANEL == 128 ? lane % 8 : lane / 2 % 4) ^ run % 2 * RUN) * 16;
-      const int column = 2 * (lane % 8) + ((lane / 8 & 1) ^ (lane % 8 >= 4));  // of a unit's 16, whose keys this lane's row of STSM is
-      const u32 to = column * KEY_PANEL + ((lane / 16 + group % 4 * 2) ^ column % 8) * 16;
-      const u32 source = V + run / 2 * (BLOCK_N * PANEL) + group * (32 * PANEL) + from;
-      const u32 target = Vt + group / 4 * (HEAD_DIM * KEY_PANEL) + run * (RUN * 16 * KEY_PANEL) + to;
-      const u32 even = lane >= 16 ? 0x7531 : 0x6420;  // the bytes that this lane stores first
+      const int group = task / RUNS, run = task % RUNS;
+      const u32 from = (source + run * RUN / ACROSS * (BLOCK_N * PANEL) + group * (32 * PANEL)) ^ (run * RUN % ACROSS * 16);
+      const u32 to = (target + group / PANEL_STEPS * (HEAD_DIM * KEY_PANEL) + run * (RUN * 16 * KEY_PANEL)) ^ (group % PANEL_STEPS * 32);
+      u32 x[FLIGHT][4];
 #pragma unroll
-      for (int chunk = 0; chunk < RUN; chunk += FLIGHT) {
-        u32 x[FLIGHT][4];
+      for (int u = 0; u < FLIGHT; ++u) load_matrices_transposed(x[u], from ^ (u * 16));
 #pragma unroll
-        for (int u = 0; u < FLIGHT; ++u) load_matrices_transposed(x[u], source ^ ((chunk + u) * 16));
-#pragma unroll
-        for (int u = 0; u < FLIGHT; ++u)
-          store_matrices(target + (chunk + u) * (16 * KEY_PANEL), permute_bytes(x[u][0], x[u][1], even),
-                         permute_bytes(x[u][0], x[u][1], even ^ 0x1111), permute_bytes(x[u][2], x[u][3], even),
-                         permute_bytes(x[u][2], x[u][3], even ^ 0x1111));
+      for (int chunk = 0; chunk < RUN; ++chunk) {
+        u32 (&now)[4] = x[chunk % FLIGHT];
+        u32 y[4] = {permute_bytes(now[0], now[1], even), permute_bytes(now[0], now[1], even ^ 0x1111), permute_bytes(now[2], now[3], even),
+                    permute_bytes(now[2], now[3], even ^ 0x1111)};
+        if (chunk + FLIGHT < RUN) load_matrices_transposed(now, from ^ ((chunk + FLIGHT) * 16));
+        store_matrices(to + chunk * (16 * KEY_PANEL), y[0], y[1], y[2], y[3]);
       }
     }
   }
@@ -253,11 +258,11 @@ struct Consumer {
   // Issue O += P V[j]; the first product of a tile starts O.
   __device__ __forceinline__ void issue_values(const Weights& P, int j) {
     shared.vt.wait(j);
-    const u64 b = swizzled_descriptor<KEY_PANEL>(shared.Vt[j % STAGES]);
+    const u64 b = swizzled_descriptor<KEY_PANEL>(shared.Vt[j % VT_STAGES]);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < BLOCK_N / 32; ++k)
-      Wgmma<HEAD_DIM>::rs(O, P + 4 * k, b + k / 4 * (HEAD_DIM * KEY_PANEL / 16) + k % 4 * 2, k > 0 || started);
+      Wgmma<HEAD_DIM>::rs(O, P + 4 * k, b + k / PANEL_STEPS * (HEAD_DIM * KEY_PANEL / 16) + k % PANEL_STEPS * 2, k > 0 || started);
     started = true;
     wgmma_commit();
     trace.stamp(Label::VALUES, j);
@@ -404,7 +409,7 @@ __device__ __forceinline__ void attention(const Problem& problem) {
     for (int wg = 0; wg < CONSUMERS; ++wg) shared.q[wg].init(4);
     shared.k.init(4 * CONSUMERS);
     shared.v.init(TRANSPOSERS);
-    for (int i = 0; i < STAGES; ++i) {
+    for (int i = 0; i < VT_STAGES; ++i) {
       mbarrier_init(&shared.vt.full[i], TRANSPOSERS);
       mbarrier_init(&shared.vt.empty[i], 4 * CONSUMERS);
     }

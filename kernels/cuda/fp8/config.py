@@ -23,18 +23,20 @@ SHIFT = 4
 
 @dataclass(frozen=True)
 class Fit:
-    """A tile and what else its kernel needs: slots of V as loaded, registers of a consumer thread; for up to so many keys."""
+    """A tile and what else its kernel needs; for up to so many keys."""
 
     tile: Tile
-    v_stages: int
-    consumer_registers: int
+    v_stages: int  # slots of V as loaded
+    vt_stages: int  # and transposed
+    consumer_registers: int  # of a thread
     keys: float = math.inf
+    by_polynomial: int = 0  # of eight exponentials, those on the FMA pipe
 
 
 FITS = {
-    64: (Fit(Tile(192, 128, 2, 3), 2, 160),),
-    128: (Fit(Tile(128, 128, 2, 2), 2, 208, keys=1024), Fit(Tile(128, 192, 2, 2), 2, 240)),
-    256: (Fit(Tile(128, 96, 2, 2), 1, 232),),
+    64: (Fit(Tile(192, 128, 2, 3), 2, 2, 160),),
+    128: (Fit(Tile(128, 128, 2, 2), 2, 2, 208, keys=1024), Fit(Tile(128, 192, 2, 2), 2, 2, 240)),
+    256: (Fit(Tile(128, 96, 2, 2), 1, 2, 232),),
 }
 """By head_dim, the first that takes the keys. At d128 N = 192 is the widest whose S, two P and O fit 240 registers; 1k keys are
 five and a third such blocks and eight of 128."""
@@ -71,11 +73,13 @@ class Fp8Config:
             "BLOCK_N": tile.block_n,
             "STAGES": tile.stages,
             "V_STAGES": self.fit.v_stages,
+            "VT_STAGES": self.fit.vt_stages,
             "CONSUMERS": tile.consumers,
             "CONSUMER_REGISTERS": self.fit.consumer_registers,
             "CAUSAL": int(self.causal),
             "BF16": int(self.output == "bf16"),
             "SHIFT": SHIFT,
+            "BY_POLYNOMIAL": self.fit.by_polynomial,
             "TRACE": 0,
         }
         path = sixteen_bit.path_of(self.schedule)

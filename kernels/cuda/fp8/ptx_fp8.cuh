@@ -11,6 +11,14 @@ __device__ __forceinline__ u32 pack_e4m3(float a, float b, float c, float d) {
       : "f"(a), "f"(b), "f"(c), "f"(d));
   return four;
 }
+// exp2 on the FMA pipe: 2^n times a cubic in the rest of x, at most 1.1e-4 off. -127 and below give 0, 127 is the most, NaN stays NaN.
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  asm("max.NaN.f32 %0, %0, %1;\n\tmin.NaN.f32 %0, %0, %2;" : "+f"(x) : "f"(-127.0f), "f"(127.0f));
+  const float whole = x + 12582912.0f;  // 1.5 * 2^23: its last bits are the whole number nearest to x
+  const float rest = x - (whole - 12582912.0f);
+  const float p = __fmaf_rn(__fmaf_rn(__fmaf_rn(0.05500893294811249f, rest, 0.24221095442771912f), rest, 0.6932829022407532f), rest, 1.0f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(whole) << 23));
+}
 // Four 8 x 8 matrices of 16-bit values from shared memory, each transposed; lane i gives the address of row i % 8 of matrix i / 8.
 __device__ __forceinline__ void load_matrices_transposed(u32 (&x)[4], u32 row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -26,6 +34,7 @@ __device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 which) {
 }
 // A K-major matrix in shared memory whose rows of ROW_BYTES are swizzled over themselves (PTX ISA, "Matrix descriptor").
 template <int ROW_BYTES> __device__ __forceinline__ u64 swizzled_descriptor(const void* tile) {
-  static_assert(ROW_BYTES == 128 || ROW_BYTES == 64, "the 128-byte or the 64-byte swizzle");
-  return (u64)((smem_address(tile) & 0x3ffff) >> 4) | ((u64)(8 * ROW_BYTES >> 4) << 32) | (ROW_BYTES == 128 ? 1ull << 62 : 2ull << 62);
+  static_assert(ROW_BYTES == 128 || ROW_BYTES == 64 || ROW_BYTES == 32, "the 128-byte, the 64-byte or the 32-byte swizzle");
+  constexpr u64 SWIZZLE = ROW_BYTES == 128 ? 1 : ROW_BYTES == 64 ? 2 : 3;
+  return (u64)((smem_address(tile) & 0x3ffff) >> 4) | ((u64)(8 * ROW_BYTES >> 4) << 32) | (SWIZZLE << 62);
 }

@@ -3,6 +3,8 @@
 #include "ptx_fp8.cuh"
 #include "softmax.cuh"
 
+constexpr float LARGEST = 448.0f;  // e4m3
+
 // A weight at the maximum in use is 2^SHIFT; e4m3 ends at 448, so a maximum may grow by a factor 448 / 2^SHIFT before O has to be
 // rescaled, and weights down to 2^-(6 + SHIFT) of the largest keep their three bits.
 struct RowStateFp8 : RowState {
@@ -12,8 +14,10 @@ struct RowStateFp8 : RowState {
     if (!first) {
       const float shift[2] = {__fmaf_rn(top[0], scale, -(float)SHIFT), __fmaf_rn(top[1], scale, -(float)SHIFT)};
       weights(S, P, scale, shift, block);
+      // A thread's share of the row sum bounds its weights. Only where that does not do are the bytes looked at.
+      const bool within = block[0] <= LARGEST && block[1] <= LARGEST;
       // The branch also keeps the exponentials before the next wait for a WGMMA, which the compiler would move them past.
-      if (__all_sync(0xffffffffu, !saturated(P))) {
+      if (__all_sync(0xffffffffu, within) || __all_sync(0xffffffffu, !saturated(P))) {
         sum[0] += block[0], sum[1] += block[1];
         return false;
       }
@@ -50,6 +54,11 @@ struct RowStateFp8 : RowState {
     for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(sum[r], factor[r], block[r]);
   }
 
+  // The n-th exponential of a thread; of every eight, BY_POLYNOMIAL leave MUFU to the others.
+  static __device__ __forceinline__ float weight(float x, int n) {
+    return n * BY_POLYNOMIAL % 8 < BY_POLYNOMIAL ? exp2_polynomial(x) : exp2_approx(x);
+  }
+
   // exp2(scale * S - shift) in e4m3, and their sums over the thread's columns. Register 2 m + r has the thread's keys
   // 16 m + {0, 1, 8, 9} + 2 (lane % 4) of row r, which is the order that the transposed V has (Transposer).
   template <int N>
@@ -60,8 +69,9 @@ struct RowStateFp8 : RowState {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float* s = S + 8 * m + 2 * r;
-        const float w = exp2_approx(__fmaf_rn(s[0], scale, -shift[r])), x = exp2_approx(__fmaf_rn(s[1], scale, -shift[r]));
-        const float y = exp2_approx(__fmaf_rn(s[4], scale, -shift[r])), z = exp2_approx(__fmaf_rn(s[5], scale, -shift[r]));
+        const int n = 8 * m + 4 * r;  // of the first of them, as they are made
+        const float w = weight(__fmaf_rn(s[0], scale, -shift[r]), n), x = weight(__fmaf_rn(s[1], scale, -shift[r]), n + 1);
+        const float y = weight(__fmaf_rn(s[4], scale, -shift[r]), n + 2), z = weight(__fmaf_rn(s[5], scale, -shift[r]), n + 3);
         a[r] += w, b[r] += x;
         a[r] += y, b[r] += z;
         P[2 * m + r] = pack_e4m3(w, x, y, z);
