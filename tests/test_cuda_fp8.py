@@ -13,8 +13,9 @@ from fasim.kernels.cuda.fp8 import config
 from fasim.kernels.cuda.fp8.wgmma import header
 from fasim.simulator.errors import UsageError
 
-COMPILED = [*(config.Fp8Config("fa3", "bf16", d, True, fit) for d, fits in config.FITS.items() for fit in fits)]
-each = pytest.mark.parametrize("kernel", COMPILED, ids=lambda kernel: f"d{kernel.head_dim}-n{kernel.fit.tile.block_n}")
+COMPILED = [kernel for kernel in config.variants() if kernel.causal and kernel.output == "bf16"]
+COMPILED = [kernel for kernel in COMPILED if kernel.block_scales or not kernel.two_levels]
+each = pytest.mark.parametrize("kernel", COMPILED, ids=lambda kernel: f"n{kernel.fit.tile.block_n} {kernel.name}")
 needs_nvrtc = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
 REGISTER_FILE, MAX_SMEM_BYTES = 65536, 227 * 1024
 
@@ -82,6 +83,8 @@ def test_a_schedule_or_head_dim_without_an_fp8_kernel_is_refused():
         config.config_for("overlap-3stage", "bf16", 128, False, 4096)
     with pytest.raises(UsageError, match="head_dim=96"):
         config.config_for("fa3", "bf16", 96, False, 4096)
+    with pytest.raises(UsageError, match="two_level at head_dim=256"):
+        config.config_for("fa3", "bf16", 256, False, 4096, two_levels=True)
 
 
 torch = pytest.importorskip("torch")

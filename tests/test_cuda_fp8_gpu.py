@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,11 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0)
     pytest.skip("needs a GPU of compute capability 9.0", allow_module_level=True)
 
 from fasim.kernels import reference  # noqa: E402
+from fasim.kernels.cuda.fp8.config import QUERY_ROWS  # noqa: E402
 from fasim.kernels.cuda.fp8.launch import forward  # noqa: E402
+from fasim.kernels.fp8 import emulate  # noqa: E402
+from fasim.kernels.fp8.operator import flash_attn_fp8, kv_rows  # noqa: E402
+from fasim.kernels.fp8.quantise import quantise  # noqa: E402
 
 E4M3 = torch.float8_e4m3fn
 WEIGHT_ERROR = 0.04
@@ -105,6 +110,108 @@ def test_a_scale_of_zero_weighs_all_keys_alike():
     mean = v.double().mean(1, keepdim=True).repeat_interleave(2, 2).expand_as(o)
     assert (o.double() - mean).norm() <= 0.01 * mean.norm()
     torch.testing.assert_close(lse, torch.full_like(lse, math.log(333)), rtol=0, atol=1e-4)
+
+
+def in_blocks(seqlen_q=300, seqlen_k=777, heads=4, kv_heads=2, head_dim=128, two_level=0, spread=3.0):
+    """q, k, v as quantised by the kernel's own blocks, whose sizes differ by up to e^(2 spread)."""
+    generator = torch.Generator("cuda").manual_seed(5)
+
+    def draw(seqlen, heads, rows):
+        x = torch.randn(2, seqlen, heads, head_dim, device="cuda", generator=generator)
+        blocks = torch.rand(2, -(-seqlen // rows), heads, device="cuda", generator=generator) * 2 - 1
+        return quantise((x * (spread * blocks).exp().repeat_interleave(rows, 1)[:, :seqlen, :, None]).half(), rows)
+
+    own = kv_rows(head_dim, seqlen_k, two_level)
+    return draw(seqlen_q, heads, QUERY_ROWS), draw(seqlen_k, kv_heads, own), draw(seqlen_k, kv_heads, own)
+
+
+def with_descales(q, k, v, **more):
+    return forward(q.values, k.values, v.values, q.descale, k.descale, v.descale, block_scales=True, **more)
+
+
+def check_blocks(q, k, v, causal=False, two_level=0, error=WEIGHT_ERROR):
+    scale = 0.05 / math.sqrt(q.values.shape[3])  # the largest blocks' scores would leave one key a row
+    o, lse = with_descales(q, k, v, softmax_scale=scale, causal=causal, dtype=torch.float16, two_level=two_level)
+    again = with_descales(q, k, v, softmax_scale=scale, causal=causal, dtype=torch.float16, two_level=two_level)
+    assert torch.equal(again[0], o) and torch.equal(again[1], lse)
+    expected = emulate.exact(q, k, v, scale, causal)
+    seen = ~torch.isinf(expected.lse)
+    assert not o.transpose(1, 2)[~seen].any()
+    assert (o.double() - expected.o).norm() <= error * expected.o.norm()
+    if seen.any():
+        top = max(1.0, float(expected.lse[seen].abs().max()))
+        assert float((lse.double() - expected.lse)[seen].abs().max()) <= SCORE_BITS * top
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [(300, 777), (1000, 130), (1, 5), (129, 4097), (700, 9000)])
+def test_a_descale_of_a_block_is_that_blocks(head_dim, causal, lengths):
+    check_blocks(*in_blocks(*lengths, head_dim=head_dim), causal=causal)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("two_level", [1, 2, 5, 1000])
+def test_two_levels_with_descales_of_blocks_or_of_heads(head_dim, causal, two_level):
+    for lengths in ((300, 777), (130, 100), (200, 3001)):
+        check_blocks(*in_blocks(*lengths, head_dim=head_dim, two_level=two_level), causal=causal, two_level=two_level)
+    q, k, v = inputs(seqlen_q=333, seqlen_k=1500, head_dim=head_dim)
+    o, lse = forward(q, k, v, causal=causal, two_level=two_level)
+    expected = reference.attention_forward(q, k, v, causal=causal)
+    assert (o.double() - expected.o).norm() <= WEIGHT_ERROR * expected.o.norm()
+    assert float((lse.double() - expected.lse).abs().max()) <= SCORE_BITS * float(expected.lse.abs().max())
+
+
+def test_two_levels_take_the_drift_out_of_long_rows():
+    """V around 1: what 14 bits cut off adds up, the more the longer the row."""
+    q, k = random(1, 128, 2, 128, seed=1), random(1, 1 << 16, 2, 128, seed=2)
+    v = (1 + 0.1 * random(1, 1 << 16, 2, 128, seed=3).float()).to(E4M3)
+    exact = reference.attention_forward(q, k, v).o
+    drift = [float((forward(q, k, v, dtype=torch.float16, two_level=n)[0].double() - exact).mean()) for n in (0, 4)]
+    assert drift[0] < -3 * abs(drift[1]), drift
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("block_scales", [False, True])
+def test_the_kernel_does_what_the_emulation_says(head_dim, block_scales):
+    """Where both round alike they agree far better than either with fp64; the exponentials differ in their last bits."""
+    if block_scales:
+        q, k, v = in_blocks(130, 1500, 2, 2, head_dim, spread=0.3)
+    else:
+        q, k, v = (quantise(x.half(), None) for x in inputs(1, 130, 1500, 2, 2, head_dim))
+    given = (q.values, k.values, v.values, q.descale, k.descale, v.descale)
+    o, lse = forward(*given, dtype=torch.float16, block_scales=block_scales)
+    how = replace(emulate.OURS, block=kv_rows(head_dim, 1500))
+    expected, exact = emulate.attention(q, k, v, arithmetic=how), emulate.exact(q, k, v)
+    assert (o.double() - expected.o).norm() <= 0.2 * (o.double() - exact.o).norm()
+    assert float((lse - expected.lse).abs().max()) <= 2e-5 * float(exact.lse.abs().max())
+
+
+def test_blocks_of_zeros_and_descales_of_zero():
+    q, k, v = in_blocks(200, 1000, spread=0.0)
+    rows = slice(kv_rows(128, 1000), 2 * kv_rows(128, 1000))
+    wide = [x.says().half() for x in (k, v)]
+    for x in wide:
+        x[:, rows] = 0
+    k, v = (quantise(x, k.block) for x in wide)
+    check_blocks(q, k, v)
+    nothing = v._replace(descale=torch.zeros_like(v.descale))
+    assert float(with_descales(q, k, nothing)[0].abs().max()) < 1e-20
+    o, lse = with_descales(q._replace(descale=torch.zeros_like(q.descale)), k, v)
+    mean = v.says().mean(1, keepdim=True).repeat_interleave(2, 2).expand_as(o)
+    assert (o.double() - mean).norm() <= 0.02 * mean.norm()
+    torch.testing.assert_close(lse, torch.full_like(lse, math.log(1000)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", [{}, {"block_scales": False}, {"hadamard": False}, {"two_level": 4}, {"causal": True}], ids=str)
+def test_16_bit_tensors_are_quantised_on_the_way(choice):
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (torch.randn(2, n, h, 128, device="cuda", generator=generator).half() for n, h in ((300, 4), (500, 2), (500, 2)))
+    o, lse = flash_attn_fp8(q, k, v, **choice, return_lse=True)
+    exact = reference.attention_forward(q, k, v, causal=choice.get("causal", False))
+    assert o.dtype == torch.float16 and (o.double() - exact.o).norm() <= 0.07 * exact.o.norm()
+    assert float((lse - exact.lse).abs().max()) < 0.3
 
 
 def with_nan(x, *at):

@@ -125,10 +125,11 @@ def test_nothing_is_quantised_to_nothing(shape, block):
     same(fused.quantise(x, block, hadamard=True), plain.quantise(x, block, hadamard=True))
 
 
-def test_zero_rows_have_a_descale_of_one_and_stay_zero():
+def test_zero_rows_have_the_smallest_descale_and_stay_zero():
     found = plain.quantise(extreme(), 32)
-    assert torch.equal(found.descale[0, 4], torch.ones(2)) and not found.values[0, :, 4].double().any()
-    assert found.descale[1, 4, 1] == 1.0 and found.descale[1, 4, 0] != 1.0
+    least = plain.SMALLEST_DESCALE
+    assert torch.equal(found.descale[0, 4], torch.full((2,), least)) and not found.values[0, :, 4].double().any()
+    assert found.descale[1, 4, 1] == least and found.descale[1, 4, 0] > least
 
 
 def test_nan_and_infinity_become_nan_where_they_stand_and_move_no_descale():

@@ -22,6 +22,7 @@ LOG2_E = 1.4426950408889634
 TINY = 2.0**-126
 WARP_ROWS = 16
 ROWS = 128
+SMALLEST_V_SCALE = 2.0**-100
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Arithmetic:
     """What kernels of one precision may still do differently.
 
     A weight at the maximum is 2^shift. `lazy` weights are taken from the maximum of the blocks before, and begun again by warps of
-    16 rows in which one reaches 448; else every block's own maximum counts. P V of `two_level` blocks is added up apart, and that
-    sum to O in fp32; None adds in the tensor cores' accumulator throughout. `accumulation` None is fp32's.
+    16 rows in which one reaches 448; else every block's own maximum counts. V's descales of blocks are in P, and so in the maximum.
+    P V of `two_level` blocks is added up apart, and that sum to O in fp32; None adds in the tensor cores' accumulator throughout.
+    `accumulation` None is fp32's.
     """
 
     shift: int = SHIFT
@@ -68,6 +70,8 @@ def attention(
     if 0 in (o.numel(), seqlen_k):
         return Output(o, lse)
     descales = [x.expanded()[..., 0] for x in (q, k, v)]
+    own = torch.ones_like(descales[2]) if v.block is None else descales[2].clamp(min=SMALLEST_V_SCALE)  # NaN stays
+    last = descales[2][:, 0] if v.block is None else torch.ones_like(descales[2][:, 0])
     for b in range(batch):
         for head in range(heads):
             at = b, slice(None), head // (heads // kv_heads)
@@ -77,8 +81,8 @@ def attention(
                 walk = _Walk(
                     q.values[b, rows, head].float(), descales[0][b, rows, head] * scale, seqlen_k - seqlen_q, causal, start
                 )
-                walk.over(keys, values, descales[1][at], descales[2][at], arithmetic)
-                o[b, rows, head], lse[b, head, rows] = walk.result(arithmetic)
+                walk.over(keys, values, descales[1][at], own[at], arithmetic)
+                o[b, rows, head], lse[b, head, rows] = walk.result(arithmetic, last[b, at[2]])
     return Output(o, lse)
 
 
@@ -95,7 +99,6 @@ class _Walk:
 
     def over(self, keys: Tensor, values: Tensor, key_scale: Tensor, value_scale: Tensor, how: Arithmetic) -> None:
         """All blocks that any of the rows sees, from the last to the first."""
-        self.largest = value_scale.max()
         end = min(len(keys), int(self.last[-1]) + 1) if self.causal else len(keys)
         for walked, start in enumerate(reversed(range(0, max(end, 0), how.block))):
             block = slice(start, min(start + how.block, len(keys)))
@@ -105,31 +108,42 @@ class _Walk:
             if self.causal:
                 key = torch.arange(block.start, block.stop, device=keys.device)
                 scores = scores.masked_fill(key > self.last[:, None], -math.inf)
-            weights = self.softmax(scores, value_scale[block] / self.largest, walked == 0, how)
+            weights = self.softmax(scores, value_scale[block], walked == 0, how)
             self.part = multiply(weights, values[block].T, self.part, how.accumulation)
             if how.two_level and (walked + 1) % how.two_level == 0:
                 self.o, self.part = self.o + self.part, torch.zeros_like(self.part)
         self.o = self.o + self.part
 
-    def softmax(self, scores: Tensor, ratio: Tensor, first: bool, how: Arithmetic) -> Tensor:
+    def softmax(self, scores: Tensor, value_scale: Tensor, first: bool, how: Arithmetic) -> Tensor:
         """P of a block in e4m3 values; what was added up before is rescaled where the maximum in use changes."""
+        scores = scores + value_scale.log2()
         pivot = self.top
         weights = torch.exp2(scores - (pivot - how.shift)[:, None])
         again = torch.ones_like(self.warp, dtype=torch.bool)
         if how.lazy and not first:
-            full = ~(to_e4m3(weights * ratio).float() < LARGEST).all(1)  # or NaN
-            again = torch.zeros_like(again).index_put_((self.warp[full],), torch.tensor(True, device=full.device))[self.warp]
+            again = self.in_warps(~(shares(weights) <= LARGEST).all(1))  # or NaN
+            again &= self.in_warps(~(to_e4m3(weights).float() < LARGEST).all(1))
         high = torch.maximum(self.top, torch.where(scores.isnan(), -math.inf, scores).amax(1))
         high = torch.where(again, high, self.top)
         pivot = torch.where(high == -math.inf, 0.0, high)
         weights = torch.where(again[:, None], torch.exp2(scores - (pivot - how.shift)[:, None]), weights)
         factor = torch.where(again, torch.exp2(self.top - pivot), 1.0)
-        self.top, self.total = high, self.total * factor + weights.sum(1)
+        self.top, self.total = high, self.total * factor + (weights / value_scale).sum(1)
         self.part, self.o = self.part * factor[:, None], self.o * factor[:, None]
-        return to_e4m3(weights * ratio).float()
+        return to_e4m3(weights).float()
 
-    def result(self, how: Arithmetic) -> tuple[Tensor, Tensor]:
+    def in_warps(self, rows: Tensor) -> Tensor:
+        """Which rows share a warp with one of these."""
+        return torch.zeros_like(rows).index_put_((self.warp[rows],), torch.tensor(True, device=rows.device))[self.warp]
+
+    def result(self, how: Arithmetic, value_scale: Tensor) -> tuple[Tensor, Tensor]:
         """O and LSE; a row that saw no key gives 0 and -inf."""
         seen = self.total != 0
-        o = torch.where(seen[:, None], self.o / self.total[:, None] * self.largest, 0.0)
+        o = torch.where(seen[:, None], self.o / self.total[:, None] * value_scale, 0.0)
         return o, torch.where(seen, (self.top - how.shift + self.total.log2()) / LOG2_E, -math.inf)
+
+
+def shares(weights: Tensor) -> Tensor:
+    """(rows, keys) as sums of the four threads that hold a row: keys 2 i and 2 i + 1 of every 8 are thread i's."""
+    padded = torch.nn.functional.pad(weights, (0, -weights.shape[1] % 8))
+    return padded.unflatten(1, (-1, 4, 2)).sum((1, 3))

@@ -105,7 +105,7 @@ def _in_e4m3(blocks: bool, hadamard: bool, two_level: int | None = None) -> Call
     """FP8 attention as cuda/fp8 computes it, with the kernel's own blocks."""
 
     def compute(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        own = kv_rows(q.shape[3], k.shape[1])
+        own = kv_rows(q.shape[3], k.shape[1], two_level)
         sizes = (QUERY_ROWS, own, own) if blocks else (None,) * 3
         given = (quantise(x, n, hadamard=hadamard and x is not v) for x, n in zip((q, k, v), sizes, strict=True))
         return emulate.attention(*given, arithmetic=replace(emulate.OURS, block=own, two_level=two_level)).o.half()

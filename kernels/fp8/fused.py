@@ -43,7 +43,7 @@ def _quantise(
         step = tl.load(at - block)
     else:
         largest = tl.max(tl.max(tl.where(finite, size, 0.0), 1), 0)
-        step = tl.where(largest > 0.0, tl.maximum(tl.div_rn(largest, LARGEST), SMALLEST), 1.0)
+        step = tl.maximum(tl.div_rn(largest, LARGEST), SMALLEST)
         tl.store(at, largest if MODE == "measure" else step)
     if MODE != "measure":
         scaled = wide * tl.div_rn(1.0, step)

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from ...simulator.errors import UsageError
 from ..arguments import check_inputs, default_scale, flag_of, scale_of
-from ..cuda.fp8.config import config_for
+from ..cuda.fp8.config import QUERY_ROWS, config_for
 from . import emulate
 from .arguments import Descales, check, check_forward_only, two_level_of
 from .plain import Quantised
 from .quantise import quantise
 
 SCHEDULE = "fa3"
-QUERY_ROWS = 64
-"""Rows of Q to a descale: a consumer warpgroup's."""
 DEFAULT_DTYPE = torch.bfloat16
 """O's where Q, K and V are e4m3, as in FlashAttention-3."""
 
@@ -30,9 +28,9 @@ def is_e4m3(q: object, k: object, v: object) -> bool:
     return any(isinstance(x, Tensor) and x.dtype == torch.float8_e4m3fn for x in (q, k, v))
 
 
-def kv_rows(head_dim: int, seqlen_k: int) -> int:
-    """Rows of K and V to a descale: the kernel's own block."""
-    return config_for(SCHEDULE, "bf16", head_dim, False, seqlen_k).fit.tile.block_n
+def kv_rows(head_dim: int, seqlen_k: int, two_level: int | None = None) -> int:
+    """Rows of K and V to a descale: the kernel's own block. UsageError where two_level is not possible."""
+    return config_for(SCHEDULE, "bf16", head_dim, False, seqlen_k, two_levels=bool(two_level)).fit.tile.block_n
 
 
 def attend(
@@ -64,7 +62,8 @@ def flash_attn_fp8(
     Shapes, masks and LSE are those of flash_attn_func; softmax_scale is above 0. Q, K and V are quantised on the way
     (`quantise`): `block_scales` gives every block of rows its descale, else each batch entry and K/V head has one; `hadamard`
     multiplies Q and K by the signs of `seed` and the Hadamard matrix first. P V of `two_level` K/V blocks is added up apart and
-    then to O in fp32, against the 14 bits that Hopper's tensor cores keep; None leaves it to them. Raises UsageError, one sentence.
+    then to O in fp32, against the 14 bits that Hopper's tensor cores keep; None leaves it to them. head_dim 256 has no registers
+    for it. Raises UsageError, one sentence.
     """
     causal, blocks = flag_of(causal), two_level_of(two_level)
     check_inputs(q, k, v, "fa3 in FP8")
@@ -72,7 +71,8 @@ def flash_attn_fp8(
     softmax_scale = default_scale(q.shape[3]) if softmax_scale is None else scale_of(softmax_scale, q.shape[3])
     if not softmax_scale > 0:
         raise UsageError(f"softmax_scale={softmax_scale} is not above 0, as the FP8 kernels need it")
-    rows = (QUERY_ROWS, *(kv_rows(q.shape[3], k.shape[1]),) * 2) if block_scales else (0, 0, 0)
+    own = kv_rows(q.shape[3], k.shape[1], blocks)
+    rows = (QUERY_ROWS, own, own) if block_scales else (0, 0, 0)
     group = 1 if block_scales else q.shape[2] // max(1, k.shape[2])
     (q8, q_scale), (k8, k_scale), (v8, v_scale) = (
         quantise_e4m3(x, block, sharing, bool(hadamard and x is not v), seed)
@@ -140,7 +140,9 @@ def run(
     """What the operator does."""
     descales = (q_descale, k_descale, v_descale)
     if q.is_cuda:
-        return _launch(q, k, v, descales, softmax_scale, causal, dtype, q_block, two_level)
+        from ..cuda.fp8.launch import forward
+
+        return forward(q, k, v, *descales, softmax_scale, causal, dtype, SCHEDULE, bool(q_block), two_level)
     if q.device.type != "cpu":
         raise UsageError(f"q is on {q.device.type!r}; FP8 attention runs on an H100 or H200, and is emulated on the CPU")
     rows = (q_block, kv_block, kv_block) if q_block else ()
@@ -150,26 +152,7 @@ def run(
         Quantised(x, ones if descale is None else descale, block or None)
         for x, descale, block in zip((q, k, v), descales, rows or (0, 0, 0), strict=True)
     ]
-    block = kv_rows(q.shape[3], k.shape[1])
+    block = kv_rows(q.shape[3], k.shape[1], two_level)
     arithmetic = replace(emulate.OURS, block=block, two_level=two_level or None)
     o, lse = emulate.attention(*quantised, softmax_scale, causal, arithmetic)
     return o.to(dtype), lse
-
-
-def _launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    descales: Descales,
-    scale: float,
-    causal: bool,
-    dtype: torch.dtype,
-    q_block: int,
-    two_level: int,
-) -> tuple[Tensor, Tensor]:
-    from ..cuda.fp8.launch import forward
-
-    if q_block or two_level:
-        what = "descales of blocks" if q_block else "two_level"
-        raise UsageError(f"{what} are not built in the FP8 kernel yet: give block_scales=False and two_level=None, or CPU tensors")
-    return forward(q, k, v, *descales, scale, causal, dtype, SCHEDULE)

@@ -2,8 +2,8 @@
 
 An e4m3 value stands for itself times its descale. A descale is the largest finite magnitude of its rows over 448, in fp32, and
 
-- at least 2^-126, the smallest normal number: what is smaller keeps fewer bits, and its inverse never overflows;
-- 1 where all its rows are zero, or none of them is finite.
+- at least 2^-126, the smallest normal number, which rows of zeros have too: what is smaller keeps fewer bits, and its inverse
+  never overflows. A block of zeros in V so takes nothing of P's range from the others (cuda/fp8).
 
 Values are rounded to nearest, ties to even. NaN stays NaN. Infinity becomes NaN, since e4m3 has none and 448 would hide it; neither
 moves the descale. Rotation mixes a row of a head: one that holds NaN or infinity, or whose sums pass fp32, is NaN as a whole.
@@ -83,4 +83,4 @@ def shared(largest: Tensor, per: str, group: int) -> Tensor:
 
 def descale_of(largest: Tensor) -> Tensor:
     """The descale of rows whose largest finite magnitude is this."""
-    return torch.where(largest > 0, (largest / LARGEST).clamp(min=SMALLEST_DESCALE), 1.0)
+    return (largest / LARGEST).clamp(min=SMALLEST_DESCALE)

@@ -1,8 +1,9 @@
 // attention.cuh for e4m3: what the schedules include under that name when Q, K and V are FP8. The verbs are the same; what differs:
 // WGMMA takes 8-bit operands only K-major, so the producer warpgroup's other three warps transpose every block of V in shared
-// memory (Transposer), and consumers take it from a second ring. Scales of Q, K and V are folded into softmax and epilogue.
+// memory (Transposer), and consumers take it from a second ring. Scales of Q, K and V are folded into softmax and epilogue. P V of
+// some blocks may be added up apart from O, in TWO_LEVELS, as the tensor cores add to an accumulator with 14 bits.
 // Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, V_STAGES, VT_STAGES, CONSUMERS, CONSUMER_REGISTERS, CAUSAL, SHIFT,
-// BY_POLYNOMIAL, BF16 (of O), TRACE.
+// BY_POLYNOMIAL, BLOCK_SCALES, TWO_LEVELS, BF16 (of O), TRACE.
 #pragma once
 #define CLUSTER 1
 #include "softmax_fp8.cuh"
@@ -40,19 +41,23 @@ struct Shared {
   Ring<V_STAGES> v;
   Ring<VT_STAGES> vt;
   Work work;
+  Scales scales[2 * STAGES];  // of the blocks: come with K, read after its slot is free
 };
 
-// One fp32 scale per batch entry and K/V head; the value that an element stands for is its own times the scale. Null means 1.
+// The value that an element stands for is its own times a scale in fp32. There is one for a batch entry and K/V head, or with
+// BLOCK_SCALES one for 64 rows of a head of Q and for a block of a head of K or V. Null means 1.
 struct Descale {
   const float* at;
   int batch_stride, head_stride;
-  __device__ __forceinline__ float of(int batch, int kv_head) const {
-    return at == nullptr ? 1.0f : __ldg(at + (long long)batch * batch_stride + (long long)kv_head * head_stride);
+  __device__ __forceinline__ float of(int batch, int head, int block = 0) const {
+    return at == nullptr ? 1.0f : __ldg(at + (long long)batch * batch_stride + (long long)head * head_stride + block);
   }
 };
 struct Descales {
   Descale q, k, v;
+  int together;  // blocks whose P V is added up apart, with TWO_LEVELS
 };
+constexpr float SMALLEST_V_SCALE = 7.888609e-31f;  // 2^-100; its inverse times a row sum is in fp32
 
 struct Problem {
   const TensorMap &q, &k, &v, &o;
@@ -74,7 +79,8 @@ struct Producer {
   Trace trace;
   int tiles = 0, base = 0;  // tiles begun, K/V blocks loaded before this tile
   int kv_head = 0;
-  int ticket = 0;  // lane 0's of the next tile
+  int ticket = 0;                        // lane 0's of the next tile
+  float k_scale = 1.0f, v_scale = 1.0f;  // a lane's: of one of the 32 blocks walked next
 
   __device__ __forceinline__ void begin(const Tile& tile) {
     kv_head = tile.head / (problem.p.heads / problem.p.kv_heads);
@@ -97,7 +103,13 @@ struct Producer {
     trace.stamp(Label::LOAD_Q, base);
   }
   __device__ __forceinline__ void load_k(const Tile& tile, int j) {
-    load(problem.k, shared.k, shared.K[(base + j) % STAGES], tile, j);
+    Scales* scales = nullptr;
+    Scales found;
+    if constexpr (BLOCK_SCALES) {
+      found = scales_of(tile, j);
+      scales = &shared.scales[(base + j) % (2 * STAGES)];
+    }
+    load(problem.k, shared.k, shared.K[(base + j) % STAGES], tile, j, found, scales);
     trace.stamp(Label::LOAD_K, base + j);
   }
   // A tile's last load: the next tile is drawn beside it, no earlier, or the CTAs of a head would fall apart.
@@ -106,12 +118,25 @@ struct Producer {
     load(problem.v, shared.v, shared.V[(base + j) % V_STAGES], tile, j);
     trace.stamp(Label::LOAD_V, base + j);
   }
+  // Of block j of the walk, fetched 32 at a time.
+  __device__ __forceinline__ Scales scales_of(const Tile& tile, int j) {
+    if (j % 32 == 0) {
+      const int block = max(0, tile.blocks - 1 - j - lane_id());
+      k_scale = problem.descales.k.of(tile.batch, kv_head, block);
+      v_scale = problem.descales.v.of(tile.batch, kv_head, block);
+    }
+    const float k = __shfl_sync(0xffffffffu, k_scale, j % 32), given = __shfl_sync(0xffffffffu, v_scale, j % 32);
+    const float v = given < SMALLEST_V_SCALE ? SMALLEST_V_SCALE : given;  // NaN stays
+    return {k, SHIFT + log2_approx(v), reciprocal_approx(v)};
+  }
   // Block j of the walk.
   template <int COUNT>
-  __device__ __forceinline__ void load(const TensorMap& map, Ring<COUNT>& ring, unsigned char* to, const Tile& tile, int j) {
+  __device__ __forceinline__ void load(
+      const TensorMap& map, Ring<COUNT>& ring, unsigned char* to, const Tile& tile, int j, const Scales& scales = {}, Scales* scales_to = nullptr) {
     ring.wait_free(base + j);
     if (elected()) {
       u64* full = ring.full_of(base + j);
+      if (scales_to) *scales_to = scales;
       mbarrier_expect(full, BLOCK_N * HEAD_DIM);
 #pragma unroll 1
       for (int c = 0; c < PANELS; ++c)
@@ -200,8 +225,10 @@ struct Consumer {
   int unmasked = 0;          // the first of them that needs no mask
   bool started = false;      // whether O holds a product of this tile
   bool grown = false;        // whether the last block moved the maximum
-  float scale = 0.0f;        // of scores, with those of Q and K, in base 2
+  float scale = 0.0f;        // of scores, in base 2, with Q's scale and, where a head has one, K's
+  int apart = 0;             // blocks whose P V is in `product` and not yet in O
   float O[HEAD_DIM / 2];
+  float product[TWO_LEVELS ? HEAD_DIM / 2 : 1];
   RowStateFp8 rows;
 
   __device__ __forceinline__ Consumer(Shared& shared, const Problem& problem, int rank)
@@ -215,9 +242,16 @@ struct Consumer {
     last += tile().blocks;
     unmasked = first + tile().masked(problem.p, tile().m * BLOCK_M + rank * ROWS);
     started = false;
+    if constexpr (TWO_LEVELS) {
+      apart = 0;
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 2; ++i) O[i] = 0.0f;
+    }
     const Descales& d = problem.descales;
-    scale = problem.p.scale_log2 * d.q.of(tile().batch, kv_head()) * d.k.of(tile().batch, kv_head());
-    if (scale == 0.0f) scale = 1.1754944e-38f;  // masked scores are -inf, and -inf * 0 is NaN
+    if constexpr (BLOCK_SCALES)
+      scale = problem.p.scale_log2 * d.q.of(tile().batch, tile().head, min(tile().m * CONSUMERS + rank, (problem.p.seqlen_q - 1) / ROWS));
+    else
+      scale = positive(problem.p.scale_log2 * d.q.of(tile().batch, kv_head()) * d.k.of(tile().batch, kv_head()));
     rows.start();
     trace.begin(first, last);
     return true;
@@ -229,6 +263,13 @@ struct Consumer {
   }
   __device__ __forceinline__ const Tile& tile() const { return shared.work.tile(tiles); }
   __device__ __forceinline__ int kv_head() const { return tile().head / (problem.p.heads / problem.p.kv_heads); }
+  // Masked scores are -inf, and -inf * 0 is NaN.
+  static __device__ __forceinline__ float positive(float scale) { return scale == 0.0f ? 1.1754944e-38f : scale; }
+  __device__ __forceinline__ Scales scales_of(int j) const {
+    if constexpr (!BLOCK_SCALES) return {scale, SHIFT, 1.0f};
+    const Scales& found = shared.scales[j % (2 * STAGES)];
+    return {positive(scale * found.scores), found.lift, found.sums};
+  }
   __device__ __forceinline__ void wait_q() { shared.q[rank].wait(tiles); }
   __device__ __forceinline__ void free_q() { shared.q[rank].free<1>(tiles); }
 
@@ -255,6 +296,20 @@ struct Consumer {
     wgmma_commit();
     trace.stamp(Label::SCORES, j);
   }
+  // What P V is added to on the tensor cores.
+  __device__ __forceinline__ auto& values() {
+    if constexpr (TWO_LEVELS) return product;
+    else return O;
+  }
+  // O += product, in fp32.
+  __device__ __forceinline__ void gather() {
+    if (apart > 0) {
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 2; ++i) O[i] += product[i];
+    }
+    apart = 0;
+    started = false;
+  }
   // Issue O += P V[j]; the first product of a tile starts O.
   __device__ __forceinline__ void issue_values(const Weights& P, int j) {
     shared.vt.wait(j);
@@ -262,7 +317,7 @@ struct Consumer {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < BLOCK_N / 32; ++k)
-      Wgmma<HEAD_DIM>::rs(O, P + 4 * k, b + k / PANEL_STEPS * (HEAD_DIM * KEY_PANEL / 16) + k % PANEL_STEPS * 2, k > 0 || started);
+      Wgmma<HEAD_DIM>::rs(values(), P + 4 * k, b + k / PANEL_STEPS * (HEAD_DIM * KEY_PANEL / 16) + k % PANEL_STEPS * 2, k > 0 || started);
     started = true;
     wgmma_commit();
     trace.stamp(Label::VALUES, j);
@@ -275,7 +330,10 @@ struct Consumer {
   }
   template <int PENDING> __device__ __forceinline__ void wait_values(int j) {
     wgmma_wait<PENDING>();
-    hold(O);
+    hold(values());
+    if constexpr (TWO_LEVELS) {
+      if (++apart >= problem.descales.together) gather();
+    }
     trace.stamp(Label::VALUES_DONE, j);
   }
   __device__ __forceinline__ void free_k(int j) { shared.k.free<1>(j); }
@@ -289,19 +347,24 @@ struct Consumer {
       const int end = p.seqlen_k - key, diagonal = first_row() + p.seqlen_k - p.seqlen_q + 1 - key;
       mask(S, CAUSAL ? min(end, diagonal) : end, CAUSAL ? min(end, diagonal + 8) : end);
     }
-    grown = rows.online(S, P, scale, j == first, j < unmasked);
+    grown = rows.online(S, P, scales_of(j), j == first, j < unmasked);
     trace.stamp(Label::SOFTMAX, j);
     trace.seek(j + 1);
   }
   // Multiply O by exp2(old - new maximum) where the maximum has moved; no product may be in flight.
   __device__ __forceinline__ void rescale() {
-    if (grown) rows.rescale(O);
+    if (!grown) return;
+    rows.rescale(O);
+    if constexpr (TWO_LEVELS) {
+      if (apart > 0) rows.rescale(product);
+    }
   }
 
   // O /= l and LSE. Each warp stages its own rows and leaves the copy to TMA: no one waits for an epilogue.
   __device__ __forceinline__ void store() {
     float lse[2];
-    rows.normalize(O, scale, problem.descales.v.of(tile().batch, kv_head()), lse);
+    if constexpr (TWO_LEVELS) gather();
+    rows.normalize(O, BLOCK_SCALES ? 1.0f : problem.descales.v.of(tile().batch, kv_head()), lse);
     const int lane = lane_id();
     const u32 at = stage() + lane % WARP_ROWS * 128;
 #pragma unroll

@@ -40,7 +40,11 @@ FITS = {
 }
 """By head_dim, the first that takes the keys. At d128 N = 192 is the widest whose S, two P and O fit 240 registers; 1k keys are
 five and a third such blocks and eight of 128."""
+FITS_TWO_LEVELS = {64: Fit(Tile(128, 192, 3, 2), 2, 3, 240), 128: Fit(Tile(128, 96, 3, 2), 2, 4, 232)}
+"""Where P V is added up in two levels: a second accumulator as wide as O, for which d256 has no registers."""
 HEAD_DIMS = tuple(FITS)
+QUERY_ROWS = 64
+"""Rows of Q to a descale of a block: a consumer warpgroup's. Those of K and V are the tile's block_n."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,14 @@ class Fp8Config:
     head_dim: int
     causal: bool
     fit: Fit
+    block_scales: bool = False  # for 64 rows of Q and for each block of K and V; else for a head
+    two_levels: bool = False  # P V of some blocks added up apart
 
     @property
     def name(self) -> str:
         """As it is spoken of: "fa3 e4m3 d128 causal"."""
-        return f"{self.schedule} e4m3 d{self.head_dim} {'causal' if self.causal else 'full'} to {self.output}"
+        more = " block scales" * self.block_scales + " two levels" * self.two_levels
+        return f"{self.schedule} e4m3 d{self.head_dim} {'causal' if self.causal else 'full'} to {self.output}{more}"
 
     @property
     def threads(self) -> int:
@@ -80,29 +87,38 @@ class Fp8Config:
             "BF16": int(self.output == "bf16"),
             "SHIFT": SHIFT,
             "BY_POLYNOMIAL": self.fit.by_polynomial,
+            "BLOCK_SCALES": int(self.block_scales),
+            "TWO_LEVELS": int(self.two_levels),
             "TRACE": 0,
         }
         path = sixteen_bit.path_of(self.schedule)
         return Source(f"fp8_{path.name}", path.read_text(encoding="utf-8"), headers(), defines)
 
 
-def config_for(schedule: str, output: str, head_dim: int, causal: bool, seqlen_k: int) -> Fp8Config:
+def config_for(
+    schedule: str, output: str, head_dim: int, causal: bool, seqlen_k: int, block_scales: bool = False, two_levels: bool = False
+) -> Fp8Config:
     """The kernel of a schedule on the tile for so many keys; UsageError where there is none."""
     if schedule not in SCHEDULES:
         raise UsageError(f"schedule={schedule!r} has no FP8 kernel ({', '.join(SCHEDULES)})")
     if head_dim not in HEAD_DIMS:
         raise UsageError(f"head_dim={head_dim} is not supported in FP8 ({', '.join(map(str, HEAD_DIMS))})")
-    fit = next(fit for fit in FITS[head_dim] if seqlen_k <= fit.keys)
-    return Fp8Config(schedule, output, head_dim, causal, fit)
+    if two_levels and head_dim not in FITS_TWO_LEVELS:
+        able = " or ".join(map(str, FITS_TWO_LEVELS))
+        raise UsageError(f"two_level at head_dim={head_dim} is not possible: a second accumulator as wide needs head_dim {able}")
+    fit = FITS_TWO_LEVELS[head_dim] if two_levels else next(fit for fit in FITS[head_dim] if seqlen_k <= fit.keys)
+    return Fp8Config(schedule, output, head_dim, causal, fit, block_scales, two_levels)
 
 
 def variants() -> list[Fp8Config]:
     """Every FP8 kernel that there is."""
+    fits = [(head_dim, fit, False) for head_dim, fits in FITS.items() for fit in fits]
+    fits += [(head_dim, fit, True) for head_dim, fit in FITS_TWO_LEVELS.items()]
     return [
-        Fp8Config(schedule, output, head_dim, causal, fit)
+        Fp8Config(schedule, output, head_dim, causal, fit, block_scales, two_levels)
         for schedule in SCHEDULES
-        for head_dim, fits in FITS.items()
-        for fit in fits
+        for head_dim, fit, two_levels in fits
+        for block_scales in (False, True)
         for causal in (False, True)
         for output in OUTPUTS
     ]

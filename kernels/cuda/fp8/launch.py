@@ -14,14 +14,14 @@ from ....simulator.errors import UsageError
 from ...compile import build
 from ...fp8.arguments import check
 from .. import driver, launch
-from .config import Fp8Config, config_for
+from .config import QUERY_ROWS, Fp8Config, config_for
 
 OUTPUTS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 ROW_BYTES = 128
 """The widest row that TMA swizzles (PTX ISA, tensor swizzling modes)."""
 PARAMS = launch.PARAMS
-DESCALES = struct.Struct("@PiiPiiPii")
-"""struct Descales of the kernels: for q, k and v an address, or 0 for scales of 1, and the strides of batch and head."""
+DESCALES = struct.Struct("@PiiPiiPiii")
+"""struct Descales of the kernels: for q, k and v an address, 0 for scales of 1, and strides of batch and head; two_level."""
 
 
 def forward(
@@ -35,21 +35,32 @@ def forward(
     causal: bool = False,
     dtype: torch.dtype = torch.bfloat16,
     schedule: str = "fa3",
+    block_scales: bool = False,
+    two_level: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of FP8 tensors: O (B, S_q, H, D) of `dtype` and LSE (B, H, S_q), on q's device and its current stream.
 
     q is (B, S_q, H, D), k and v are (B, S_k, H_kv, D), torch.float8_e4m3fn, D of 64, 128 or 256, H a multiple of H_kv,
     any lengths and strides. A descale is (B, H_kv), fp32, not negative: what an element stands for is its own value times
-    the descale of its batch entry and K/V head (q's is shared by the query heads of a group); None means 1. O is that of
-    the values so scaled. `softmax_scale` > 0 defaults to 1/sqrt(D); a causal mask is bottom-right aligned; a row that sees
-    no key gives O = 0, LSE = -inf. Weights are rounded to e4m3 for the second GEMM (FlashAttention-3 section 3.3).
+    the descale of its batch entry and K/V head (q's is shared by the query heads of a group); None means 1. With
+    `block_scales` they are (B, H, blocks): one for config.QUERY_ROWS rows of a head of q, one for the tile's block_n rows of a
+    head of k or v. O is that of the values so scaled. P V of `two_level` blocks is added up apart and then to O in fp32; 0
+    leaves it to the tensor cores, whose accumulator keeps 14 bits. `softmax_scale` > 0 defaults to 1/sqrt(D); a causal mask
+    is bottom-right aligned; a row that sees no key gives O = 0, LSE = -inf. Weights are rounded to e4m3 for the second GEMM
+    (FlashAttention-3 section 3.3).
     Raises UsageError for what is not supported, build.CompileError and build.MissingCompiler.
     """
-    check(q, k, v, (q_descale, k_descale, v_descale), softmax_scale, dtype)
+    descales = (q_descale, k_descale, v_descale)
+    if not block_scales:
+        check(q, k, v, descales, softmax_scale, dtype)
+    config = config_for(schedule, OUTPUTS[dtype], q.shape[-1], bool(causal), k.shape[1], block_scales, two_level > 0)
+    if block_scales:
+        rows = config.fit.tile.block_n
+        check(q, k, v, descales, softmax_scale, dtype, (QUERY_ROWS, rows, rows))
+        descales = tuple(None if x is None else x.contiguous() for x in descales)
     scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    config = config_for(schedule, OUTPUTS[dtype], q.shape[-1], bool(causal), k.shape[1])
     plan = plan_for(config, tuple(q.shape), tuple(k.shape), (q.stride(), k.stride(), v.stride()), q.get_device())
-    return plan.run(q, k, v, (q_descale, k_descale, v_descale), scale)
+    return plan.run(q, k, v, descales, scale, two_level)
 
 
 class Plan:
@@ -83,11 +94,13 @@ class Plan:
         ]
         self.o = _Operand(config.output, q_shape, contiguous, (ROW_BYTES // 2, launch.WARP_ROWS))
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, descales: tuple[Tensor | None, ...], scale: float) -> tuple[Tensor, Tensor]:
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, descales: tuple[Tensor | None, ...], scale: float, two_level: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Launch on the device's current stream; (O, LSE)."""
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
-                return self.run(q, k, v, descales, scale)
+                return self.run(q, k, v, descales, scale, two_level)
         o = torch.empty(self.o_shape, dtype=self.dtype, device=q.device)
         lse = torch.empty(self.lse_shape, dtype=torch.float32, device=q.device)
         if self.empty:
@@ -99,8 +112,8 @@ class Plan:
         queue = launch._queue(self.device, stream)
         scale_log2 = scale * launch.LOG2_E
         params = PARAMS.pack(lse.data_ptr(), queue.data_ptr(), 0, *self.sizes, scale_log2)
-        fields = ((0, 0, 0) if x is None else (x.data_ptr(), *x.stride()) for x in descales)
-        scales = DESCALES.pack(*(field for each in fields for field in each))
+        fields = ((0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:2]) for x in descales)
+        scales = DESCALES.pack(*(field for each in fields for field in each), two_level)
         blocks = [ctypes.create_string_buffer(block, len(block)) for block in (params, scales)]
         pointers = (ctypes.c_void_p * 6)(*(each.address for each in maps), *map(ctypes.addressof, blocks))
         self.kernel.launch(self.grid, self.config.threads, stream, pointers)

@@ -5,24 +5,31 @@
 
 constexpr float LARGEST = 448.0f;  // e4m3
 
+// What the numbers of a block stand for, beside Q's: a score is `scores` times the product of the bytes, in base 2; V's scale is
+// taken into P, 2^lift at the maximum in use, and out of the row sum by `sums`.
+struct Scales {
+  float scores, lift, sums;
+};
+
 // A weight at the maximum in use is 2^SHIFT; e4m3 ends at 448, so a maximum may grow by a factor 448 / 2^SHIFT before O has to be
-// rescaled, and weights down to 2^-(6 + SHIFT) of the largest keep their three bits.
+// rescaled, and weights down to 2^-(6 + SHIFT) of the largest keep their three bits. `top` is that of scale * S + lift - SHIFT.
 struct RowStateFp8 : RowState {
-  // P = exp2(scale * (S - top) + SHIFT) as the A operand of P V: four registers per 32 keys. Whether O has to be rescaled.
-  template <int N> __device__ __forceinline__ bool online(const float (&S)[N], u32 (&P)[N / 4], float scale, bool first, bool masked) {
+  // P = exp2(scale * S + lift - top) as the A operand of P V: four registers per 32 keys. Whether O has to be rescaled.
+  template <int N> __device__ __forceinline__ bool online(const float (&S)[N], u32 (&P)[N / 4], const Scales& by, bool first, bool masked) {
     float block[2];
     if (!first) {
-      const float shift[2] = {__fmaf_rn(top[0], scale, -(float)SHIFT), __fmaf_rn(top[1], scale, -(float)SHIFT)};
-      weights(S, P, scale, shift, block);
+      const float shift[2] = {top[0] - by.lift, top[1] - by.lift};
+      weights(S, P, by.scores, shift, block);
       // A thread's share of the row sum bounds its weights. Only where that does not do are the bytes looked at.
       const bool within = block[0] <= LARGEST && block[1] <= LARGEST;
       // The branch also keeps the exponentials before the next wait for a WGMMA, which the compiler would move them past.
       if (__all_sync(0xffffffffu, within) || __all_sync(0xffffffffu, !saturated(P))) {
-        sum[0] += block[0], sum[1] += block[1];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(block[r], by.sums, sum[r]);
         return false;
       }
     }
-    exact(S, P, scale, masked);
+    exact(S, P, by, masked);
     return true;
   }
 
@@ -35,23 +42,23 @@ struct RowStateFp8 : RowState {
   }
 
   // The same from this block's own maximum.
-  template <int N> __device__ __forceinline__ void exact(const float (&S)[N], u32 (&P)[N / 4], float scale, bool masked) {
+  template <int N> __device__ __forceinline__ void exact(const float (&S)[N], u32 (&P)[N / 4], const Scales& by, bool masked) {
     float shift[2], block[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float a = S[2 * r], b = S[2 * r + 1];
 #pragma unroll
       for (int i = 4; i < N; i += 4) a = fmaxf(a, S[i + 2 * r]), b = fmaxf(b, S[i + 2 * r + 1]);
-      const float high = fmaxf(quad_max(fmaxf(a, b)), top[r]);
+      const float high = fmaxf(__fmaf_rn(quad_max(fmaxf(a, b)), by.scores, by.lift - SHIFT), top[r]);
       // A row that has seen no key has maximum -inf; 0 in its place gives exp2(-inf) = 0 and not NaN.
       const float pivot = masked && high == NEGATIVE_INFINITY ? 0.0f : high;
-      factor[r] = exp2_approx(__fmaf_rn(top[r], scale, -pivot * scale));
-      shift[r] = __fmaf_rn(pivot, scale, -(float)SHIFT);
+      factor[r] = exp2_approx(top[r] - pivot);
+      shift[r] = pivot - by.lift;
       top[r] = high;
     }
-    weights(S, P, scale, shift, block);
+    weights(S, P, by.scores, shift, block);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(sum[r], factor[r], block[r]);
+    for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(sum[r], factor[r], block[r] * by.sums);
   }
 
   // The n-th exponential of a thread; of every eight, BY_POLYNOMIAL leave MUFU to the others.
@@ -80,13 +87,13 @@ struct RowStateFp8 : RowState {
   }
 
   // O *= value_scale / row sum; returns through `lse` the natural logarithm of the sum of exp(scale * S) of both rows.
-  template <int N> __device__ __forceinline__ void normalize(float (&O)[N], float scale, float value_scale, float (&lse)[2]) {
+  template <int N> __device__ __forceinline__ void normalize(float (&O)[N], float value_scale, float (&lse)[2]) {
     float inverse[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float l = quad_sum(sum[r]);
       inverse[r] = l == 0.0f ? 0.0f : reciprocal_approx(l) * value_scale;
-      lse[r] = l == 0.0f ? NEGATIVE_INFINITY : (__fmaf_rn(top[r], scale, -(float)SHIFT) + log2_approx(l)) * 0.6931471805599453f;
+      lse[r] = l == 0.0f ? NEGATIVE_INFINITY : (top[r] - SHIFT + log2_approx(l)) * 0.6931471805599453f;
     }
 #pragma unroll
     for (int i = 0; i < N; ++i) O[i] *= inverse[(i >> 1) & 1];
