@@ -30,8 +30,9 @@ def validate(
     """Hold an attention kernel to fp64: accuracy, inputs, shapes, memory, determinism, gradients.
 
     Checks ours, PyTorch's (torch-cudnn, torch-fa2, torch-math) or your own function, given as package.module:function
-    and called as f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE), on (B, S, H, D) tensors. Raise
-    NotImplementedError for what it does not support. Exit status: 0 pass, 1 a check failed, 3 no GPU where one is needed.
+    and called as f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE), on (B, S, H, D) tensors; with --dtype e4m3
+    also q_descale, k_descale and v_descale of (B, kv heads). Raise NotImplementedError for what it does not support. Exit
+    status: 0 pass, 1 a check failed, 3 no GPU where one is needed.
 
     Example: fasim validate my_kernels.attention:forward --quick
 
@@ -41,7 +42,8 @@ def validate(
     Parameters
     ----------
     kernel
-        standard, fa1, fa2, torch-cudnn, torch-fa2, torch-math, or package.module:function. [default: all of ours]
+        standard, fa1, fa2, torch-cudnn, torch-fa2, torch-math, or package.module:function; in e4m3 fa3, fa3-blocks,
+        fa3-two-level or your own. [default: all of ours]
     quick
         One head dim and the shorter lengths.
     only
@@ -51,7 +53,7 @@ def validate(
     device
         cuda, or cpu for callables that run there. [default: cuda; cpu with --self-test]
     dtype
-        fp16, bf16, fp32 or fp64.
+        fp16, bf16, fp32, fp64 or e4m3.
     head_dim
         A head dim to check, such as 96, or 192x128 where V's differs from Q's and K's; repeat it. [default: the kernel's
         own; 64 and 128 for package.module:function]
@@ -66,9 +68,10 @@ def validate(
     junit
         Also write the checks as JUnit XML.
     """
-    from ...kernels.validation import subjects
     from ...kernels.validation.check import MissingTool
+    from ...kernels.validation.precision import subjects_of
 
+    subjects = subjects_of(dtype)
     if kernel:
         subjects.look_up(kernel)  # a wrong name is said first, torch or not
     try:
@@ -109,7 +112,7 @@ def validate(
     if json:
         output.emit_json([each.to_dict() for each in reports])
     else:
-        titles = {name: title for name, (title, _) in suite.GROUPS.items()}
+        titles = {name: title for name, (title, _) in suite.groups_of(dtype).items()}
         for each in reports:
             output.stdout().print(render.report(each, titles))
     return 0 if all(each.passed for each in reports) else 1

@@ -19,7 +19,7 @@ def main() -> int:
     """Exit status: 0 pass, 1 a check failed, 2 usage, 3 no GPU or tool."""
     parser = argparse.ArgumentParser(prog="python -m fasim.kernels.validation", description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", action="append", default=[], help="a subject's name or package.module:function; repeat it")
-    parser.add_argument("--dtype", action="append", default=[], help="fp16, bf16, fp32 or fp64; repeat it [default: fp16]")
+    parser.add_argument("--dtype", action="append", default=[], help="fp16, bf16, fp32, fp64 or e4m3; repeat it [default: fp16]")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
@@ -48,11 +48,11 @@ def main() -> int:
 
 def _validate(options: argparse.Namespace) -> int:
     from .isolation import validate_apart
-    from .subjects import OURS
+    from .precision import subjects_of
 
     status = 0
-    for name in options.kernel or OURS:
-        for dtype in options.dtype or ["fp16"]:
+    for dtype in options.dtype or ["fp16"]:
+        for name in options.kernel or subjects_of(dtype).OURS:
             report = validate_apart(
                 name,
                 arguments=tuple(options.arguments),
@@ -96,13 +96,13 @@ def _exercise(name: str, dtype: str, seed: int) -> int:
     """Forward and backward, full and causal, ragged lengths and GQA, two head dims, on the GPU."""
     import torch
 
-    from .bench import Bench
     from .check import Case, Skipped
-    from .criteria import DTYPES
     from .differentiate import backward
-    from .subjects import resolve
+    from .precision import subjects_of
+    from .suite import bench_of
 
-    bench = Bench(resolve(name), torch.device("cuda"), DTYPES[dtype], seed, quick=True, group="sanitize")
+    bench = bench_of(subjects_of(dtype).resolve(name), "cuda", dtype, seed, quick=True)
+    bench.group = "sanitize"
     sizes = ((129, 129, True, 2), (64, 420, False, 1))
     for head_dim, (rows, keys, causal, kv_heads) in product(bench.subject.head_dims[:2], sizes):
         case = Case(name=f"{rows} x {keys}", seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, causal=causal, kv_heads=kv_heads)

@@ -88,8 +88,7 @@ def hold(name: str, axes: str, got: torch.Tensor, expected: torch.Tensor, bound:
     if mean > bound.mean:
         where = int(error.flatten().argmax())
         raise Fault(
-            f"{name} drifts: mean error {mean:.3g}, allowed {bound.mean:.3g}; "
-            f"worst is {_element(name, axes, where, got, expected)}"
+            f"{name} drifts: mean error {mean:.3g}, allowed {bound.mean:.3g}; worst is {_element(name, axes, where, got, expected)}"
         )
     return figures
 

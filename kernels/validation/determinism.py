@@ -25,7 +25,7 @@ def trials(bench: Bench) -> Iterator[Trial]:
     for causal in (False, True):
         mask = "causal" if causal else "full"
         case = Case(name=f"forward, {mask}", batch=2, seqlen_q=length, seqlen_k=length, head_dim=bench.head_dims[0], causal=causal)
-        yield Trial(case.name, lambda case=case: _forward(bench, case))
+        yield Trial(case.name, lambda case=case: repeated(bench, case))
     for causal in (False, True):
         mask = "causal" if causal else "full"
         case = Case(name=f"backward, {mask}", seqlen_q=length, seqlen_k=length, head_dim=bench.head_dims[0], causal=causal)
@@ -64,7 +64,7 @@ def _repeats(bench: Bench) -> int:
     return (10 if bench.quick else 50) if bench.at_scale else 4
 
 
-def _forward(bench: Bench, case: Case) -> dict:
+def repeated(bench: Bench, case: Case) -> dict:
     q, k, v = bench.tensors(case)
     out, lse = bench.call(q, k, v, case)
     first = {"O": out.clone()} | ({"LSE": lse.clone()} if lse is not None else {})

@@ -161,7 +161,7 @@ def _died(status: int) -> str:
 
 def main() -> int:
     """The child: ORDER.json JOURNAL."""
-    from .subjects import resolve
+    from .precision import subjects_of
     from .suite import validate
 
     order = read_json(Path(sys.argv[1]), "order")
@@ -175,6 +175,7 @@ def main() -> int:
 
         options = {key: order[key] for key in _ARGUMENTS if key in order}
         try:
+            resolve = subjects_of(options.get("dtype", "")).resolve
             subject = resolve(order["name"], options.get("device", "cuda"), order["arguments"])
             validate(subject, **options, begin=order["begin"], journal=journal)
         except UsageError as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .bench import Bench
 
 TOOLS = {"memcheck": "accesses out of bounds", "racecheck": "races in shared memory"}
+NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64", "float8_e4m3fn": "e4m3"}
 _SEARCHED = ("/usr/local/cuda/bin",)
 _TIMEOUT_S = 540
 
@@ -51,7 +52,7 @@ def command(tool: str, subject: str, dtype: str, seed: int) -> list[str]:
 
 
 def _run(bench: Bench, tool: str) -> dict:
-    dtype = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}[str(bench.dtype).split(".")[1]]
+    dtype = NAMES[str(bench.dtype).removeprefix("torch.")]
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:

@@ -93,15 +93,15 @@ def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> S
         return _ours(name, device)
     if name in _TORCH:
         return _TORCH[name]()
-    keywords = dict(map(_argument, arguments))
-    found = _load(name, keywords)
+    keywords = dict(map(parse_argument, arguments))
+    found = load(name, keywords)
     return Subject(
         name=name,
         forward=functools.partial(found, **keywords) if keywords else found,
         strict=False,
         arguments=tuple(arguments),
-        package=_package(name),
-        sources=_source(name),
+        package=package_of(name),
+        sources=source_of(name),
     )
 
 
@@ -115,13 +115,13 @@ def head_dim(text: str | int) -> HeadDim:
     return HeadDim(*map(int, parts))
 
 
-def _source(name: str) -> tuple[Path, ...]:
+def source_of(name: str) -> tuple[Path, ...]:
     """The file of the module in `package.module:function`, where it has one."""
     file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
     return (Path(file),) if isinstance(file, str) and Path(file).is_file() else ()
 
 
-def _package(name: str) -> str | None:
+def package_of(name: str) -> str | None:
     """ "flash-attn-4 4.0.0" for "flash_attn.cute:flash_attn_func"; None for a module of no installed package."""
     top = name.partition(":")[0].partition(".")[0]
     try:
@@ -131,7 +131,7 @@ def _package(name: str) -> str | None:
         return None
 
 
-def _argument(text: str) -> tuple[str, object]:
+def parse_argument(text: str) -> tuple[str, object]:
     """A name and a value from "deterministic=True"; raises UsageError where it is not a Python literal."""
     name, _, value = text.partition("=")
     try:
@@ -142,7 +142,7 @@ def _argument(text: str) -> tuple[str, object]:
     raise UsageError(f"--with {text!r} is no argument: give NAME=VALUE with a Python literal, such as deterministic=True")
 
 
-def _load(name: str, keywords: dict[str, object]) -> Callable:
+def load(name: str, keywords: dict[str, object], contract: str = CALLABLE) -> Callable:
     """Import `package.module:function`, the working directory included, and see that it takes the arguments."""
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -166,7 +166,7 @@ def _load(name: str, keywords: dict[str, object]) -> Callable:
     try:
         inspect.signature(found).bind(None, None, None, causal=False, softmax_scale=None, **keywords)
     except TypeError as error:
-        raise UsageError(f"{name} does not take the arguments ({error}): it must be {CALLABLE}") from error
+        raise UsageError(f"{name} does not take the arguments ({error}): it must be {contract}") from error
     except Exception:  # built-ins may have no signature, and a class of the user's may compute its own
         pass
     return found
@@ -235,9 +235,7 @@ def _fa2() -> Subject:
 
     def forward(q, k, v, *, causal=False, softmax_scale=None):
         heads_first = (x.transpose(1, 2) for x in (q, k, v))
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-            *heads_first, 0.0, causal, scale=softmax_scale
-        )
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*heads_first, 0.0, causal, scale=softmax_scale)
         return out.transpose(1, 2), lse.masked_fill(lse == float("inf"), float("-inf"))  # FA2 marks an empty row with +inf
 
     return Subject(

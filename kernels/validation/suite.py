@@ -20,11 +20,16 @@ from . import accuracy, autograd, calls, determinism, gradients, inputs, memory,
 from .bench import Bench
 from .check import FAIL, NOTE, PASS, SKIP, Check, Fault, MissingTool, Noted, Skipped, Trial
 from .criteria import DTYPES
+from .fp8 import groups as fp8
+from .fp8 import mutants as fp8_mutants
+from .fp8 import tiled as fp8_tiled
+from .fp8.bench import Fp8Bench
 from .kill_table import KillTable
 from .mutants import MUTANTS, Mutant, TiledAttention
 from .mutants import subject as tiled_subject
+from .precision import FP8, subjects_of
 from .report import SURVEY, Report
-from .subjects import Subject, head_dim, resolve
+from .subjects import Subject, head_dim
 
 GROUPS: dict[str, tuple[str, Callable]] = {
     "accuracy": ("O and LSE against fp64, at most twice the error of PyTorch in the same precision", accuracy.trials),
@@ -40,6 +45,11 @@ GROUPS: dict[str, tuple[str, Callable]] = {
 a misaligned address may cost the GPU context."""
 
 Advance = Callable[[int, int, str], None]
+
+
+def groups_of(dtype: str) -> dict[str, tuple[str, Callable]]:
+    """The groups over kernels of a dtype."""
+    return fp8.GROUPS if dtype == FP8 else GROUPS
 
 
 def validate(
@@ -68,12 +78,12 @@ def validate(
     Raises UsageError for a name, a device, dtype, head dim or group that does not exist or that the subject does not take, and
     MissingTool where a GPU, or the sanitizer, is asked for and missing.
     """
-    subject = resolve(subject, device) if isinstance(subject, str) else subject
+    subject = subjects_of(dtype).resolve(subject, device) if isinstance(subject, str) else subject
     wanted = tuple(dict.fromkeys(map(head_dim, head_dims)))
     subject = replace(subject, head_dims=wanted) if wanted else subject
     subject = replace(subject, differentiable=False) if forward_only else subject
-    bench = _bench(subject, device, dtype, seed, quick)
-    chosen = _chosen(only)
+    bench = bench_of(subject, device, dtype, seed, quick)
+    chosen = _chosen(only, dtype)
     if with_sanitizer:
         sanitize.require()
     report = Report(
@@ -108,7 +118,7 @@ def validate(
         report.seconds = time.perf_counter() - started
         return report
     plan = [("sanitize", trial) for trial in sanitize.trials(bench)] if with_sanitizer else []
-    plan += [(group, trial) for group in chosen for trial in _trials(bench, group)]
+    plan += [(group, trial) for group in chosen for trial in _trials(bench, groups_of(dtype), group)]
     ended: set[str] = set()
     for done, (group, trial) in enumerate(plan):
         if done < begin or group in ended:
@@ -126,37 +136,42 @@ def validate(
         journal("check", report.checks[-1].to_dict())
         if enough and enough(report.checks[-1]):
             ended.add(group)
-        if trial.name == accuracy.table_case(bench).name and group == "accuracy" and not enough:
+        if group == "accuracy" and not enough and dtype != FP8 and trial.name == accuracy.table_case(bench).name:
             report.rmse = _rmse(bench)
             journal("rmse", report.rmse)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _bench(subject: Subject, device: str, dtype: str, seed: int, quick: bool) -> Bench:
+def bench_of(subject: Subject, device: str, dtype: str, seed: int, quick: bool) -> Bench:
+    """The bench for a dtype; raises what `validate` raises."""
     if device not in ("cuda", "cpu"):
         raise UsageError(f"--device {device!r} is not possible: give cuda or cpu")
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype!r} is not possible: give one of {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
+    names = (*DTYPES, FP8)
+    if dtype not in names:
+        raise UsageError(f"--dtype {dtype!r} is not possible: give one of {', '.join(names)}{did_you_mean(dtype, names)}")
     if dtype not in subject.dtypes:
         raise UsageError(f"{subject.name} takes {', '.join(subject.dtypes)}, not {dtype}")
     if device == "cpu" and subject.needs_cuda:
         raise MissingTool(f"{subject.name} runs on a GPU only; --device cpu is for your own callables and torch-math")
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingTool("no CUDA GPU here, so nothing was validated; --device cpu takes callables that run on the CPU")
+    if dtype == FP8:
+        return Fp8Bench(subject, torch.device(device), torch.float8_e4m3fn, seed, quick)
     return Bench(subject, torch.device(device), DTYPES[dtype], seed, quick)
 
 
-def _chosen(only: Sequence[str]) -> list[str]:
+def _chosen(only: Sequence[str], dtype: str) -> list[str]:
+    groups = groups_of(dtype)
     for name in only:
-        if name not in GROUPS:
-            raise UsageError(f"--only {name!r} is no group of checks: give one of {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}")
-    return [name for name in GROUPS if not only or name in only]
+        if name not in groups:
+            raise UsageError(f"--only {name!r} is no group of checks: give one of {', '.join(groups)}{did_you_mean(name, groups)}")
+    return [name for name in groups if not only or name in only]
 
 
-def _trials(bench: Bench, group: str) -> list[Trial]:
+def _trials(bench: Bench, groups: dict[str, tuple[str, Callable]], group: str) -> list[Trial]:
     bench.group = group
-    return list(GROUPS[group][1](bench))
+    return list(groups[group][1](bench))
 
 
 def _ask(bench: Bench, trial: Trial) -> Check:
@@ -234,7 +249,7 @@ def self_test(
     dtype: str = "fp16",
     seed: int = 0,
     only: Sequence[str] = (),
-    mutants: Sequence[Mutant] = MUTANTS,
+    mutants: Sequence[Mutant] | None = None,
     processes: int | None = None,
     advance: Advance = lambda done, total, what: None,
 ) -> KillTable:
@@ -242,13 +257,17 @@ def self_test(
 
     The group that must reject a mutant goes on until a check says what is wrong, every other group until any check fails:
     enough to say what would live without any one group. More than one of `processes` (None: 4 on a GPU, 1 on the CPU) are
-    dealt the mutants in turn, and this one takes the correct kernel; the table's order is that of `mutants`.
+    dealt the mutants (None: all of the dtype's) in turn, and this one takes the correct kernel; the table's order is theirs.
 
     Raises what `validate` raises, in whichever process, and UsageError where one of them dies.
     """
-    started, chosen = time.perf_counter(), _chosen(only)
-    correct = tiled_subject("tiled attention", TiledAttention())
-    _bench(correct, device, dtype, seed, quick=True)  # what cannot be asked is said before a process is started
+    started, chosen = time.perf_counter(), _chosen(only, dtype)
+    if dtype == FP8:
+        correct, planted = fp8_tiled.subject("tiled FP8 attention", fp8_tiled.TiledFp8()), fp8_mutants.MUTANTS
+    else:
+        correct, planted = tiled_subject("tiled attention", TiledAttention()), MUTANTS
+    mutants = planted if mutants is None else mutants
+    bench_of(correct, device, dtype, seed, quick=True)  # what cannot be asked is said before a process is started
     processes = (PROCESSES_ON_CUDA if device == "cuda" else 1) if processes is None else processes
     if processes < 1:
         raise UsageError(f"{processes} processes are not possible: give 1 or more")

@@ -322,6 +322,44 @@ struct Consumer {
     wgmma_commit();
     trace.stamp(Label::VALUES, j);
   }
+  // The same in two GEMMs, of the lower and the upper half of the keys: softmax of the lower half need not wait for the upper.
+  __device__ __forceinline__ void issue_scores_in_halves(Scores& S, int j) {
+    shared.k.wait(j);
+    const u64 a = swizzled_descriptor<PANEL>(shared.Q[rank]) + ((u32)j >> 31);
+    const u64 b = swizzled_descriptor<PANEL>(shared.K[j % STAGES]);
+    wgmma_fence();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int k = 0; k < HEAD_DIM / 32; ++k)
+        Wgmma<BLOCK_N / 2>::ss(half_of(S, half), a + k / 4 * (ROWS * PANEL / 16) + k % 4 * 2,
+                               b + half * (BLOCK_N / 2 * PANEL / 16) + k / 4 * (BLOCK_N * PANEL / 16) + k % 4 * 2, k > 0);
+      wgmma_commit();
+    }
+    trace.stamp(Label::SCORES, j);
+  }
+  // Softmax of the lower half while the upper is multiplied; false where it cannot be begun: a block to be masked, a tile's first, or
+  // one whose weights pass what e4m3 holds.
+  __device__ __forceinline__ bool begin_softmax(int j, Scores& S, Weights& P) {
+    wgmma_wait<1>();
+    hold(half_of(S, 0));
+    if (j < unmasked || j == first) return false;
+    return rows.begin(half_of(S, 0), P, scales_of(j));
+  }
+  // The rest of it, or all where it could not be begun.
+  __device__ __forceinline__ void end_softmax(int j, Scores& S, Weights& P, bool begun) {
+    const Scales by = scales_of(j);
+    grown = !(begun && rows.end(half_of(S, 1), P + BLOCK_N / 16, by));
+    if (grown) {
+      if (j < unmasked) mask_block(j, S);
+      rows.exact(S, P, by, j < unmasked);
+    }
+    trace.stamp(Label::SOFTMAX, j);
+    trace.seek(j + 1);
+  }
+  static __device__ __forceinline__ float (&half_of(Scores& S, int half))[BLOCK_N / 4] {
+    return *reinterpret_cast<float (*)[BLOCK_N / 4]>(S + half * (BLOCK_N / 4));
+  }
   // Wait until at most PENDING GEMMs are still running, then S (or O) may be read.
   template <int PENDING> __device__ __forceinline__ void wait_scores(Scores& S, int j) {
     wgmma_wait<PENDING>();
@@ -341,15 +379,16 @@ struct Consumer {
 
   // Online softmax of block j, P as the operand of the second GEMM. O is not touched, so P V of another block may still run.
   __device__ __forceinline__ void softmax(int j, Scores& S, Weights& P) {
-    if (j < unmasked) {
-      const Params& p = problem.p;
-      const int key = (last - j) * BLOCK_N;  // the block's first
-      const int end = p.seqlen_k - key, diagonal = first_row() + p.seqlen_k - p.seqlen_q + 1 - key;
-      mask(S, CAUSAL ? min(end, diagonal) : end, CAUSAL ? min(end, diagonal + 8) : end);
-    }
+    if (j < unmasked) mask_block(j, S);
     grown = rows.online(S, P, scales_of(j), j == first, j < unmasked);
     trace.stamp(Label::SOFTMAX, j);
     trace.seek(j + 1);
+  }
+  __device__ __forceinline__ void mask_block(int j, Scores& S) const {
+    const Params& p = problem.p;
+    const int key = (last - j) * BLOCK_N;  // the block's first
+    const int end = p.seqlen_k - key, diagonal = first_row() + p.seqlen_k - p.seqlen_q + 1 - key;
+    mask(S, CAUSAL ? min(end, diagonal) : end, CAUSAL ? min(end, diagonal + 8) : end);
   }
   // Multiply O by exp2(old - new maximum) where the maximum has moved; no product may be in flight.
   __device__ __forceinline__ void rescale() {

@@ -35,8 +35,8 @@ class Fit:
 
 FITS = {
     64: (Fit(Tile(192, 128, 2, 3), 2, 2, 160),),
-    128: (Fit(Tile(128, 128, 2, 2), 2, 2, 208, keys=1024), Fit(Tile(128, 192, 2, 2), 2, 2, 240)),
-    256: (Fit(Tile(128, 96, 2, 2), 1, 2, 232),),
+    128: (Fit(Tile(128, 128, 2, 2), 2, 4, 208, keys=1024), Fit(Tile(128, 192, 2, 2), 2, 3, 240)),
+    256: (Fit(Tile(128, 96, 2, 2), 2, 2, 232),),
 }
 """By head_dim, the first that takes the keys. At d128 N = 192 is the widest whose S, two P and O fit 240 registers; 1k keys are
 five and a third such blocks and eight of 128."""
