@@ -83,4 +83,5 @@ def shared(largest: Tensor, per: str, group: int) -> Tensor:
 
 def descale_of(largest: Tensor) -> Tensor:
     """The descale of rows whose largest finite magnitude is this."""
-    return (largest / LARGEST).clamp(min=SMALLEST_DESCALE)
+    # By a tensor: on a GPU PyTorch divides by a number as it multiplies with its inverse, which may be the next number.
+    return (largest / torch.full_like(largest, LARGEST)).clamp(min=SMALLEST_DESCALE)
