@@ -11,7 +11,7 @@ import torch
 from ...fp8 import emulate
 from ...fp8.plain import Quantised
 from ...fp8.quantise import quantise
-from .. import calls, criteria, inputs, layouts
+from .. import calls, criteria, kinds, layouts
 from ..bench import Bench, explained
 from ..check import Case, Fault, Skipped
 from ..criteria import Bound
@@ -43,7 +43,7 @@ class Fp8Bench(Bench):
 
     def tensors(self, case: Case) -> tuple[Quantised, Quantised, Quantised]:
         """q, k, v of `case` on the device, in its layout, quantised by heads or by the subject's blocks."""
-        return self.quantised(case, *(x.to(self.device) for x in inputs.make(case, self.generator(case.name), torch.float16)))
+        return self.quantised(case, *(x.to(self.device) for x in kinds.make(case, self.generator(case.name), torch.float16)))
 
     def quantised(self, case: Case, *qkv: torch.Tensor) -> tuple[Quantised, Quantised, Quantised]:
         """16-bit tensors as the subject takes them."""

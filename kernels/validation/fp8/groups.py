@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from ...fp8.plain import LARGEST, Quantised
-from .. import inputs, shapes
+from .. import kinds as inputs_of
+from .. import shapes
 from ..check import Case, Fault, Trial
 from ..determinism import repeated
 from .bench import Fp8Bench
@@ -47,7 +48,7 @@ def kinds(bench: Fp8Bench) -> Iterator[Trial]:
     """Every kind of inputs, full and causal; rows without keys; NaN."""
     head_dim = bench.head_dims[0]
     length = _blocks(bench, head_dim)
-    for kind in inputs.KINDS:
+    for kind in inputs_of.KINDS:
         for causal in (False, True):
             name = f"{kind}, {_mask(causal)}"
             case = Case(name=name, seqlen_q=length, seqlen_k=length, head_dim=head_dim, causal=causal, inputs=kind)
@@ -112,7 +113,7 @@ def scales(bench: Fp8Bench) -> Iterator[Trial]:
 
 
 def _uneven(bench: Fp8Bench, case: Case, tensor: str) -> dict:
-    made = dict(zip("qkv", inputs.make(case, bench.generator(case.name), torch.float32), strict=True))
+    made = dict(zip("qkv", inputs_of.make(case, bench.generator(case.name), torch.float32), strict=True))
     x = made[tensor]
     rows = bench.rows(case)["qkv".index(tensor)]
     heads = torch.arange(x.shape[2]) // (1 if rows or tensor != "q" else case.heads // case.heads_kv)
@@ -134,7 +135,7 @@ def _opposite(q: Quantised, k: Quantised, v: Quantised) -> tuple[Quantised, ...]
 
 
 def _zeros(bench: Fp8Bench, case: Case, tensor: int) -> dict:
-    made = [x.half().to(bench.device) for x in inputs.make(case, bench.generator(case.name), torch.float32)]
+    made = [x.half().to(bench.device) for x in inputs_of.make(case, bench.generator(case.name), torch.float32)]
     rows = bench.rows(case)[tensor] or bench.tile
     made[tensor][:, :rows] = 0.0
     given = bench.quantised(case, *made)

@@ -17,6 +17,8 @@ CALLABLE = "f(q, k, v, causal=..., softmax_scale=..., q_descale=..., k_descale=.
 OURS = ("fa3", "fa3-blocks", "fa3-two-level")
 """With descales of heads, of blocks, and of blocks with P V of TWO_LEVEL blocks added up apart."""
 TWO_LEVEL = 4
+ON_THE_CPU = 32
+"""The tile of a user's callable there, where what FP8 arithmetic makes is emulated bit by bit and slowly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> F
     return Fp8Subject(
         name=name,
         forward=functools.partial(found, **keywords) if keywords else found,
+        tile=128 if device == "cuda" else ON_THE_CPU,
         dtypes=("e4m3",),
         strict=False,
         differentiable=False,
