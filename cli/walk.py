@@ -80,7 +80,7 @@ def _place(walk: Walk, step: Step) -> str:
         return "done: L2 writes back what was stored"
     head = f"head {step.head + 1} of {walk.workload.batch * walk.workload.heads}"
     if step.row is None or step.column is None:
-        return f"{step.kernel}, {head}: none of its queries sees these keys"
+        return f"{step.kernel}, {head}: no query of its CTA sees a key here"
     return f"{step.kernel}, {head}: queries {step.row + 1} of {walk.rows}, keys {step.column + 1} of {walk.columns}"
 
 

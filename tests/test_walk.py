@@ -43,6 +43,13 @@ def test_the_bytes_of_all_steps_are_those_of_the_prediction(schedule, causal, sh
     assert found.so_far[-1] == (*inward, traffic.total("l2_write"), written)
 
 
+@pytest.mark.parametrize("schedule", ["fa2", "fa3", "fa1-published"])
+@pytest.mark.parametrize("lengths", [(333, 100), (100, 900), (1, 257)])
+def test_so_they_are_where_lengths_differ_and_rows_see_no_key(schedule, lengths):
+    work = Workload(1, 2, seqlen_q=lengths[0], seqlen_k=lengths[1], head_dim=64, causal=True)
+    assert moved(walk(work, schedule, "h200")) == laid_out(work, schedule, "h200").traffic.by_tensor
+
+
 def test_what_predict_prints_is_what_the_walk_sums_up():
     work = Workload(1, 1, 1024, head_dim=128)
     run = predict(work, "fa2", "h200")
@@ -84,7 +91,7 @@ def test_keys_that_no_query_of_a_cta_sees_are_loaded_and_said_so(fasim):
     blind = [step for step in walk(work, "fa1-published", "h100-sxm").steps[:-1] if step.row is None]
     assert blind and all({move.tensor for move in step.moves} == {"K", "V"} and not step.registers for step in blind)
     out = fasim("walk", "fa1-published", "--seqlen", "512", "--causal", "--frames", "99")[1]
-    assert out.count("none of its queries sees these keys") == len(blind)
+    assert out.count("no query of its CTA sees a key here") == len(blind)
 
 
 def test_in_a_cluster_one_cta_loads_for_both():

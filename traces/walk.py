@@ -265,7 +265,7 @@ def _visits(problem: Problem, grid: Grid) -> Iterator[_Visit]:
 
 def _along_keys(problem: Problem, grid: Grid, number: int) -> Iterator[_Visit]:
     """A CTA that walks over the keys of one tile of queries, or has one tile of S: what is loaded before the loop counts for
-    its first step, what is stored behind it for the last."""
+    its first step, what is stored behind it for the last; where no key is seen there is one step, without a tile."""
     launch, item = grid.launch, grid.items[number : number + 1]
     row, blocks = int(item["m"][0]), int(item["blocks"][0])
     operands = _operands(grid, problem, blocks)
@@ -274,8 +274,6 @@ def _along_keys(problem: Problem, grid: Grid, number: int) -> Iterator[_Visit]:
     served = _served(grid, number)
     for step in range(max(1, blocks)):
         mine = launch.accesses[(where == step) & (steps < blocks)]
-        if not blocks:  # it sees no key, and stores zeros
-            mine = mine[mine["write"] == 1]
         block = np.zeros(1, launch.accesses.dtype)
         block["block"] = step
         column = _block(launch, item[0], block[0]) if blocks else None

@@ -120,7 +120,7 @@
       const { walk } = this, step = walk.steps[this.number], kernel = walk.kernels[step[KERNEL]];
       if (!kernel) return "done; what was stored and is still in L2 is written back to HBM";
       const at = walk.heads > 1 ? `${kernel}, head ${step[HEAD] + 1}: ` : `${kernel}: `;
-      if (step[ROWS] < 0) return `${at}none of these queries sees the keys that are loaded`;
+      if (step[ROWS] < 0) return `${at}no query of its CTA sees a key here`;
       return `${at}queries ${step[ROWS] + 1} of ${walk.rows}, keys ${step[COLUMN] + 1} of ${walk.columns}`;
     }
 
