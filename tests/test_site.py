@@ -12,6 +12,7 @@ from browser import started
 from fasim.cli.site import build, drawn
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
+from fasim.simulator.units import scaled
 from fasim.traces import store
 from fasim.traces.lessons import LESSONS, Course, answers, parts
 from fasim.traces.walk import walk
@@ -254,6 +255,10 @@ def test_a_walk_steps_plays_and_counts_with_every_block_size(reader, course):
             assert host.get_attribute("data-step") == "0"
             host.get_by_label("step", exact=True).fill(str(len(found.steps) - 1))
             assert host.get_attribute("data-total") == " ".join(map(str, found.so_far[-1]))
+    host.locator(".bars button").first.click()
+    smallest = min(course.walks("fa3"), key=lambda each: each.tile.block_m)
+    assert f"{smallest.tile.block_m} queries" in host.locator("output").first.inner_text()
+    assert host.locator(".bars .value").first.inner_text() == scaled(smallest.totals["L2 to SRAM"], "B")
     usual = walk(course._walked(True), "fa3", "h200")
     host.get_by_label("causal").check()
     size.fill("1")

@@ -127,7 +127,7 @@ def _walk(found: Walk, usual: bool) -> dict:
         "size": found.tile.block_n if by_keys else found.tile.block_m,
         "sized": "keys in a block" if by_keys else "queries in a tile",
         "heads": found.workload.batch * found.workload.heads, "rows": found.rows, "columns": found.columns,
-        "kernels": list(kernels), "steps": steps, "most": max(found.so_far[-1]),
+        "kernels": list(kernels), "steps": steps, "totals": list(found.so_far[-1]),
         "patterns": [{"bytes": list(sizes), "tensors": list(tensors)} for sizes, tensors in patterns],
     }  # fmt: skip
 

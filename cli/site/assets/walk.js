@@ -34,7 +34,8 @@
         make("label", { class: "wide" }, this.place), this.count);
       this.sentence = make("p", { class: "sentence" });
       this.meters = make("div", { class: "meters" });
-      this.host.append(top, below, make("div", { class: "seen" }, this.canvas, make("div", {}, this.sentence, this.meters)));
+      this.sums_by_size = make("div");
+      this.host.append(top, below, make("div", { class: "seen" }, this.canvas, make("div", {}, this.sentence, this.meters)), this.sums_by_size);
     }
 
     // -- which walk, which step -----------------------------------------------------------------------------------------
@@ -54,9 +55,24 @@
       this.sums = [];
       let sum = [0, 0, 0, 0, 0];
       for (const step of this.walk.steps) this.sums.push(sum = sum.map((value, level) => value + this.walk.patterns[step[PATTERN]].bytes[level]));
-      this.most = Math.max(...this.found.walks.filter((walk) => walk.schedule === this.walk.schedule && walk.causal === masked).map((walk) => walk.most));
+      this.most = Math.max(...this.found.walks.filter((walk) => walk.schedule === this.walk.schedule && walk.causal === masked).flatMap((walk) => walk.totals));
       this.place.max = this.walk.steps.length - 1;
+      this.compare();
       this.go(0);
+    }
+
+    // What each block size asks of L2 over the whole walk, to choose from.
+    compare() {
+      const { make } = fasim, level = 1, most = Math.max(...this.sizes.map((walk) => walk.totals[level]));
+      const lines = this.sizes.flatMap((walk, place) => {
+        const bar = make("div", { class: walk === this.walk ? "bar" : "bar other" });
+        bar.style.width = `${100 * walk.totals[level] / most}%`;
+        const choose = () => { this.size.value = place; this.choose(); };
+        return [make("button", { type: "button", click: choose }, String(walk.size)), make("span", {}, bar),
+          make("span", { class: "value" }, fasim.bytes(walk.totals[level]))];
+      });
+      const title = `${this.found.levels[level]} over the whole walk, by ${this.walk.sized}`;
+      this.sums_by_size.replaceChildren(make("p", { class: "muted" }, title), make("div", { class: "bars" }, ...lines));
     }
 
     go(number) {
