@@ -135,6 +135,8 @@ def test_kernels_that_are_not_ours_stand_beside_their_schedule_or_are_listed_wit
     assert cudnn.row("cycles").measured and cudnn.row("cycles").error is None and cudnn.largest is None
     assert report.columns("others")[0].count == 2  # the third is listed and enters no mean
     assert book.compare_all({"cudnn": others["cudnn"]}, schedule="fa3").comparisons[0].predicted.schedule == "fa3"
+    split = replace(others["fa2"], measurement=replace(others["fa2"].measurement, kernels=(("flash_fwd_splitkv_kernel<>", 9.0),)))
+    assert book.compare_all({"a": split}).comparisons[0].predicted is None
     theirs = {"mine": replace(measured(predicted, "callable"), schedule="my:f", tile=None)}
     with pytest.raises(UsageError, match="--schedule"):
         book.compare_all(theirs)

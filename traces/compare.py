@@ -25,6 +25,8 @@ from .predictions import Advance, Predict, Question, predict_all
 
 STANDS_FOR = {"peer:fa3": "fa3-published", "peer:fa2": "fa2-pytorch", "torch-fa2": "fa2-pytorch"}
 """Kernels that are not ours -> the schedule they are set beside."""
+SPLITS = "splitkv"
+"""In the name of a FlashAttention-2 kernel that deals the keys of a row to several CTAs, which no schedule here does."""
 LIBRARIES = ("peer", "pytorch")
 """Implementations whose kernels are listed even where no schedule stands for them."""
 DISTINCT = 0.02
@@ -175,6 +177,8 @@ def _counterpart(name: str, run: Run, schedule: str | None) -> tuple[str | None,
     if implementation == "cuda" and run.schedule in SCHEDULES:
         return run.schedule, ""
     nearest = schedule or (run.schedule if run.schedule in SCHEDULES else STANDS_FOR.get(run.schedule))
+    if schedule is None and any(SPLITS in kernel for kernel, _ in run.measurement.kernels):
+        return None, f"{run.schedule} splits the keys of short rows, which no schedule here does: listed without a prediction"
     if nearest is None and implementation in LIBRARIES:
         return None, f"no schedule stands for {run.schedule}: its numbers are listed without a prediction"
     if nearest is None:
