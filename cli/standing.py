@@ -58,10 +58,9 @@ def _floors(marks: Sequence[Mark]) -> list[RenderableType]:
             longest = [max(mark.floors.cycles.values()) for mark in marks]
             styles = ["bold" if each == most else "" for each, most in zip(cells, longest, strict=True)]
             rows.append((name, [Text(f"{each:,.0f}", style) for each, style in zip(cells, styles, strict=True)]))
-    rows.append(("shared memory, B/cycle", [f"{mark.floors.at_full_rate:.0f}" for mark in marks]))
-    can = marks[0].floors.smem_bytes_per_cycle
-    title = "a step of the loop: SM cycles that each resource alone needs; last, what shared memory would move if the tensor cores"
-    return ["", Text(f"{title} never waited ({can} B/cycle is what it can)", "dim"), SideBySide(rows)]
+    rows.append(("with TMA, B/cycle", [f"{mark.floors.at_full_rate:.0f}" for mark in marks]))
+    title = "a step of the loop: SM cycles that each resource alone needs (shared memory: operands and stores), and what passes"
+    return ["", Text(f"{title} shared memory, TMA's copies too, if the tensor cores never wait", "dim"), SideBySide(rows)]
 
 
 def _binding(mark: Mark) -> list[str]:

@@ -116,7 +116,8 @@ def test_spans_of_a_lane_are_positive_and_do_not_overlap(scene):
 def test_unit_lanes_sum_to_the_busy_counters(scene):
     """Without what makes work slower beside other work, and the spacing of MUFU."""
     none = dict.fromkeys((f"{pipe}_beside_wgmma_cycles" for pipe in ("issue", "fma", "alu", "mufu")), 0.0)
-    calm = replace(scene.device, **none, wgmma_register_share=0.0, mufu_spacing_cycles=H200.mufu_cycles)
+    none |= {"store_interference": 0.0, "red_interference": 0.0, "wgmma_register_share": 0.0}
+    calm = replace(scene.device, **none, mufu_spacing_cycles=H200.mufu_cycles)
     replayed = run(replace(scene, device=calm))
     for unit in (U_TMA, U_TENSOR, U_MUFU, U_FMA):
         name = unit_lanes(scene.programs)[unit].name  # copies are TMA's, or the warps' own
@@ -217,8 +218,10 @@ def test_results_go_to_shared_memory_slowly_beside_wgmma():
         return int((own["end"] - own["start"]).sum())
 
     alone = 8 * 2048 // H200.smem_bytes_per_cycle
-    assert staged(replace(H200, smem_interference=0.0)) == pytest.approx(alone, abs=16)
-    assert 2 * alone < staged(H200) <= alone / (1 - H200.smem_interference) + 16
+    assert staged(replace(H200, store_beside_least=128.0)) == pytest.approx(alone, abs=16)
+    left = H200.smem_bytes_per_cycle - 64  # Q is in registers, so K's 64 bytes a cycle are all
+    assert left > H200.store_beside_most
+    assert 2 * alone < staged(H200) <= alone * H200.smem_bytes_per_cycle / H200.store_beside_most + 16
 
 
 @pytest.mark.parametrize(

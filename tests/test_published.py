@@ -136,12 +136,16 @@ def test_fa1_moves_exactly_the_bytes_of_the_closed_form(block_n):
     assert counted["l"].algorithmic_read > 0 and counted["m"].algorithmic_write > 0
 
 
-def test_the_gpt2_rows_show_our_forward_share_and_explain_the_ratio():
+def test_the_gpt2_rows_show_both_passes_and_the_forward_and_explain_the_ratio():
     report = hbm.hbm_report()
     standard, fa1, fa2 = report.left
     assert [row.published_bytes for row in report.left] == [40.3e9, 4.4e9, None]
     assert standard.hbm_bytes < 40.3e9
     assert standard.hbm_bytes > fa1.hbm_bytes > fa2.hbm_bytes
+    passes = 64 * 16 * 1024**2 * 2  # of the scores: S, P there and back; P, dP and dS in the backward
+    assert standard.both_hbm_bytes - standard.hbm_bytes == pytest.approx(7 * passes, rel=0.1)
+    assert fa1.hbm_bytes + 1e9 < fa1.both_hbm_bytes < 4.4e9 and fa2.both_hbm_bytes < fa1.both_hbm_bytes
+    assert standard.both_hbm_bytes / fa1.both_hbm_bytes > 5, "published: 9.2"
     assert "S and P" in report.why and report.why.count(".") >= 1
     assert len(report.middle) == 4
 

@@ -12,11 +12,14 @@ from .published import DEVICE_OF, read_table, workload_of
 
 SCHEDULE_OF_2022 = {"standard": "standard", "FlashAttention": "fa1"}
 """Implementation in the first paper's Figure 2 -> schedule: its kernels had one CTA a head."""
+BACKWARD_OF_2022 = {"fa1": "fa2"}
+"""Schedule whose backward walks as this one's did: FlashAttention's Algorithm 4 has K/V outside and Q inside, as Algorithm 2 of
+FlashAttention-2. Others have their own."""
 
 
 @dataclass(frozen=True)
 class HbmRow:
-    """One row of FlashAttention Figure 2 with our bytes beside it. Bytes are of the forward pass."""
+    """One row of FlashAttention Figure 2 with our bytes beside it. Bytes are of the forward pass, unless said."""
 
     source: str
     implementation: str
@@ -27,6 +30,8 @@ class HbmRow:
     algorithmic_bytes: int  # Q, K, V, O (and S, P)
     statistics_bytes: int  # l and m, or LSE
     hbm_bytes: int  # what misses in L2 and what is written back
+    both_algorithmic_bytes: int | None = None  # of forward and backward, everything; left panel only
+    both_hbm_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def fa1_tile(workload: Workload, device: str, block_n: int) -> Tile:
 
 
 def hbm_report(predict: Predict | None = None, advance: Advance | None = None) -> HbmReport:
-    """FlashAttention Figure 2: our forward share of the GPT-2 medium bytes, and fa1 at the four block sizes."""
+    """FlashAttention Figure 2: our bytes of GPT-2 medium, and fa1 at the four block sizes."""
     table = read_table("hbm_traffic.csv")
     left = [row for row in table if row["direction"] != "forward"]
     middle = [row for row in table if row["direction"] == "forward"]
@@ -64,12 +69,19 @@ def hbm_report(predict: Predict | None = None, advance: Advance | None = None) -
     jobs = [("standard", None), ("fa1", None), ("fa2", None)] + [("fa1", r) for r in middle]
     sources = [row or published.get(schedule) or left[-1] for schedule, row in jobs]
     questions = [_question(schedule, row, source) for (schedule, row), source in zip(jobs, sources, strict=True)]
-    runs = predict_all(questions, predict, advance)
+    back = {
+        each: replace(each, workload=replace(each.workload, direction="backward"), schedule=BACKWARD_OF_2022.get(name, name))
+        for (name, row), each in zip(jobs, questions, strict=True)
+        if row is None
+    }
+    runs = predict_all([*questions, *back.values()], predict, advance)
     rows = []
     for (schedule, row), source, question in zip(jobs, sources, questions, strict=True):
         run = runs[question]
         printed = float(source["hbm_gb"]) * 1e9 if row or schedule in published else None
-        rows.append(_hbm_row(source, schedule, run, printed, int(row["block_kv"]) if row else None))
+        found = _hbm_row(source, schedule, run, printed, int(row["block_kv"]) if row else None)
+        both = [run, runs[back[question]]] if question in back else []
+        rows.append(_with_backward(found, both) if both else found)
     return HbmReport(tuple(rows[:3]), tuple(rows[3:]), _explain(rows[:3]))
 
 
@@ -95,6 +107,14 @@ def _hbm_row(source: dict[str, str], schedule: str, run: Run, printed: float | N
     )
 
 
+def _with_backward(row: HbmRow, both: list[Run]) -> HbmRow:
+    """The row with the bytes of both passes."""
+    counted, crossed = (
+        sum(run.traffic.total(f"{level}_{way}") for run in both for way in ("read", "write")) for level in ("algorithmic", "hbm")
+    )
+    return replace(row, both_algorithmic_bytes=counted, both_hbm_bytes=crossed)
+
+
 def _explain(rows: list[HbmRow]) -> str:
     standard, fa1, fa2 = rows
     counted = [row.algorithmic_bytes + row.statistics_bytes for row in rows]
@@ -104,5 +124,7 @@ def _explain(rows: list[HbmRow]) -> str:
         f"{counted[0] / counted[2]:.1f} times those of fa2, because S and P cross HBM and the others never store them; "
         f"behind L2 it is {standard.hbm_bytes / fa1.hbm_bytes:.1f} and {standard.hbm_bytes / fa2.hbm_bytes:.1f} times, "
         f"because L2 keeps {kept[0]:.0%} of standard's bytes from HBM, {kept[1]:.0%} of fa1's (Q and O, walked "
-        f"anew for each K/V block) and {kept[2]:.0%} of fa2's (K and V, which the Q tiles of a head share)."
+        f"anew for each K/V block) and {kept[2]:.0%} of fa2's (K and V, which the Q tiles of a head share). Forward and backward "
+        f"together cross HBM with {standard.both_hbm_bytes / 1e9:.1f} GB, {fa1.both_hbm_bytes / 1e9:.1f} and "
+        f"{fa2.both_hbm_bytes / 1e9:.1f}: the published runs also made dropout, masks and their gradients, in passes of their own."
     )

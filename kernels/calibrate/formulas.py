@@ -230,17 +230,20 @@ def _beside_exp(contention: dict) -> Found:
     return Found(mean(later), min(later), max(later), how)
 
 
-def _smem_interference(contention: dict) -> Found:
-    cases = {name: list(case["cycles_per_unit"].values()) for name, case in contention["cases"].items()}
-    lost = []
-    for name, found in cases.items():
-        width, *roles = name.split("_")
-        if roles[-1] != "smem" or set(roles[:-1]) not in ({"qk"}, {"pv"}):
-            continue
-        gemms = len(roles) - 1
-        busy = gemms * 4 * int(width[1:]) / mean(unit["median"] for unit in found[:-1])
-        lost.append((1 - cases[f"{width}_smem"][0]["median"] / found[-1]["median"]) / busy)
-    how = f"rate that 16-byte reads of shared memory lose per tensor cycle of WGMMA beside them, mean of {len(lost)} pairings"
+def _store_beside(*kinds: str) -> Callable[[dict], Found]:
+    """Bytes a cycle of 16-byte stores of a warpgroup beside GEMM streams of these kinds."""
+
+    def formula(reduce_add: dict) -> Found:
+        rates = [reduce_add["beside"][f"{kind}_stores"]["stores_bytes_per_clk"]["median"] for kind in kinds]
+        return Found(mean(rates), min(rates), max(rates), f"16-byte stores of a warpgroup beside GEMMs {', '.join(kinds)}, mean")
+
+    return formula
+
+
+def _store_interference(reduce_add: dict) -> Found:
+    rate = {name: found["gemms_per_1000_clk"]["median"] for name, found in reduce_add["beside"].items()}
+    lost = [1 - rate[f"{kind}_stores"] / rate[f"{kind}_alone"] for kind in ("ss64", "ss80")]
+    how = "rate that WGMMA of 64 and 80 columns, A in shared memory, loses beside 16-byte stores of a warpgroup, mean"
     return Found(mean(lost), min(lost), max(lost), how)
 
 
@@ -525,7 +528,9 @@ DERIVATIONS = (
     Derivation("wgmma_latency_cycles", ("pace",), _wgmma_latency),
     Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
     Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
-    Derivation("smem_interference", ("contention",), _smem_interference, 2),
+    Derivation("store_beside_most", ("reduce_add",), _store_beside("rs64", "rs128", "ss176")),
+    Derivation("store_beside_least", ("reduce_add",), _store_beside("ss64", "ss80")),
+    Derivation("store_interference", ("reduce_add",), _store_interference, 2),
     Derivation("wgmma_register_share", ("pipes_contended",), _register_share, 2),
     Derivation("fma_cycles", ("pipes",), _pipe("FFMA", "FADD", "FMUL")),
     Derivation("alu_cycles", ("pipes",), _pipe("FMNMX")),

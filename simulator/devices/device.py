@@ -88,7 +88,9 @@ class Device:
     wgmma_arbitration_ksteps: int = _quantity("k steps", 0, 64)  # before another's turn; 0: order of issue
     wgmma_register_share: float = _quantity("ratio", 0, 1)  # of the register file: instructions beyond the rest slow k steps
     red_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses while a warpgroup adds from registers
-    smem_interference: float = _quantity("ratio", 0, 0.99)  # rate that shared-memory accesses lose beside WGMMA
+    store_beside_most: float = _quantity("B/cycle", 1, 1e5)  # of shared memory's, by 16-byte stores beside WGMMA: at most
+    store_beside_least: float = _quantity("B/cycle", 1, 1e5)  # at least, whatever WGMMA's operands take; what they leave, between
+    store_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses where operands and the least do not both fit
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use
     issue_per_cycle: int = _quantity("1/cycle", 1, 64)  # warp instructions a sub-partition issues

@@ -46,7 +46,7 @@ def _issue(device: Device) -> dict:
 
 def _smem(device: Device) -> dict:
     """Reads, writes, and what a copy out takes from it."""
-    return _twice(device, "smem_bytes_per_cycle", "tma_store_bytes_per_cycle", "smem_w")
+    return _twice(device, "smem_bytes_per_cycle", "store_beside_most", "store_beside_least", "tma_store_bytes_per_cycle", "smem_w")
 
 
 def _l2(device: Device) -> dict:

@@ -301,7 +301,7 @@ def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
         slow = count * machine["alu_beside_q10"] + issue >> 10
     else:  # STSM: the tensor cores read their operands through the same port
         unit, count, cycles, busy = U_SMEM, phase["stsm"], machine["stsm"], machine["stsm"] * machine["smem_bytes"]
-        slow = count * cycles * machine["smem_beside_q10"] >> 10
+        slow = count * cycles * machine["smem_bytes"] * 1024 // _left_for_stores(state, s)
     if count == 0:
         return 0
     begin = max(start, state.pipe_free[s, pipe])
@@ -311,6 +311,16 @@ def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
     if pipe < CONVERT:
         _draw(state, state.unit_lane + unit, warp, row, 0, begin, end)
     return end
+
+
+@_unit
+def _left_for_stores(state, s):
+    """Bytes a cycle, times 2^10, for stores to shared memory beside GEMMs under way: what their operands leave, within limits."""
+    machine, sm = state.machine[0], state.sms[s]
+    left = machine["store_most_q10"]
+    if sm["pending"] > 0:
+        left = min(left, ((machine["smem_bytes"] * sm["pending"] - sm["pending_bytes"]) << 10) // sm["pending"])
+    return max(1, machine["store_least_q10"], left)
 
 
 @_unit
@@ -343,6 +353,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
         warp["part"] = 1
         warp["since"] = now
         sm["pending"] += gemm["k_steps"] * _k_step_cycles(machine, gemm, eight_bit)
+        sm["pending_bytes"] += gemm["k_steps"] * _operand_bytes(gemm)
         warp["time"] = now + machine["wgmma_start"]
         if _pipes_free(state, s) > now:
             warp["time"] += machine["wgmma_beside"]
@@ -359,9 +370,9 @@ def _issue_wgmma(state, i, row, now, eight_bit):
 
     step = state.queues[i, (warp["queue_head"] + warp["queue_length"]) % MAX_QUEUE]
     step["cycles"], step["issued"], step["instruction"] = _k_step_cycles(machine, gemm, eight_bit), now, warp["pc"]
-    step["ends_group"] = warp["part"] == gemm["k_steps"]
+    step["ends_group"], step["nbytes"] = warp["part"] == gemm["k_steps"], _operand_bytes(gemm)
     warp["queue_length"] += 1
-    state.busy[s, U_SMEM] += _operand_bytes(gemm)
+    state.busy[s, U_SMEM] += step["nbytes"]
     state.busy[s, U_ISSUE] += AROUND
 
     warp["time"] = now + max(machine["wgmma_issue"], step["cycles"] * machine["wgmma_issue_q10"] >> 10)
@@ -408,8 +419,13 @@ def _serve_k_step(state, s, now):
         end += step["cycles"] * sm["crowded_q10"] >> 10
     if sm["adding_until"] > now:
         end += step["cycles"] * machine["adding_q10"] >> 10
+    if state.pipe_free[s, STSM] > now:  # stores have their least even where operands leave none
+        both = (step["nbytes"] << 10) + step["cycles"] * machine["store_least_q10"]
+        if both > step["cycles"] * machine["smem_bytes"] << 10:
+            end += step["cycles"] * machine["storing_q10"] >> 10
     sm["tensor_free"] = sm["wgmma_until"] = end
     sm["pending"] -= step["cycles"]
+    sm["pending_bytes"] -= step["nbytes"]
     state.busy[s, U_TENSOR] += step["cycles"]
     _draw(state, state.unit_lane + U_TENSOR, warp, state.code[step["instruction"]], 0, now, end)
     sm["served"] = now

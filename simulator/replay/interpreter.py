@@ -122,7 +122,7 @@ class Sm:
         self.wgmma_until = self.last_served = 0
         self.crowded_until = self.crowded_q10 = self.adding_until = 0
         self.owner: Warp | None = None
-        self.pending = 0  # cycles of all k steps of the GEMMs under way
+        self.pending = self.pending_bytes = 0  # cycles, and bytes of operands, of all k steps of the GEMMs under way
         self.waiting: list[Warp] = []  # for room in the queue
         self.issuer: Warp | None = None  # the last to issue a k step, while its GEMM has more
         self.turn = 0  # k steps the owner has had in a row
@@ -134,6 +134,13 @@ class Sm:
     def tensor_busy_until(self, now: int) -> int:
         """Until when WGMMA executes that has begun, or whose issue has, by `now`."""
         return max(now, self.wgmma_until) + self.pending
+
+    def left_for_stores_q10(self) -> int:
+        """Bytes a cycle of shared memory for stores: what the operands of the GEMMs under way leave, within limits."""
+        cycles, left = self.chip.cycles, self.chip.cycles.store_most_q10
+        if self.pending:
+            left = min(left, ((cycles.smem_bytes * self.pending - self.pending_bytes) << 10) // self.pending)
+        return max(1, cycles.store_least_q10, left)
 
     def crowd(self, start: int, end: int, instructions: int) -> None:
         """Arithmetic takes from WGMMA what it needs of the register file beyond what that leaves it."""
@@ -165,9 +172,14 @@ class Sm:
         longer = step.cycles * self.crowded_q10 >> 10 if self.crowded_until > now else 0
         if self.adding_until > now:
             longer += step.cycles * self.chip.cycles.adding_q10 >> 10
+        cycles = self.chip.cycles
+        both_q10 = (step.nbytes << 10) + step.cycles * cycles.store_least_q10
+        if self.pipes["STSM"].free > now and both_q10 > step.cycles * cycles.smem_bytes << 10:
+            longer += step.cycles * cycles.storing_q10 >> 10
         self.tensor.take(now, step.cycles + longer)
         self.wgmma_until, self.last_served = self.tensor.free, now
         self.pending -= step.cycles
+        self.pending_bytes -= step.nbytes
         self.busy["tensor cores"] += step.cycles
         self.chip.draw("tensor cores", warp, step.instruction, now, self.tensor.free)
         if step.ends_group:
@@ -263,10 +275,11 @@ class Warp:
             "ALU": counts["ALU"] * cycles.alu_beside_q10 + issue_q10,
             "MUFU": counts["MUFU"] * cycles.mufu_beside_q10 + issue_q10,
             "convert": counts["convert"] * cycles.alu_beside_q10 + issue_q10,
-            "STSM": counts["STSM"] * cycles.stsm * cycles.smem_beside_q10,
         }
         fma_run = phase.fma > 0 == phase.alu + phase.mufu + phase.convert
         for chunk in range(phase.chunks):
+            stores = counts["STSM"] * cycles.stsm * cycles.smem_bytes * 1024 // sm.left_for_stores_q10()
+            beside_q10["STSM"] = stores << 10
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
             until = sm.tensor_busy_until(now)
             if instructions:
@@ -312,6 +325,7 @@ class Warp:
         products = _ceil(2 * gemm.m * gemm.n * gemm.k_per_step, self.chip.tensor_rate)
         work = max(products, _ceil(operand_bytes, cycles.smem_bytes))
         sm.pending += gemm.k_steps * work
+        sm.pending_bytes += gemm.k_steps * operand_bytes
         now += cycles.wgmma_start + (cycles.wgmma_beside if sm.in_arithmetic(now) else 0)
         yield now
         for step in range(gemm.k_steps):
@@ -322,7 +336,7 @@ class Warp:
                 now = sm.last_served
             sm.issuer = self
             last = step + 1 == gemm.k_steps
-            self.queue.append(SimpleNamespace(cycles=work, issued=now, ends_group=last, instruction=ins))
+            self.queue.append(SimpleNamespace(cycles=work, nbytes=operand_bytes, issued=now, ends_group=last, instruction=ins))
             sm.busy["smem bytes"] += operand_bytes
             sm.busy["issue"] += AROUND
             now += max(cycles.wgmma_issue, work * cycles.wgmma_issue_q10 >> 10)
