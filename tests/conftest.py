@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ from fasim.simulator.results.run import SPAN, Activity, Bottleneck, Bytes, Lane,
 
 LANES = ("producer", "WG0", "WG1", "TMA", "tensor cores", "MUFU", "FMA", "barriers")
 LABELS = ("setup", "load K", "load V", "S=QK^T", "softmax", "O+=PV", "take turn", "store O")
+
+
+def pytest_configure():
+    """One thread of torch a process, before torch is there: two workers of two threads on two cores spin seven times as long
+    as they work."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
