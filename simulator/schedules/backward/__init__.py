@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from ...code.gradients import Gradients
 from ..kernel import Kernel, Schedule
-from .ahead import ahead
 from .delta import postprocess, preprocess
 from .drained import drained
 from .fa2 import fa2
 from .fa3 import fa3
 from .keys_first import keys_first
+from .lagged import lagged
 from .registers import registers
 from .standard import dk, dp, dq, ds, dv
 from .warp_specialized import warp_specialized
@@ -28,7 +28,7 @@ _LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
 
 def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
     main = Kernel(body, "columns", _WALK, code=_WGMMA, live=live)
-    family = "ahead backward" if body is ahead else "hopper backward"
+    family = "lagged backward" if body is lagged else "hopper backward"
     return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=(64, 128), direction="backward")
 
 
@@ -73,12 +73,12 @@ ALL = (
         "ours; dK needs a warpgroup's own dS alone",
     ),
     _hopper(
-        "ahead", ahead, "keys-first, and scores of the next queries are issued before dQ of these leaves",
-        "ours; FlashAttention-3 section 3.2 does it in the forward",
-        (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "S^T", "dQ^T", "dS^T")),
-    ),
-    _hopper(
         "registers", registers, "fa3, but dQ is added from registers and never goes through shared memory",
         "ours; FlashAttention-4's for d256 on Hopper does so",
+    ),
+    _hopper(
+        "lagged", lagged, "dQ is formed a block later, under the next exponentials, so that no warpgroup waits for the other's dS",
+        "ours; as FlashAttention-3 section 3.2 defers PV in the forward",
+        (("dK", "dV", "P^T", "dP^T", "dQ^T"), ("dK", "dV", "S^T", "dQ^T", "dS^T")),
     ),
 )  # fmt: skip
