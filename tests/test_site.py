@@ -10,6 +10,7 @@ import pytest
 from browser import started
 
 from fasim.cli.site import build, drawn
+from fasim.cli.site.page import page
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
 from fasim.simulator.units import scaled
@@ -42,7 +43,7 @@ def folder(files, tmp_path_factory):
 
 
 def data_of(page: str) -> dict:
-    return json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0].replace("<\\/", "</"))
+    return json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
 
 
 # -- the files ------------------------------------------------------------------------------------------------------------
@@ -77,6 +78,12 @@ def test_a_timelines_data_are_the_spans_of_the_run(course):
     assert data["labels"][rows["tensor cores"][0][2]][0] == "S=QK^T"
     loads = {copy.label: [copy.way, copy.l2, copy.hbm] for copy in run.sample.copies}
     assert panel["copies"] == loads and loads["load K"][1] == run.tile.block_n * 128 * 2
+
+
+def test_nothing_in_the_data_is_taken_for_a_tag():
+    made = page("<b>", "", {"label": "</script><script>alert(1)</script><!--"})
+    assert made.count("</script>") == 1 + 1 + 4 and "<title>&lt;b&gt;</title>" in made
+    assert data_of(made) == {"label": "</script><script>alert(1)</script><!--"}
 
 
 def test_a_walks_data_are_its_steps_and_sums(course):

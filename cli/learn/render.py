@@ -11,8 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ...traces.beside import beside
 from ...traces.lessons import LESSONS, parts
 from ...traces.window import by_iterations
+from ..beside import Beside
 from ..breakdown import shares_of_several
 from ..loglog import LogLog
 from ..side_by_side import SideBySide, letter
@@ -139,6 +141,10 @@ def timeline(shown: parts.Timeline, first: int | None = None, last: int | None =
     return Group(Text(window.title, "dim"), Timeline(window), paragraph(shown.caption))
 
 
+def _beside(shown: parts.Beside) -> RenderableType:
+    return Group(Beside(beside(shown.runs, shown.first, shown.last)), paragraph(shown.caption))
+
+
 def frame(walk: parts.Walk, number: int) -> RenderableType:
     """One moment of a walk, spaced so that a cell is about as wide as it is high."""
     shown = walk.frames[number]
@@ -232,6 +238,7 @@ _DRAWN: dict[type, Callable[..., RenderableType]] = {
     parts.Bars: _Bars,
     parts.Hierarchy: _Hierarchy,
     parts.Timeline: timeline,
+    parts.Beside: _beside,
     parts.Roofs: _roofs,
     parts.Shares: _shares,
     parts.Walk: _walk,

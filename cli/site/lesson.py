@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html import escape
 from math import log
 
+from ...traces.beside import whole_blocks
 from ...traces.lessons import parts
 from ...traces.window import by_iterations
 from ..breakdown import parts_of
@@ -29,7 +30,7 @@ class LessonPage:
         self.drawn: dict[type, Callable[..., str]] = {
             parts.Say: paragraph, parts.Facts: facts, parts.Bars: bars, parts.Hierarchy: hierarchy, parts.Roofs: _roofs,
             parts.Shares: shares, parts.Listing: listing, parts.Question: self.question, parts.Timeline: self.timeline,
-            parts.Walk: self.frames, parts.TileWalk: self.walk,
+            parts.Walk: self.frames, parts.TileWalk: self.walk, parts.Beside: self.beside,
         }  # fmt: skip
 
     def body(self) -> str:
@@ -54,6 +55,11 @@ class LessonPage:
         place = self._place("timelines", data, "timeline", "fasim timeline")
         title = escape(data["panels"][0]["title"])
         return f"<figure><figcaption>{title}</figcaption>{place}{paragraph(shown.caption)}</figure>"
+
+    def beside(self, shown: parts.Beside) -> str:
+        """Timelines of several runs on one axis, to zoom and scrub together."""
+        place = self._place("timelines", drawn.timelines(whole_blocks(shown.runs)), "timeline", "fasim timeline")
+        return f"<figure>{place}{paragraph(shown.caption)}</figure>"
 
     def frames(self, shown: parts.Walk) -> str:
         """A few moments of a small matrix."""

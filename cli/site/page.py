@@ -53,7 +53,8 @@ def page(title: str, body: str, data: dict, links: Iterable[tuple[str, str]] = (
 
 
 def _data(data: dict) -> str:
-    return json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("</", "<\\/")
+    """As JSON in which nothing can be taken for a tag."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...simulator.results import metrics
 from .course import HOPPER, Course, source
-from .parts import Bars, Facts, Question, Reading, Section, Shares, Timeline, count, say, seconds, share
+from .parts import Bars, Beside, Facts, Question, Reading, Section, Shares, Timeline, count, say, seconds, share
 
 TITLE = "Overlap within a warpgroup"
 ABOUT = "issue the next product before the softmax, and let it run underneath: two stages, three stages, and fa3"
@@ -65,7 +65,7 @@ def sections(course: Course) -> tuple[Section, ...]:
             "Both at once",
             (
                 say("`fa3` has the two stages and the turns of pingpong. The shares say what is left over:"),
-                Timeline(course.timeline("fa3"), 1, 3, say("The row of the tensor cores has hardly a gap.")),
+                Beside((course.timeline("warp-specialized"), course.timeline("fa3")), 3, 4, say("The same two blocks, from where this lesson began to where it ends, to one scale. The row of the tensor cores has hardly a gap left, and under each softmax stands whose product hides it.")),
                 Shares((plain, two, both)),
                 Bars("time, predicted", tuple((run.schedule, seconds(metrics.time_s(run))) for run in (plain, two, three, both))),
                 Question(

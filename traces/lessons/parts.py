@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...simulator.results.run import Run
+from ..beside import beside
 from ..standing import Standing
 from ..walk import Walk as Played
 
@@ -121,6 +122,21 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Loop steps `first` to `last` of several runs below each other on one axis, with what each one's softmax hides under."""
+
+    runs: tuple[Run, ...]
+    first: int
+    last: int
+    caption: Say
+
+    def to_dict(self) -> dict:
+        """As plain JSON values: the shares, not the spans."""
+        panels = [panel.to_dict() for panel in beside(self.runs, self.first, self.last)]
+        return {"kind": "beside", "first": self.first, "last": self.last, "panels": panels, "caption": self.caption.to_dict()}
+
+
+@dataclass(frozen=True)
 class Roofs:
     """A roofline plot with runs under it."""
 
@@ -217,7 +233,7 @@ class Question:
         return {"kind": "question", "answer": self.answer, "unit": self.unit, "tolerance": self.tolerance, **texts}
 
 
-Part = Say | Facts | Bars | Hierarchy | Timeline | Roofs | Shares | Walk | TileWalk | Listing | Question
+Part = Say | Facts | Bars | Hierarchy | Timeline | Beside | Roofs | Shares | Walk | TileWalk | Listing | Question
 
 
 @dataclass(frozen=True)
