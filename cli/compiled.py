@@ -18,25 +18,24 @@ def adopted(asked: str, workloads: Sequence[Workload], orders: tuple[str, ...]) 
 
     Says on stderr what was read and what was assumed. Raises UsageError, one sentence, where it cannot be read.
     """
-    from ..kernels.compile.build import MissingCompiler
     from ..kernels.compile.disassemble import MissingDisassembler
-    from ..kernels.compile.kernel_file import find
-    from ..simulator.code.pipeline import read
+    from ..kernels.compile.kernel_file import pipeline_of
     from ..simulator.schedules import adopt
 
     if any(workload.direction != "forward" for workload in workloads):
         raise UsageError("--kernel reads forward kernels alone: leave --pass out")
     try:
-        pipeline = read(find(asked, workloads[0]))
-    except (MissingCompiler, MissingDisassembler) as error:
+        pipeline = pipeline_of(asked, workloads[0])
+    except MissingDisassembler as error:
         output.note(f"fasim: {error}")
         return 3, ()
-    name = asked if asked.isidentifier() else Path(asked).name
+    name = Path(asked).name
     found = [adopt(f"{name} with the order of {order}", pipeline, order) for order in orders]
     found = found or [adopt(f"{name} as compiled", pipeline)]
     estimated = "a tile's first block and its end" + (" are" if pipeline.masked else ", and masks, are")
     output.note(
         f"{name}: tile {found[0].tile}, d{pipeline.head_dim}, {pipeline.consumers} consumers, the order of their loop and its "
         f"{pipeline.instructions} instructions a block are read; {estimated} estimated, two stages assumed"
+        + ("" if pipeline.weights_in_registers else "; P, which goes through shared memory, is predicted as in registers")
     )
     return 0, tuple(each.name for each in found)

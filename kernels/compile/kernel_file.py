@@ -1,27 +1,49 @@
-"""One kernel that is asked for as FILE or FILE:NAME, or by the name of a CUDA kernel of ours, as its machine code."""
+"""One compiled kernel, asked for as FILE or FILE:NAME, as a CUDA kernel of ours, or as one whose profile is kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ...simulator.code import sass
+from ...simulator.code import loop_reader, profiles, sass
+from ...simulator.code.pipeline import Pipeline
 from ...simulator.errors import UsageError
 from ...simulator.problem.workload import Workload
 from ..cuda.config import available, config_for
 from . import disassemble
-from .build import build
+from .build import MissingCompiler, build
 
 _SHOWN = 3
 
 
-def find(asked: str, workload: Workload) -> sass.Code:
-    """The kernel asked for: of ours the variant of this workload, of a file the one with NAME in its name and a loop over K and V.
+def pipeline_of(asked: str, workload: Workload) -> Pipeline:
+    """The main loop of the kernel asked for: of ours, or of a profile, the variant of this workload; of a file the one with NAME in
+    its name and a loop over K and V.
 
-    Raises UsageError where there is none or more than one, MissingCompiler and MissingDisassembler.
+    Raises UsageError, one sentence, where there is none, more than one, or its loop cannot be read; MissingDisassembler.
     """
+    if asked in profiles.names():
+        return _kept(asked, workload)
     if asked in available():
-        config = config_for(asked, workload.dtype, workload.head_dim, workload.causal)
-        return disassemble.of_cubin(build(config.source).cubin)[0]
+        try:
+            config = config_for(asked, workload.dtype, workload.head_dim, workload.causal)
+            return loop_reader.read(disassemble.of_cubin(build(config.source).cubin)[0])
+        except MissingCompiler:
+            return _kept(profiles.OURS, workload, asked)
+    return loop_reader.read(_in_file(asked))
+
+
+def _kept(file: str, workload: Workload, schedule: str | None = None) -> Pipeline:
+    """From a file of profiles, the variant that covers most keys a block and shares loads where CTAs may share."""
+    there = [each for each in profiles.load(file) if schedule in (None, each.schedule)]
+    asked = (workload.head_dim, workload.element_bytes, workload.causal)
+    fits = [each.pipeline for each in there if (each.head_dim, each.pipeline.element_bytes, each.causal) == asked]
+    if not fits:
+        dims = ", ".join(map(str, sorted({each.head_dim for each in there})))
+        raise UsageError(f"{file} has no kernel for {workload}: there are head dims {dims}")
+    return max(fits, key=lambda each: each.multicast)
+
+
+def _in_file(asked: str) -> sass.Code:
     file, _, name = (asked, "", "") if Path(asked).is_file() else asked.rpartition(":")
     found = disassemble.kernels_of(Path(file or asked), name or None)
     loops = [code for code in found if any(loop.scores for loop in sass.loops(code))]

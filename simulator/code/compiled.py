@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from . import softmax as counts
 from .estimate import Estimate, Pen
@@ -16,7 +16,7 @@ from .softmax import ONLINE, RUNNING, Left
 class Compiled(Estimate):
     """The code of a compiled kernel, whose main loop is `pipeline`, in its own order."""
 
-    pipeline: Pipeline
+    pipeline: Pipeline = field(hash=False)  # a segment counts in a dict
 
     def pen(self, rank: int) -> Reader:
         """The code of one warp role: the producer (-1) or a consumer."""
@@ -82,8 +82,10 @@ class Lender(Reader):
             self.left = []
             return self.first(tile, j)
         block = self.code.pipeline.blocks[0]
-        gaps = list(block.softmax)
-        now = [gap for gap in gaps if "O" not in in_flight or gap < block.product_done]
-        late = [phase for gap in gaps if gap not in now for phase in self.softmax(tile, j, gap, is_first=False)]
-        self.left = [Left("softmax", phase, "") for phase in late] + [Left("address", each, "") for each in block.addresses("")]
-        return [phase for gap in now for phase in self.softmax(tile, j, gap, is_first=gap == gaps[0])]
+        own = [gap for gap in block.softmax if gap not in block.ahead]
+        now = [gap for gap in own if "O" not in in_flight or gap < block.product_done]
+        late = [phase for gap in own if gap not in now for phase in self.softmax(tile, j, gap, is_first=False)]
+        under = [phase for gap in block.ahead for phase in self.softmax(tile, j, gap, is_first=False)]
+        self.left = [Left("softmax", phase, "P") for phase in late] + [Left("rescale O", phase, "O") for phase in under]
+        self.left += [Left("address", each, "P") for each in block.addresses("")]
+        return [phase for gap in now for phase in self.softmax(tile, j, gap, is_first=gap == own[0])]

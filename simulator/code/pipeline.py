@@ -1,42 +1,37 @@
 """Pipeline: the main loop of a compiled consumer, as steps that say which block they are about.
 
-A compiled loop runs ahead of itself: it issues S of one block, does the softmax of the one before, waits for P V of a third. How
-far, is found by walking the loop a few times and keeping account of what its waits complete. Only points and segments of the
-usual way are looked at.
+It is data: read from machine code (`loop_reader`), kept as JSON (`profiles`), and turned into the engine's phases here.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from ..errors import UsageError
 from .phase import Phase
-from .sass import MUFU_CYCLES, Code, Instruction, Loop, Point, Segment, loops
-from .way import usual, walked
-
-ROUNDS = 6
-"""Walks of the loop; the one before the last is in its steady state, for pipelines of four blocks at most."""
-WARPGROUP = 128
-ROWS = 64
-"""Of one WGMMA."""
+from .sass import MUFU_CYCLES, Segment
 
 
 @dataclass(frozen=True)
 class Step:
     """One thing that a consumer does in its loop.
 
-    `what` is wait, scores, values, finished, free, take, give, meet, softmax or address; `tensor` what it is about, `lag` how many
-    blocks before the one whose S the loop issues there.
+    `what` is wait, scores, values, finished, free, take, give or meet, or of code softmax, address, or descriptors of the GEMM
+    behind them; `tensor` what it is about, `lag` how many blocks before the one whose S the loop issues there.
     """
 
     what: str
     tensor: str = ""
     lag: int = 0
-    phases: tuple[Phase, ...] = ()
+    code: tuple[Segment, ...] = ()
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The code for the engine; none of descriptors, since a GEMM's issue has been measured from the wait before them."""
+        return () if self.what == "descriptors" else tuple(phase for part in self.code for phase in phases_of(part))
 
 
 @dataclass(frozen=True)
@@ -48,17 +43,22 @@ class Block:
     @property
     def order(self) -> tuple[tuple[str, str, int], ...]:
         """The points alone."""
-        return tuple((step.what, step.tensor, step.lag) for step in self.steps if not step.phases)
+        return tuple((step.what, step.tensor, step.lag) for step in self.steps if not step.code)
 
     @cached_property
     def gaps(self) -> tuple[int, ...]:
         """Of each step the number of points before it, by which code of two blocks of one order can be set beside each other."""
-        return tuple(accumulate((not step.phases for step in self.steps[:-1]), initial=0))
+        return tuple(accumulate((not step.code for step in self.steps[:-1]), initial=0))
 
     @cached_property
     def softmax(self) -> dict[int, tuple[Phase, ...]]:
         """The softmax between two points, by the number of points before it."""
         return {gap: step.phases for gap, step in zip(self.gaps, self.steps, strict=True) if step.what == "softmax"}
+
+    @cached_property
+    def ahead(self) -> tuple[int, ...]:
+        """Gaps of softmax that is of the block before, under the next S: O rescaled there."""
+        return tuple(gap for gap, step in zip(self.gaps, self.steps, strict=True) if step.what == "softmax" and step.lag)
 
     @property
     def product_done(self) -> int:
@@ -79,9 +79,14 @@ class Block:
         return found[before]
 
     @property
+    def pipes(self) -> Counter[str]:
+        """Instructions between the points by pipe, of one warp."""
+        return sum((Counter(part.pipes) for step in self.steps for part in step.code), Counter())
+
+    @property
     def instructions(self) -> int:
         """Between the points, of one warp."""
-        return sum(phase.instructions for step in self.steps for phase in step.phases)
+        return sum(part.instructions for step in self.steps for part in step.code)
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,13 @@ class Pipeline:
     consumers: int  # warpgroups; 0 where that cannot be read
     persistent: bool  # another loop is around it, over tiles
     multicast: bool  # CTAs of a cluster share loads
+    weights_in_registers: bool  # P, as the operand of P V; else it goes through shared memory
     meets: bool  # all consumers, behind the loop, before O leaves
 
     @property
     def lag(self) -> int:
         """Blocks that are under way when a tile's last S has been issued."""
-        return max(step.lag for step in self.blocks[0].steps if step.what != "address")
+        return max(step.lag for step in self.blocks[0].steps if not step.code)
 
     @property
     def takes_turns(self) -> bool:
@@ -114,200 +120,44 @@ class Pipeline:
         """Between the points of a block, of one warp."""
         return sum(block.instructions for block in self.blocks) // len(self.blocks)
 
+    def to_dict(self) -> dict:
+        """As plain JSON values; empty ones are left out."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("blocks", "masked")}
+        return fields | {
+            "blocks": [_written(block) for block in self.blocks],
+            "masked": _written(self.masked) if self.masked else None,
+        }
 
-def read(code: Code) -> Pipeline:
-    """The main loop of a kernel's consumers. Raises UsageError, one sentence, where it cannot be understood."""
-    found = [loop for loop in loops(code) if loop.scores]
-    if not found:
-        raise UsageError(
-            f"{code.name} has no loop with S = Q K^T by WGMMA in it, so its order cannot be read; "
-            "predict the schedule nearest to it instead"
-        )
-    ways = [_blocks(code, walked(code, loop)) for loop in found]
-    main = min(range(len(ways)), key=lambda each: ways[each][0].instructions)
-    masked = [way[0] for way in ways if way is not ways[main] and way[0].order == ways[main][0].order]
-    gemms = [point for point in found[main].points if point.what == "gemm"]
-    scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
-    width = scores.k * scores.steps
-    if values.n != width or {point.m for point in gemms} != {ROWS}:
-        raise UsageError(f"{code.name}: S sums over {width} values and P V makes {values.n}, which no schedule here does")
-    return Pipeline(
-        blocks=ways[main],
-        masked=max(masked, key=lambda each: each.instructions, default=None),
-        block_n=scores.n,
-        head_dim=width,
-        element_bytes=32 // scores.k,
-        looks_for_maximum=_maxima(code, found[main]) >= found[main].scores // 2,
-        consumers=_consumers(code),
-        persistent=_is_inside(code, found[main]),
-        multicast=any("MULTICAST" in each.opcode for each in code.instructions),
-        meets=any(_is_meeting(each, _consumers(code)) for each in code.instructions[found[main].end :]),
-    )
+    @classmethod
+    def from_dict(cls, data: Mapping) -> Pipeline:
+        """What `to_dict` gave."""
+        blocks = tuple(map(_block, data["blocks"]))
+        return cls(**{**data, "blocks": blocks, "masked": _block(data["masked"]) if data["masked"] else None})
 
 
-def _consumers(code: Code) -> int:
-    """Warpgroups without the producer, which is there where registers are dealt between them."""
-    return max(0, code.threads // WARPGROUP - any(each.name == "USETMAXREG" for each in code.instructions))
+def _written(block: Block) -> list[dict]:
+    return [{name: value for name, value in asdict(step).items() if value} for step in block.steps]
 
 
-def _is_meeting(each: Instruction, consumers: int) -> bool:
-    """Turns have a barrier for each consumer, by a register; a meeting is one barrier of all their threads."""
-    barrier, _, threads = each.operands.replace(" ", "").partition(",")
-    return each.name == "BAR" and ".SYNC" in each.opcode and barrier[:2] == "0x" and threads == hex(WARPGROUP * consumers)
+def _block(steps: list[dict]) -> Block:
+    return Block(tuple(Step(**{**step, "code": tuple(Segment(**part) for part in step.get("code", ()))}) for step in steps))
 
 
-def _is_inside(code: Code, loop: Loop) -> bool:
-    edges = ((code.target(at), at) for at in range(loop.end + 1, len(code.instructions)))
-    return any(target is not None and target < loop.start for target, _ in edges)
-
-
-def _maxima(code: Code, loop: Loop) -> int:
-    return sum(code.instructions[number].name == "FMNMX" for number in usual(code, loop))
-
-
-# -- which block a step is about --------------------------------------------------------------------------------------------
-
-
-def _blocks(code: Code, parts: Sequence[Point | Segment]) -> tuple[Block, ...]:
-    """One turn of the loop, block by block."""
-    walker = _Walker(parts)
-    if not {"K", "V"} <= set(walker.products):
-        raise UsageError(f"{code.name}: its loop does not hold both S = Q K^T and O += P V, so it cannot be read")
-    rounds = _with_waits([walker.walk() for _ in range(ROUNDS)])
-    turn = rounds[-2]
-    first = [number for number, step in enumerate(turn) if step.what == "scores"]
-    points = [number for number, step in enumerate(turn) if not step.phases]
-    before = points.index(first[0])
-    starts = [points[points.index(number) - before] for number in first]
-    turn = turn[starts[0] :] + turn[: starts[0]]  # what comes before the first point ends the block before
-    cuts = [start - starts[0] for start in starts] + [len(turn)]
-    blocks = []
-    for number, begin, end in zip(first, cuts, cuts[1:], strict=False):
-        base = rounds[-2][number].lag
-        late = len(rounds[-2]) - starts[0]  # places in `turn` of what stood before the loop's first point
-        block = [
-            replace(step, lag=base - step.lag - (len(first) if place >= late else 0))
-            for place, step in enumerate(turn)
-            if begin <= place < end
-        ]
-        blocks.append(_joined([replace(step, lag=0) if step.what in ("take", "give", "meet") else step for step in block]))
-    if len({block.order for block in blocks}) > 1:
-        raise UsageError(f"{code.name}: the blocks in its loop do not stand in one order, so it cannot be read")
-    freed = {step.tensor for step in blocks[0].steps if step.what == "free"}
-    if freed != {"K", "V"}:
-        raise UsageError(f"{code.name}: where its loop hands K and V back cannot be read")
-    return tuple(blocks)
-
-
-def _joined(steps: list[Step]) -> Block:
-    """Code between two points as one step, softmax where any of it is.
-
-    The descriptors before a GEMM are left out: its issue has been measured from the wait before them.
-    """
-    joined: list[Step] = []
-    for step in steps:
-        if step.what in ("scores", "values") and joined and joined[-1].what == "address":
-            joined.pop()
-        if step.phases and joined and joined[-1].phases:
-            kind = max(joined[-1], step, key=lambda each: each.what == "softmax")
-            joined[-1] = replace(kind, phases=joined[-1].phases + step.phases)
-        else:
-            joined.append(step)
-    return Block(tuple(joined))
-
-
-def _with_waits(rounds: list[list[Step]]) -> list[list[Step]]:
-    """The rounds with each wait for a load named by the GEMM that reads it, the first wait by the first; others are left out."""
-    waits: deque[tuple[int, int]] = deque()
-    named: dict[tuple[int, int], Step] = {}
-    for number, steps in enumerate(rounds):
-        for place, step in enumerate(steps):
-            if step.what == "wait":
-                waits.append((number, place))
-            elif step.what in ("scores", "values") and waits:
-                named[waits.popleft()] = step
-    return [
-        [
-            replace(step, tensor=named[number, place].tensor, lag=named[number, place].lag) if step.what == "wait" else step
-            for place, step in enumerate(steps)
-            if step.what != "wait" or (number, place) in named
-        ]
-        for number, steps in enumerate(rounds)
-    ]
-
-
-class _Walker:
-    """What has been issued, completed and handed back as a warp goes round and round; a step's `lag` is its block's number."""
-
-    def __init__(self, parts: Sequence[Point | Segment]):
-        self.parts = parts
-        points = [part for part in parts if isinstance(part, Point)]
-        self.products = ["K" if point.makes_scores else "V" for point in points if point.what == "gemm"]
-        self.exponentials = next((point.n // 2 for point in points if point.makes_scores), 0)  # of a thread for one block
-        self.turns = {"sync", "hand over"} <= {point.what for point in points}
-        self.issued = self.completed = self.weights = 0  # S issued and completed, P made
-        self.worked = 0  # exponentials since the last S was completed
-        self.running: deque[tuple[str, int]] = deque()
-        self.held: deque[tuple[str, int]] = deque()  # completed and not handed back
-
-    def walk(self) -> list[Step]:
-        """One round."""
-        steps: list[Step] = []
-        for part in self.parts:
-            steps += self._code(part) if isinstance(part, Segment) else self._point(part)
-        return steps
-
-    def _code(self, part: Segment) -> list[Step]:
-        count = part.pipes.get
-        self.worked += count("mufu", 0)
-        if 2 * self.worked >= self.exponentials:
-            self.weights = self.completed
-        weighty = count("mufu", 0) or 2 * (count("fma", 0) + count("convert", 0)) >= part.instructions
-        return [Step("softmax" if weighty else "address", "S", self.completed - 1, phases(part))]
-
-    def _point(self, point: Point) -> list[Step]:
-        if point.what == "gemm":
-            ring, block = ("K", self.issued) if point.makes_scores else ("V", self.weights - 1)
-            self.issued += point.makes_scores
-            self.running.append((ring, block))
-            return [Step("scores" if point.makes_scores else "values", ring, block)]
-        if point.what == "gemm wait":
-            return [self._finished() for _ in range(len(self.running) - point.outstanding)]
-        if point.what == "arrive":
-            return [Step("free", *self.held.popleft())] if self.held else []
-        if point.what == "sync":
-            return [Step("take" if self.turns else "meet")]
-        return [Step({"hand over": "give", "wait": "wait"}[point.what])] if point.what in ("hand over", "wait") else []
-
-    def _finished(self) -> Step:
-        ring, block = self.running.popleft()
-        self.held.append((ring, block))
-        if ring == "K":
-            self.completed, self.worked = block + 1, 0
-        return Step("finished", ring, block)
-
-
-# -- code ---------------------------------------------------------------------------------------------------------------
-
-
-def phases(part: Segment) -> tuple[Phase, ...]:
-    """A segment as chunks of alike instructions, as finely as exponentials lie between the rest."""
+def phases_of(part: Segment) -> list[Phase]:
+    """A segment as chunks of alike instructions, as finely as exponentials lie between the rest, and what it then waits for."""
     count = {name: part.pipes.get(name, 0) for name in ("fma", "alu", "mufu", "convert")}
     count["other"] = part.instructions - sum(count.values())
     alike = count["mufu"] // 4 or part.instructions // 16
     fewest, most = max(1, alike // 2), max(1, alike)
     chunks = min(range(most, fewest - 1, -1), key=lambda each: _misses(count, each))
-    return (
-        Phase(
-            **{pipe: round(n / chunks) for pipe, n in count.items()},
-            chunks=chunks,
-            latencies=part.round_trips,
-            votes=part.votes,
-            branches=part.branches,
-            stalls=part.stalls // chunks,
-            interleaved=True,
-        ),
+    work = Phase(
+        **{pipe: round(n / chunks) for pipe, n in count.items()},
+        chunks=chunks,
+        stalls=part.stalls // chunks,
+        interleaved=True,
     )
+    waits = Phase(latencies=part.round_trips, votes=part.votes, branches=part.branches)
+    return [work] if waits == Phase() else [work, waits]
 
 
 def _misses(count: dict[str, int], chunks: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 _TEXT = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
@@ -35,6 +35,9 @@ _PIPES = {
 _PIPE_OF = {opcode: pipe for pipe, opcodes in _PIPES.items() for opcode in opcodes.split()}
 PIPES = (*_PIPES, "other")
 """What an instruction holds beside its issue slot; "other": nothing that counts here, as on the uniform datapath."""
+_ARITHMETIC = ("fma", "alu", "mufu", "convert")
+AMID_A_GEMM = 24
+"""Arithmetic instructions between the first WGMMA of a group and the last that are more than addresses: O rescaled under S, say."""
 MUFU_CYCLES = 8
 """Of a sub-partition for one warp's exponential (16 a cycle per SM, CUDA programming guide, compute capability 9.0)."""
 
@@ -213,6 +216,9 @@ def parts(code: Code, way: Sequence[int]) -> Iterator[Point | Segment]:
             continue
         yield from _segments(code, [*way[begun:at], way[at]])
         yield point
+        inside = [number for number in way[at:after] if code.instructions[number].pipe in _ARITHMETIC]
+        if len(inside) >= AMID_A_GEMM:
+            yield replace(segment(code, [*inside, -1]), stalls=0)  # they fill the time that the issue takes
         at = begun = after
     yield from _segments(code, [*way[begun:], -1])
 

@@ -129,6 +129,11 @@ class Softmax(Protocol):
         """
 
 
+EARLY = {64: (0.0, 0.2), 128: (0.26, 0.2), 256: (0.46, 0.3)}
+"""(full, causal) by head dim, in 16 bits: the share of a block's exponentials that FlashAttention-3's compiler has left before the
+wait for P V; the rest is behind it (wheel fa3-fwd 0.0.3, simulator/code/profiles)."""
+
+
 @dataclass(frozen=True)
 class Online:
     """The maximum of every block first: FlashAttention-2 Algorithm 1 lines 8 to 10, FlashAttention-3 Algorithms 1 and 2."""
@@ -140,11 +145,20 @@ class Online:
     def block(
         self, tile, j: int, under_product: bool, rank: int = 0, ahead: bool = False
     ) -> tuple[list[Phase], list[Left]]:
-        """Under a product that uses P and O, both are left alone until it is over; else a compiler hides all under exp2."""
+        """Under a product that uses P and O, both are left alone until it is over, and so are most exponentials (`EARLY`); else a
+        compiler hides all under exp2.
+        """
         before, weights = scores_to_max(tile, tile.is_masked(j)), exponentials(tile, self.exact)
-        if under_product:
-            return [*before, weights], [Left("convert P", convert(tile), "P"), Left("rescale O", rescale(tile), "O")]
-        return [*before, _interleaved(weights, [convert(tile), rescale(tile)])], []
+        if not under_product:
+            return [*before, _interleaved(weights, [convert(tile), rescale(tile)])], []
+        early = weights.chunks
+        if tile.element_bytes == 2:
+            early = round(EARLY[tile.head_dim][tile.workload.causal] * weights.chunks)
+        made, left = Left("convert P", convert(tile), "P"), Left("rescale O", rescale(tile), "O")
+        if early < weights.chunks:
+            late = replace(weights, chunks=weights.chunks - early)
+            made = Left("softmax", _interleaved(late, [convert(tile)]), "P")
+        return [*before, *([replace(weights, chunks=early)] if early else [])], [made, left]
 
 
 class Running:

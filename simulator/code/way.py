@@ -10,6 +10,8 @@ from .sass import Code, Instruction, Loop, Point, Segment, parts
 
 _POINT = 10_000
 """Instructions that a way may be longer for a point more."""
+_LOOKS = 8
+"""Instructions between a look at a barrier and the next, which waits."""
 
 
 def usual(code: Code, loop: Loop) -> list[int]:
@@ -52,5 +54,11 @@ def _ends(each: Instruction) -> bool:
 def _is_point(code: Code, number: int) -> bool:
     each = code.instructions[number]
     if each.name == "SYNCS" and "TRYWAIT" in each.opcode:
-        return not (number > 1 and "TRYWAIT" in code.instructions[number - 2].opcode)  # else a second look
+        before = code.instructions[max(0, number - _LOOKS) : number]
+        return not any("TRYWAIT" in other.opcode and _place(other) == _place(each) for other in before)  # else a second look
     return each.name in ("HGMMA", "QGMMA", "HMMA", "QMMA", "BAR") or "DEPBAR" in each.opcode or ".ARRIVE" in each.opcode
+
+
+def _place(look: Instruction) -> str:
+    """The barrier that is looked at."""
+    return look.operands.partition("[")[2].partition("]")[0]

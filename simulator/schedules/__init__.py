@@ -152,7 +152,9 @@ def adopt(name: str, pipeline: Pipeline, order: str | None = None) -> Schedule:
     Its order is the kernel's own, or that of the schedule `order`. Raises UsageError where its tile cannot be read, or where the
     schedule has other kernels than one with TMA and WGMMA.
     """
-    base = Schedule(name, "order and code of a compiled kernel", name, "hopper", (_rows(body_of(pipeline), code_of(pipeline)),))
+    section = SHIPPED_SECTION_BYTES if pipeline.meets else SECTION_BYTES
+    kernel = _rows(body_of(pipeline), code_of(pipeline), section)
+    base = Schedule(name, "order and code of a compiled kernel", name, "hopper", (kernel,))
     if order:
         base = find_schedule(order)
         if not base.hopper:

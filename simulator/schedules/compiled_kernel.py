@@ -113,7 +113,7 @@ class _Consumer:
             if step.what in ("take", "give", "meet"):
                 if whole:
                     getattr(self.wg, step.what)(self.order.turn or self.order.cta.meeting())
-            elif step.what == "address":
+            elif step.what in ("address", "descriptors"):
                 if is_there(turn - step.lag) or is_there(turn):
                     self._run(step.phases, "address", turn)
             elif is_there(turn - step.lag):

@@ -10,7 +10,8 @@ def fa3_published(cta, tile):
     """Two-stage overlap, and pingpong where FlashAttention-3 has it: fa3.py's steps, in the variant that its source takes.
 
     In 16 bits it has turns up to head dim 128 and in 8 bits from 128 on (`UseSchedulerBarrier`); O of 16 bits beyond 128 is
-    rescaled under the next S (`RescaleOBeforeGemm`); P goes through shared memory where registers do not hold it.
+    rescaled under the next S (`RescaleOBeforeGemm`); P goes through shared memory where registers do not hold it. In its machine
+    code (wheel fa3-fwd 0.0.3) K is handed back behind the first part of the softmax, in every variant.
     """
     Q, K, V, O, done = _buffers(cta, tile, ahead=True)
     walk = _variant(tile)
@@ -41,8 +42,8 @@ def _in_turns(cta, wg, tile, Q, K, V):
         PV = wg.gemm("O", "P", V[j - 1], add=True)
         wg.give(turn)
         wg.wait(S)
+        wg.softmax(j)  # compiled: the maximum and a quarter of the exponentials, the rest when PV is done
         wg.free(K[j])
-        wg.softmax(j)
         wg.wait(PV)
         wg.free(V[j - 1])
         wg.rescale(j)
@@ -60,8 +61,8 @@ def _through_shared_memory(cta, wg, tile, Q, K, V):
         PV = wg.gemm("O", operand, V[j - 1], add=True)
         wg.give(turn)
         wg.wait(S)
+        wg.softmax(j)  # compiled: the maximum and a quarter of the exponentials, the rest when PV is done
         wg.free(K[j])
-        wg.softmax(j)
         wg.wait(PV)
         wg.free(V[j - 1])
         wg.free(operand)
@@ -77,8 +78,8 @@ def _rescaled_under_scores(cta, wg, tile, Q, K, V):
         wg.rescale(j - 1, "O")
         PV = wg.gemm("O", "P", V[j - 1], add=True)
         wg.wait(S)
+        wg.softmax(j)  # compiled: the maximum and a quarter of the exponentials, the rest when PV is done
         wg.free(K[j])
-        wg.softmax(j)
         wg.wait(PV)
         wg.free(V[j - 1])
         wg.rescale(j, "P")
@@ -92,8 +93,8 @@ def _free_running(cta, wg, tile, Q, K, V):
         S = wg.gemm("S", Q[0], K[j])
         PV = wg.gemm("O", "P", V[j - 1], add=True)
         wg.wait(S)
+        wg.softmax(j)  # compiled: the maximum and a quarter of the exponentials, the rest when PV is done
         wg.free(K[j])
-        wg.softmax(j)
         wg.wait(PV)
         wg.free(V[j - 1])
         wg.rescale(j)

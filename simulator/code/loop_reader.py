@@ -1,0 +1,193 @@
+"""Loop reader: the main loop of a compiled consumer, from machine code.
+
+A compiled loop runs ahead of itself: it issues S of one block, does the softmax of the one before, waits for P V of a third. How
+far, is found by walking the loop a few times and keeping account of what its waits complete. Only points and segments of the
+usual way are looked at.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import UsageError
+from .pipeline import Block, Pipeline, Step
+from .sass import Code, Instruction, Loop, Point, Segment, loops
+from .way import usual, walked
+
+ROUNDS = 6
+"""Walks of the loop; the one before the last is in its steady state, for pipelines of four blocks at most."""
+WARPGROUP = 128
+ROWS = 64
+"""Of one WGMMA."""
+
+
+def read(code: Code) -> Pipeline:
+    """The main loop of a kernel's consumers. Raises UsageError, one sentence, where it cannot be understood."""
+    found = [loop for loop in loops(code) if loop.scores]
+    if not found:
+        raise UsageError(
+            f"{code.name} has no loop with S = Q K^T by WGMMA in it, so its order cannot be read; "
+            "predict the schedule nearest to it instead"
+        )
+    ways = [_blocks(code, walked(code, loop)) for loop in found]
+    main = min(range(len(ways)), key=lambda each: ways[each][0].instructions)
+    masked = [way[0] for way in ways if way is not ways[main] and way[0].order == ways[main][0].order]
+    gemms = [point for point in found[main].points if point.what == "gemm"]
+    scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
+    width = scores.k * scores.steps
+    if values.n != width or {point.m for point in gemms} != {ROWS}:
+        raise UsageError(f"{code.name}: S sums over {width} values and P V makes {values.n}, which no schedule here does")
+    return Pipeline(
+        blocks=ways[main],
+        masked=max(masked, key=lambda each: each.instructions, default=None),
+        block_n=scores.n,
+        head_dim=width,
+        element_bytes=32 // scores.k,
+        looks_for_maximum=_maxima(code, found[main]) >= found[main].scores // 2,
+        consumers=_consumers(code),
+        persistent=_is_inside(code, found[main]),
+        multicast=any("MULTICAST" in each.opcode for each in code.instructions),
+        weights_in_registers=values.a_in_registers,
+        meets=any(_is_meeting(each, _consumers(code)) for each in code.instructions[found[main].end :]),
+    )
+
+
+def _consumers(code: Code) -> int:
+    """Warpgroups without the producer, which is there where registers are dealt between them."""
+    return max(0, code.threads // WARPGROUP - any(each.name == "USETMAXREG" for each in code.instructions))
+
+
+def _is_meeting(each: Instruction, consumers: int) -> bool:
+    """Turns have a barrier for each consumer, by a register; a meeting is one barrier of all their threads."""
+    barrier, _, threads = each.operands.replace(" ", "").partition(",")
+    return each.name == "BAR" and ".SYNC" in each.opcode and barrier[:2] == "0x" and threads == hex(WARPGROUP * consumers)
+
+
+def _is_inside(code: Code, loop: Loop) -> bool:
+    edges = ((code.target(at), at) for at in range(loop.end + 1, len(code.instructions)))
+    return any(target is not None and target < loop.start for target, _ in edges)
+
+
+def _maxima(code: Code, loop: Loop) -> int:
+    return sum(code.instructions[number].name == "FMNMX" for number in usual(code, loop))
+
+
+# -- which block a step is about --------------------------------------------------------------------------------------------
+
+
+def _blocks(code: Code, parts: Sequence[Point | Segment]) -> tuple[Block, ...]:
+    """One turn of the loop, block by block."""
+    walker = _Walker(parts)
+    if not {"K", "V"} <= set(walker.products):
+        raise UsageError(f"{code.name}: its loop does not hold both S = Q K^T and O += P V, so it cannot be read")
+    rounds = _with_waits([walker.walk() for _ in range(ROUNDS)])
+    turn = rounds[-2]
+    first = [number for number, step in enumerate(turn) if step.what == "scores"]
+    points = [number for number, step in enumerate(turn) if not step.code]
+    before = points.index(first[0])
+    starts = [points[points.index(number) - before] for number in first]
+    turn = turn[starts[0] :] + turn[: starts[0]]  # what comes before the first point ends the block before
+    cuts = [start - starts[0] for start in starts] + [len(turn)]
+    blocks = []
+    for number, begin, end in zip(first, cuts, cuts[1:], strict=False):
+        base = rounds[-2][number].lag
+        late = len(rounds[-2]) - starts[0]  # places in `turn` of what stood before the loop's first point
+        block = [
+            replace(step, lag=base - step.lag - (len(first) if place >= late else 0))
+            for place, step in enumerate(turn)
+            if begin <= place < end
+        ]
+        blocks.append(_joined([replace(step, lag=0) if step.what in ("take", "give", "meet") else step for step in block]))
+    if len({block.order for block in blocks}) > 1:
+        raise UsageError(f"{code.name}: the blocks in its loop do not stand in one order, so it cannot be read")
+    freed = {step.tensor for step in blocks[0].steps if step.what == "free"}
+    if freed != {"K", "V"}:
+        raise UsageError(f"{code.name}: where its loop hands K and V back cannot be read")
+    return tuple(blocks)
+
+
+def _joined(steps: list[Step]) -> Block:
+    """Code between two points as one step, softmax where any of it is."""
+    joined: list[Step] = []
+    for step in steps:
+        if step.what in ("scores", "values") and joined and joined[-1].what == "address":
+            joined[-1] = replace(joined[-1], what="descriptors")
+        if step.code and joined and joined[-1].code:
+            kind = max(joined[-1], step, key=lambda each: each.what == "softmax")
+            joined[-1] = replace(kind, code=joined[-1].code + step.code)
+        else:
+            joined.append(step)
+    return Block(tuple(joined))
+
+
+def _with_waits(rounds: list[list[Step]]) -> list[list[Step]]:
+    """The rounds with each wait for a load named by the GEMM that reads it, the first wait by the first; others are left out."""
+    waits: deque[tuple[int, int]] = deque()
+    named: dict[tuple[int, int], Step] = {}
+    for number, steps in enumerate(rounds):
+        for place, step in enumerate(steps):
+            if step.what == "wait":
+                waits.append((number, place))
+            elif step.what in ("scores", "values") and waits:
+                named[waits.popleft()] = step
+    return [
+        [
+            replace(step, tensor=named[number, place].tensor, lag=named[number, place].lag) if step.what == "wait" else step
+            for place, step in enumerate(steps)
+            if step.what != "wait" or (number, place) in named
+        ]
+        for number, steps in enumerate(rounds)
+    ]
+
+
+class _Walker:
+    """What has been issued, completed and handed back as a warp goes round and round; a step's `lag` is its block's number."""
+
+    def __init__(self, parts: Sequence[Point | Segment]):
+        self.parts = parts
+        points = [part for part in parts if isinstance(part, Point)]
+        self.products = ["K" if point.makes_scores else "V" for point in points if point.what == "gemm"]
+        self.exponentials = next((point.n // 2 for point in points if point.makes_scores), 0)  # of a thread for one block
+        self.turns = {"sync", "hand over"} <= {point.what for point in points}
+        self.issued = self.completed = self.weights = 0  # S issued and completed, P made
+        self.worked = 0  # exponentials since the last S was completed
+        self.running: deque[tuple[str, int]] = deque()
+        self.held: deque[tuple[str, int]] = deque()  # completed and not handed back
+
+    def walk(self) -> list[Step]:
+        """One round."""
+        steps: list[Step] = []
+        for part in self.parts:
+            steps += self._code(part) if isinstance(part, Segment) else self._point(part)
+        return steps
+
+    def _code(self, part: Segment) -> list[Step]:
+        count = part.pipes.get
+        self.worked += count("mufu", 0)
+        if 2 * self.worked >= self.exponentials:
+            self.weights = self.completed
+        weighty = count("mufu", 0) or 2 * (count("fma", 0) + count("convert", 0)) >= part.instructions
+        return [Step("softmax" if weighty else "address", "S", self.completed - 1, (part,))]
+
+    def _point(self, point: Point) -> list[Step]:
+        if point.what == "gemm":
+            ring, block = ("K", self.issued) if point.makes_scores else ("V", self.weights - 1)
+            self.issued += point.makes_scores
+            self.running.append((ring, block))
+            return [Step("scores" if point.makes_scores else "values", ring, block)]
+        if point.what == "gemm wait":
+            return [self._finished() for _ in range(len(self.running) - point.outstanding)]
+        if point.what == "arrive":
+            return [Step("free", *self.held.popleft())] if self.held else []
+        if point.what == "sync":
+            return [Step("take" if self.turns else "meet")]
+        return [Step({"hand over": "give", "wait": "wait"}[point.what])] if point.what in ("hand over", "wait") else []
+
+    def _finished(self) -> Step:
+        ring, block = self.running.popleft()
+        self.held.append((ring, block))
+        if ring == "K":
+            self.completed, self.worked = block + 1, 0
+        return Step("finished", ring, block)

@@ -1,0 +1,118 @@
+"""Profiles of compiled kernels: made again they are the same, and what the model estimates is what they hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from fasim.kernels.compile import build, disassemble, profile
+from fasim.kernels.cuda.config import config_for
+from fasim.simulator.code import profiles, softmax
+from fasim.simulator.code.pipeline import Pipeline
+from fasim.simulator.language.ops import Op
+from fasim.simulator.language.program import trace
+from fasim.simulator.predict import predict
+from fasim.simulator.problem.tile import default_for
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.schedules import adopt, find_schedule
+
+OURS, FA3 = profiles.load(profiles.OURS), profiles.load("fa3-fwd-0.0.3")
+ARITHMETIC = ("fma", "mufu", "convert")
+
+
+def named(each: profiles.Profile) -> str:
+    return f"{each.schedule}-d{each.head_dim}-{each.dtype}-{'causal' if each.causal else 'full'}"
+
+
+AGAIN = (("fa3", 128, True), ("pingpong", 64, False), ("overlap-3stage", 256, True))
+
+
+@pytest.mark.parametrize(("schedule", "head_dim", "causal"), AGAIN)
+def test_ours_made_again_is_what_is_kept(schedule, head_dim, causal):
+    if build.compiler_version() is None:
+        pytest.skip("NVRTC is not installed")
+    config = config_for(schedule, "fp16", head_dim, causal)
+    built = build.build(config.source)
+    try:
+        (code,) = disassemble.of_cubin(built.cubin)
+    except disassemble.MissingDisassembler:
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    again = profile.of_ours(config, code, built.report.compiler)
+    (kept,) = (each for each in OURS if (each.schedule, each.head_dim, each.causal) == (schedule, head_dim, causal))
+    assert again.sha256 == kept.sha256, "the source has changed: python -m fasim.kernels.compile.profile ours"
+    if (again.compiler, again.tool) == (kept.compiler, kept.tool):
+        assert again == kept
+    assert [block.order for block in again.pipeline.blocks] == [block.order for block in kept.pipeline.blocks]
+
+
+def test_every_kernel_of_ours_has_a_profile_of_the_source_as_it_is():
+    kept = {(each.schedule, each.head_dim, each.causal): each.sha256 for each in OURS}
+    assert len(kept) == len(OURS) == 30
+    for (schedule, head_dim, causal), digest in kept.items():
+        assert config_for(schedule, "fp16", head_dim, causal).source.digest == digest
+
+
+def test_a_profile_is_read_as_it_was_written():
+    for each in (OURS[0], FA3[0]):
+        assert Pipeline.from_dict(each.pipeline.to_dict()) == each.pipeline
+
+
+@pytest.mark.parametrize("kept", OURS, ids=named)
+def test_the_estimate_of_our_kernels_counts_what_their_machine_code_has(kept):
+    """By pipe within a tenth. Integer and uniform instructions at barriers are estimated as latencies, up to a quarter of all."""
+    counted = sum((block.pipes for block in kept.pipeline.blocks), Counter())
+    copies = len(kept.pipeline.blocks)
+    estimated = estimate(kept)
+    for pipe in ARITHMETIC:
+        assert estimated[pipe] == pytest.approx(counted[pipe] / copies, rel=0.1), pipe
+    descriptors = [step.code for step in kept.pipeline.blocks[0].steps if step.what == "descriptors"]
+    between = kept.pipeline.instructions - sum(part.instructions for code in descriptors for part in code)
+    assert 0.75 < sum(estimated.values()) / between < 1
+
+
+def estimate(kept: profiles.Profile) -> Counter[str]:
+    """Instructions by pipe of one block in the middle of a tile, as the schedule of that name records them."""
+    schedule = find_schedule(kept.schedule)
+    workload = Workload(1, 1, 8192, kept.head_dim, kept.dtype, kept.causal)
+    tile, _ = default_for(schedule.family, workload)
+
+    def total(blocks: int) -> Counter[str]:
+        program = trace(schedule.kernels[0], workload, tile, [(blocks, 0)])
+        rows = program.stream(program.warps.index("WG0"))
+        found: Counter[str] = Counter()
+        for number in rows["record"][rows["op"] == Op.COMPUTE]:
+            phase = program.phases[number]
+            for pipe in (*ARITHMETIC, "alu", "other"):
+                found[pipe] += int(phase[pipe]) * int(phase["chunks"])
+        return found
+
+    two = total(8)
+    two.subtract(total(6))
+    return Counter({pipe: count // 2 for pipe, count in two.items()})
+
+
+@pytest.mark.parametrize("kept", FA3, ids=named)
+def test_flash_attention_3_hands_k_back_and_makes_its_exponentials_where_its_schedule_says(kept):
+    block, in_16_bits, d = kept.pipeline.blocks[0], kept.pipeline.element_bytes == 2, kept.head_dim
+    order = [(what, tensor) for what, tensor, _ in block.order]
+    assert order.index(("finished", "K")) < order.index(("free", "K")) < order.index(("finished", "V"))
+    assert not in_16_bits or d < 128 or block.softmax[order.index(("free", "K"))]  # behind the first part
+    assert kept.pipeline.takes_turns == (d <= 128 if in_16_bits else d >= 128)
+    assert bool(block.ahead) == (in_16_bits and d > 128)  # O is rescaled under the next S
+    if kept.pipeline.takes_turns:
+        assert order.index(("wait", "K")) < order.index(("take", ""))
+    if in_16_bits and d in softmax.EARLY:
+        made = {gap: sum(phase.mufu * phase.chunks for phase in phases) for gap, phases in block.softmax.items()}
+        early = sum(count for gap, count in made.items() if gap < block.product_done)
+        assert early / sum(made.values()) == pytest.approx(softmax.EARLY[d][kept.causal], abs=0.08)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_a_kept_kernel_is_predicted_without_its_file(head_dim):
+    kept = next(each for each in FA3 if (each.head_dim, each.dtype, each.causal) == (head_dim, "bf16", True))
+    workload = Workload(1, 8, 1024, head_dim, "bf16", causal=True)
+    names = adopt(f"kept d{head_dim}", kept.pipeline).name, "fa3-published"
+    found, estimated = (predict(workload, name, "h200", clock_hz=1.5e9) for name in names)
+    assert found.tile == estimated.tile
+    assert found.cycles == pytest.approx(estimated.cycles, rel=0.1)
