@@ -240,6 +240,17 @@ def test_a_backward_run_says_its_pass_and_its_kernels(capsys):
     assert "forward and backward" in capsys.readouterr().out
 
 
+def test_a_backwards_timeline_names_its_gemms_and_what_its_softmax_hides_under():
+    from fasim.traces.beside import beside
+    from fasim.traces.window import by_iterations
+
+    runs = {name: predict(backward(4, 16, 4096, 128), name, "h200") for name in ("fa3", "lagged")}
+    shown = {span.short for row in by_iterations(runs["fa3"]).rows for span in row.spans}
+    assert {"S3", "P3", "dP3", "dS3", "dV3", "dK3", "dQ3"} <= shown
+    exposed = [panel.softmax["exposed"] for panel in beside(list(runs.values()))]
+    assert exposed[0] > 2 * exposed[1] > 0, "dQ of the block before runs under the exponentials of this one"
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -20,7 +20,7 @@ ON_COPY, ON_GEMM, ON_TURN = "on copy", "on gemm", "on turn"
 """What a span is: a GEMM, softmax, other work; a warp's wait for a copy (a load, a free buffer, a store), its GEMM, its turn."""
 _SOFTMAX = {
     "softmax": "P", "rescale O": "R", "convert P": "P", "row max": "m", "row sum": "l", "row max and sum": "m",
-    "probabilities": "P",
+    "probabilities": "P", "P": "P", "P^T": "P", "dS": "dS", "dS^T": "dS",
 }  # fmt: skip
 _TURNS = ("take turn", "give turn", "meet")
 
@@ -82,11 +82,13 @@ class Window:
 
 
 def short_label(label: str, step: int) -> str:
-    """A letter and the step: "S=QK^T" at step 3 is S3, softmax makes P and is P3, a load is named after its tensor."""
+    """A letter and the step: "S=QK^T" at step 3 is S3, softmax makes P and is P3, a load is named after its tensor; of a
+    derivative two letters."""
     if label.startswith("stage "):
         return "store"
     letter = _SOFTMAX.get(label) or {"normalize O": "N", "give turn": "turn", "setup": "setup", "next tile": "next"}.get(label)
-    letter = letter or label.removeprefix("load ").removeprefix("wait ")[:1]
+    first = label.removeprefix("load ").removeprefix("wait ").removeprefix("put ")
+    letter = letter or first[: 2 if first[:1] == "d" and first[1:2].isupper() else 1]
     return f"{letter}{step}" if step >= 0 else letter
 
 
