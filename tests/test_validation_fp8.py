@@ -74,8 +74,8 @@ def test_a_users_callable_is_called_with_descales_of_heads(module):
     right, wrong = (replace(subjects.resolve(f"users_fp8:{name}"), tile=16) for name in ("of_heads", "shared_by_all"))
     report = suite.validate(right, **given)
     assert report.passed and {check.verdict for check in report.checks} <= {"pass", "skip"}
-    report = suite.validate(wrong, **given, enough=lambda check: check.verdict == "fail")
-    assert [check.case for check in report.failures] == ["heads of v of many sizes"]
+    report = suite.validate(wrong, **given)
+    assert "heads of v of many sizes" in [check.case for check in report.failures]
     with pytest.raises(UsageError, match="q_descale"):
         suite.validate("users_fp8:plain", **given)
 

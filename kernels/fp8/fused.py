@@ -30,7 +30,7 @@ def _quantise(
 ):  # fmt: skip
     """One block of one head. MODE: "block" does all of it, "measure" writes its largest magnitude, "given" reads the descale."""
     index = tl.program_id(0)
-    block, head, batch = index % blocks, index // blocks % heads, index // blocks // heads
+    head, block, batch = index % heads, index // heads % blocks, index // heads // blocks  # heads lie side by side in memory
     row = block * BLOCK
     end = tl.minimum(row + BLOCK, seqlen)
     wide = _wide(load_tile(x, batch, head, row, end, stride_b, stride_s, stride_h, stride_d, ROWS, HEAD_DIM, False, True))
