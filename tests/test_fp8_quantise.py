@@ -64,6 +64,11 @@ def test_a_value_is_the_nearest_e4m3_number_and_a_descale_the_largest_over_448(b
                 assert torch.all((got - exact).abs() <= nearest + 1e-6 * exact.abs())
 
 
+def test_powers_are_the_next_power_of_two():
+    found, exact = (plain.quantise(extreme(), 16, powers=powers).descale for powers in (True, False))
+    assert torch.equal(found.log2(), exact.double().log2().ceil().float()) and torch.all((found >= exact) & (found < 2 * exact))
+
+
 def test_ties_go_to_even():
     for below, above in itertools.pairwise(GRID):
         x = torch.tensor([448.0, (below + above) / 2]).expand(1, 1, 1, 2)
@@ -79,6 +84,8 @@ KINDS = {
     "one scale a group of three heads": {"block": None, "group": 3},
     "one scale": {"block": None, "per": "tensor"},
     "rotated": {"block": 32, "hadamard": True},
+    "powers of two": {"block": 32, "powers": True},
+    "powers of two, one scale a head": {"block": None, "powers": True},
     "rotated, one scale a group": {"block": None, "group": 2, "hadamard": True},
 }
 

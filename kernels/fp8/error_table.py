@@ -129,7 +129,7 @@ def _in_e4m3(blocks: bool, hadamard: bool, two_level: int | None = None) -> Call
     def compute(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own = kv_rows(q.shape[3], k.shape[1], two_level)
         sizes = (QUERY_ROWS, own, own) if blocks else (None,) * 3
-        given = [quantise(x, n, hadamard=hadamard and x is not v) for x, n in zip((q, k, v), sizes, strict=True)]
+        given = [quantise(x, n, hadamard=hadamard and x is not v, powers=blocks and x is v) for x, n in zip((q, k, v), sizes, strict=True)]
         values, descales = ([getattr(x, name) for x in given] for name in ("values", "descale"))
         rows = (QUERY_ROWS, own) if blocks else (0, 0)
         return attention_e4m3(*values, *descales, default_scale(q.shape[3]), False, torch.float16, *rows, two_level or 0)[0]

@@ -26,7 +26,7 @@ ELEMENTS_OF_A_WARP = 2048
 def _quantise(
     x, sign, values, descale, heads, seqlen, blocks, group, stride_b, stride_s, stride_h, stride_d, scale_b, scale_h, normaliser,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, ROTATED: tl.constexpr, MODE: tl.constexpr,
-    LARGEST: tl.constexpr, SMALLEST: tl.constexpr,
+    LARGEST: tl.constexpr, SMALLEST: tl.constexpr, POWERS: tl.constexpr,
 ):  # fmt: skip
     """One block of one head. MODE: "block" does all of it, "measure" writes its largest magnitude, "given" reads the descale."""
     index = tl.program_id(0)
@@ -44,6 +44,8 @@ def _quantise(
     else:
         largest = tl.max(tl.max(tl.where(finite, size, 0.0), 1), 0)
         step = tl.maximum(tl.div_rn(largest, LARGEST), SMALLEST)
+        if POWERS:
+            step = ((step.to(tl.int32, bitcast=True) + 0x7FFFFF) & -0x800000).to(tl.float32, bitcast=True)
         tl.store(at, largest if MODE == "measure" else step)
     if MODE != "measure":
         scaled = wide * tl.div_rn(1.0, step)
@@ -97,7 +99,14 @@ def _e4m3(x):
 
 
 def quantise(
-    x: Tensor, block: int | None = 128, *, per: str = "head", group: int = 1, hadamard: bool = False, seed: int = 0
+    x: Tensor,
+    block: int | None = 128,
+    *,
+    per: str = "head",
+    group: int = 1,
+    hadamard: bool = False,
+    seed: int = 0,
+    powers: bool = False,
 ) -> Quantised:
     """x (B, S, H, D) in e4m3; arguments as of `quantise.quantise`, D a power of two from 16 to 256."""
     batch, seqlen, heads, head_dim = x.shape
@@ -115,7 +124,7 @@ def quantise(
         _quantise[(batch * heads * blocks,)](
             x, sign, values.view(torch.uint8), descale, heads, seqlen, blocks, group, *x.stride(), *descale.stride()[:2],
             normaliser(head_dim), BLOCK=rows, ROWS=tile, HEAD_DIM=head_dim, ROTATED=hadamard, MODE=mode,
-            LARGEST=LARGEST, SMALLEST=SMALLEST_DESCALE, num_warps=warps,
+            LARGEST=LARGEST, SMALLEST=SMALLEST_DESCALE, POWERS=powers, num_warps=warps,
         )  # fmt: skip
 
     if block is not None:
@@ -123,6 +132,6 @@ def quantise(
         return Quantised(values, largest, block)
     launch("measure", largest, 1)
     heads_largest = largest.amax(2) if blocks else largest.new_zeros(batch, heads)
-    descale = descale_of(shared(heads_largest, per, group))
+    descale = descale_of(shared(heads_largest, per, group), powers)
     launch("given", descale, group)
     return Quantised(values, descale)

@@ -75,7 +75,7 @@ def flash_attn_fp8(
     rows = (QUERY_ROWS, own, own) if block_scales else (0, 0, 0)
     group = 1 if block_scales else q.shape[2] // max(1, k.shape[2])
     (q8, q_scale), (k8, k_scale), (v8, v_scale) = (
-        quantise_e4m3(x, block, sharing, bool(hadamard and x is not v), seed)
+        quantise_e4m3(x, block, sharing, bool(hadamard and x is not v), seed, bool(block and x is v))
         for x, block, sharing in zip((q, k, v), rows, (group, 1, 1), strict=True)
     )
     o, lse = attention_e4m3(q8, k8, v8, q_scale, k_scale, v_scale, softmax_scale, causal, q.dtype, rows[0], rows[1], blocks)
@@ -83,14 +83,16 @@ def flash_attn_fp8(
 
 
 @torch.library.custom_op("fasim::quantise_e4m3", mutates_args=())
-def quantise_e4m3(x: Tensor, block: int, group: int = 1, hadamard: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
+def quantise_e4m3(
+    x: Tensor, block: int, group: int = 1, hadamard: bool = False, seed: int = 0, powers: bool = False
+) -> tuple[Tensor, Tensor]:
     """e4m3 values and descales of `quantise.quantise`; block 0 gives one descale to `group` heads."""
-    found = quantise(x, block or None, group=group, hadamard=hadamard, seed=seed)
+    found = quantise(x, block or None, group=group, hadamard=hadamard, seed=seed, powers=powers)
     return found.values, found.descale
 
 
 @quantise_e4m3.register_fake
-def _(x, block, group=1, hadamard=False, seed=0):
+def _(x, block, group=1, hadamard=False, seed=0, powers=False):
     batch, seqlen, heads, _ = x.shape
     shape = (batch, heads, -(-seqlen // block)) if block else (batch, heads // group)
     return torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device), x.new_empty(shape, dtype=torch.float32)

@@ -3,7 +3,8 @@
 An e4m3 value stands for itself times its descale. A descale is the largest finite magnitude of its rows over 448, in fp32, and
 
 - at least 2^-126, the smallest normal number, which rows of zeros have too: what is smaller keeps fewer bits, and its inverse
-  never overflows. A block of zeros in V so takes nothing of P's range from the others (cuda/fp8).
+  never overflows. A block of zeros in V so takes nothing of P's range from the others (cuda/fp8);
+- with `powers` the next power of two: e4m3 keeps as many bits, and what is multiplied with it keeps all.
 
 Values are rounded to nearest, ties to even. NaN stays NaN. Infinity becomes NaN, since e4m3 has none and 448 would hide it; neither
 moves the descale. Rotation mixes a row of a head: one that holds NaN or infinity, or whose sums pass fp32, is NaN as a whole.
@@ -47,7 +48,14 @@ class Quantised(NamedTuple):
 
 
 def quantise(
-    x: Tensor, block: int | None = 128, *, per: str = "head", group: int = 1, hadamard: bool = False, seed: int = 0
+    x: Tensor,
+    block: int | None = 128,
+    *,
+    per: str = "head",
+    group: int = 1,
+    hadamard: bool = False,
+    seed: int = 0,
+    powers: bool = False,
 ) -> Quantised:
     """x (B, S, H, D) in e4m3; arguments as of `quantise.quantise`."""
     wide = rotate(x, signs(x.shape[-1], seed, x.device)) if hadamard else x.float()
@@ -56,13 +64,13 @@ def quantise(
     batch, seqlen, heads, head_dim = x.shape
     if block is None:
         rows = size.amax((1, 3)) if size.numel() else size.new_zeros(batch, heads)
-        descale = descale_of(shared(rows, per, group))
+        descale = descale_of(shared(rows, per, group), powers)
     else:
         blocks = -(-seqlen // block)
         padded = torch.nn.functional.pad(size, (0, 0, 0, 0, 0, blocks * block - seqlen))
         rows = padded.view(batch, blocks, block, heads, head_dim)
         largest = rows.amax((2, 4)) if size.numel() else size.new_zeros(batch, blocks, heads)
-        descale = descale_of(largest.transpose(1, 2).contiguous())
+        descale = descale_of(largest.transpose(1, 2).contiguous(), powers)
     found = Quantised(torch.empty(x.shape, dtype=E4M3, device=x.device), descale, block)
     scaled = wide * (1.0 / found.expanded())
     found.values.copy_(to_e4m3(torch.where(finite, scaled, torch.nan)))
@@ -81,7 +89,8 @@ def shared(largest: Tensor, per: str, group: int) -> Tensor:
     return largest.unflatten(1, (-1, group)).amax(2) if largest.numel() else largest[:, : largest.shape[1] // group]
 
 
-def descale_of(largest: Tensor) -> Tensor:
+def descale_of(largest: Tensor, powers: bool) -> Tensor:
     """The descale of rows whose largest finite magnitude is this."""
     # By a tensor: on a GPU PyTorch divides by a number as it multiplies with its inverse, which may be the next number.
-    return (largest / torch.full_like(largest, LARGEST)).clamp(min=SMALLEST_DESCALE)
+    exact = (largest / torch.full_like(largest, LARGEST)).clamp(min=SMALLEST_DESCALE)
+    return ((exact.view(torch.int32) + 0x7FFFFF) & -0x800000).view(torch.float32) if powers else exact

@@ -17,13 +17,21 @@ MOST_ROWS = 256
 
 
 def quantise(
-    x: Tensor, block: int | None = 128, *, per: str = "head", group: int = 1, hadamard: bool = False, seed: int = 0
+    x: Tensor,
+    block: int | None = 128,
+    *,
+    per: str = "head",
+    group: int = 1,
+    hadamard: bool = False,
+    seed: int = 0,
+    powers: bool = False,
 ) -> Quantised:
     """x (B, S, H, D), fp16 or bf16, any strides, in e4m3 with descales as `plain` defines them.
 
     `block` rows of one head share a descale, (B, H, blocks). With block=None it is (B, H / group): one for the `group` heads
     that share a K/V head (`per`="head"), or the same for the whole tensor (`per`="tensor"). `hadamard` first multiplies each
-    row by the signs of `seed` and the Hadamard matrix (`rotation`): the same for Q and K. Raises UsageError, one sentence.
+    row by the signs of `seed` and the Hadamard matrix (`rotation`): the same for Q and K. `powers` takes the next power of two as
+    a descale: V's blocks want that, whose descales are in P. Raises UsageError, one sentence.
     """
     if not isinstance(x, Tensor) or x.dtype not in (torch.float16, torch.bfloat16) or x.dim() != 4 or not is_dense(x):
         found = f"{x.dtype} of {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
@@ -37,8 +45,8 @@ def quantise(
     if group < 1 or x.shape[2] % group:
         raise UsageError(f"group={group} does not divide {x.shape[2]} heads")
     if not x.is_cuda:
-        return plain.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed)
+        return plain.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed, powers=powers)
     from . import fused
 
     with torch.cuda.device(x.device):
-        return fused.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed)
+        return fused.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed, powers=powers)

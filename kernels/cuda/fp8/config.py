@@ -31,6 +31,7 @@ class Fit:
     consumer_registers: int  # of a thread
     keys: float = math.inf
     by_polynomial: int = 0  # of eight exponentials, those on the FMA pipe
+    order: str = "fa3"  # of the consumers' steps: the 16-bit schedule's own file, or one of this folder
 
 
 FITS = {
@@ -66,6 +67,12 @@ class Fp8Config:
         return f"{self.schedule} e4m3 d{self.head_dim} {'causal' if self.causal else 'full'} to {self.output}{more}"
 
     @property
+    def path(self) -> Path:
+        """The .cu of its order."""
+        own = HERE / f"{self.fit.order}.cu"
+        return own if own.exists() else sixteen_bit.path_of(self.schedule)
+
+    @property
     def threads(self) -> int:
         """Threads of a CTA: a producer warpgroup, one warp of which loads and three transpose V, and the consumers."""
         return WARPGROUP * (1 + self.fit.tile.consumers)
@@ -91,8 +98,7 @@ class Fp8Config:
             "TWO_LEVELS": int(self.two_levels),
             "TRACE": 0,
         }
-        path = sixteen_bit.path_of(self.schedule)
-        return Source(f"fp8_{path.name}", path.read_text(encoding="utf-8"), headers(), defines)
+        return Source(f"fp8_{self.path.name}", self.path.read_text(encoding="utf-8"), headers(), defines)
 
 
 def config_for(

@@ -1,4 +1,4 @@
-// FlashAttention-3 for e4m3, whose GEMMs are half as long as its softmax: beside fa3.cu, S of a block is multiplied in two halves, so
+// FlashAttention-3 for e4m3, whose softmax lasts longer than its GEMMs. Beside ../fa3.cu, S of a block is multiplied in two halves, so
 // that softmax of the lower begins while the upper is multiplied, and P V of the block before is issued between the two, when the
 // queue of the tensor cores has room: a warp that issues into a full one waits.
 #include "attention.cuh"
