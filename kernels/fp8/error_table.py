@@ -1,5 +1,5 @@
-"""FlashAttention-3's table of numerical errors (arXiv:2407.08608, Table 3), the paper's column beside it: by our kernels on a GPU, by
-emulation on the CPU.
+"""FlashAttention-3's table of numerical errors (arXiv:2407.08608, Table 3), the paper's column beside it: by our kernels on a GPU,
+by emulation on the CPU.
 
 Q, K and V are N(0, 1) + N(0, 100) Bernoulli(0.001). The error is that of O against attention in fp64 of the numbers as drawn,
 before they are rounded to fp16. The paper names neither lengths nor head dim.
@@ -64,8 +64,8 @@ def table(
     device: str = "cpu",
     advance: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[dict]:
-    """[{method, rmse, least, most, paper}]: the root mean square over `heads` draws of `queries` rows of O, the least and the largest
-    of one draw; paper is None where it has no row. `device` "cuda" runs our kernels, "cpu" emulates them.
+    """[{method, rmse, least, most, paper}]: the root mean square over `heads` draws of `queries` rows of O, the least and the
+    largest of one draw; paper is None where it has no row. `device` "cuda" runs our kernels, "cpu" emulates them.
 
     Raises UsageError for a size or a device that is none.
     """
@@ -129,7 +129,8 @@ def _in_e4m3(blocks: bool, hadamard: bool, two_level: int | None = None) -> Call
     def compute(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own = kv_rows(q.shape[3], k.shape[1], two_level)
         sizes = (QUERY_ROWS, own, own) if blocks else (None,) * 3
-        given = [quantise(x, n, hadamard=hadamard and x is not v, powers=blocks and x is v) for x, n in zip((q, k, v), sizes, strict=True)]
+        given = [quantise(x, n, hadamard=hadamard) for x, n in zip((q, k), sizes[:2], strict=True)]
+        given.append(quantise(v, sizes[2], powers=blocks))
         values, descales = ([getattr(x, name) for x in given] for name in ("values", "descale"))
         rows = (QUERY_ROWS, own) if blocks else (0, 0)
         return attention_e4m3(*values, *descales, default_scale(q.shape[3]), False, torch.float16, *rows, two_level or 0)[0]
