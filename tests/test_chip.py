@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.language.program import trace
-from fasim.simulator.predict import default_tile
+from fasim.simulator.predict import default_tile, laid_out
 from fasim.simulator.problem.order import work_items
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay.chip import (
@@ -23,8 +23,10 @@ from fasim.simulator.replay.chip import (
     replayed_lengths,
 )
 from fasim.simulator.replay.engine import Memory, replay
+from fasim.simulator.replay.settle import _start
 from fasim.simulator.schedules import SCHEDULES
 
+H200 = load_device("h200")
 MISSES = {"Q": 0.2, "K": 0.2, "V": 0.2}
 SHARE = 80.0, 20.0  # L2 and HBM bytes per cycle, over the number of SMs: an H200's
 
@@ -132,3 +134,16 @@ def test_a_loop_beyond_the_longest_replay_goes_on_as_it_did():
     for row, n in enumerate(lengths):
         program = trace(kernel, workload, tile, [(int(n), 0)])
         assert found.first[row, 0] == pytest.approx(replay([program], device, Memory(*SHARE, MISSES, {})).cycles, rel=0.01)
+
+
+def test_the_first_loads_of_all_ctas_wait_for_each_other():
+    """128 CTAs ask for 4 MB of Q and 16 heads' first keys at once; a single CTA waits for nobody."""
+    many = laid_out(Workload(1, 16, 1024), "fa3", "h200")
+    start = _start(many.grids[0], H200, 1.9e9)
+    tile = many.tile
+    first = 16 * 1024 * 128 * 2 + 16 * tile.block_n * 128 * 2
+    alone = (tile.block_m + tile.block_n) * 128 * 2 / H200.l2_bytes_per_cycle_per_sm
+    assert start == pytest.approx(first / H200.hbm_achieved_bytes_per_s * 1.9e9 - alone, rel=0.01) and start > 1000
+    assert _start(laid_out(Workload(1, 1, 128), "fa3", "h200").grids[0], H200, 1.9e9) == 0.0
+    slow = replace(H200, hbm_bytes_per_s=H200.hbm_bytes_per_s / 2)
+    assert _start(many.grids[0], slow, 1.9e9) > 2 * start

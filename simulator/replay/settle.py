@@ -22,7 +22,7 @@ from . import account
 from .chip import Durations, burst_rate, ends_of_sms, measure_durations, queue_wait
 from .engine import U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory
 from .fit import Occupancy
-from .traffic import Launch, Moved
+from .traffic import ROW, Launch, Moved
 
 ROUNDS, SETTLED = 16, 0.02
 """Load and clock are found by repeating the replay until neither moves by more than 2 %, at most 16 times (fa3 takes 3, standard
@@ -123,8 +123,10 @@ def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdo
         durations = _durations(problem, number, device, found.ran_at_hz, found.ran_under[number], explain=True)
         ends = ends_of_sms(durations, _lengths(grid), device.sms, problem.tile.cluster)
         parts = account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate)
-        beyond = max(0.0, _at_bandwidth(problem.moved[number], device, found.ran_at_hz) - float(ends.max()))
-        each.append(parts | {"launch": launch * device.sms, "memory": parts["memory"] + beyond * device.sms})
+        start = _start(grid, device, found.ran_at_hz)
+        lasts = max(float(ends.max()) + start, _at_bandwidth(problem.moved[number], device, found.ran_at_hz))
+        waits = (lasts - float(ends.max())) * device.sms
+        each.append(parts | {"launch": launch * device.sms, "memory": parts["memory"] + waits})
     return of_cycles(sum(map(Counter, each), Counter()), found.cycles * device.sms), each
 
 
@@ -155,7 +157,7 @@ def _replay_all(
         durations = _durations(problem, number, device, clock_hz, load)
         lengths = _lengths(grid)
         ends = ends_of_sms(durations, lengths, device.sms, problem.tile.cluster)
-        longest = max(float(ends.max()), _at_bandwidth(moved, device, clock_hz))
+        longest = max(float(ends.max()) + _start(grid, device, clock_hz), _at_bandwidth(moved, device, clock_hz))
         each.append(int(np.ceil(_launch(device, clock_hz) + longest)))
         counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
         busy += counts @ durations.busy
@@ -179,6 +181,25 @@ def _lengths(grid: Grid) -> np.ndarray:
 def _launch(device: Device, clock_hz: float) -> float:
     """SM cycles of a kernel's launch, which takes its time whatever their clock."""
     return device.kernel_launch_cycles * clock_hz / device.max_clock_hz
+
+
+def _start(grid: Grid, device: Device, clock_hz: float) -> float:
+    """SM cycles that a kernel's first loads take longer than one CTA's would alone: all CTAs begin at once, with an empty L2.
+
+    What they wait for before their first GEMM, rows of their own and the first block of keys of each head, comes through HBM.
+    """
+    launch = grid.launch
+    begun = launch.items[: launch.slots]
+    keys = len(np.unique(np.stack([begun["kv_head"], begun["n"], begun["blocks"] * launch.descending]), axis=1).T)
+    alone = together = 0.0
+    for access in launch.accesses[(launch.accesses["step"] <= 0) & (launch.accesses["write"] == 0)]:
+        rows = launch.block_m if access["mode"] == ROW else launch.block_n
+        size = float(rows * access["elements"] * access["element_bytes"])
+        alone += size
+        together += size * (len(begun) if access["mode"] == ROW else keys)
+        if access["mode"] != ROW:
+            break
+    return max(0.0, together / device.hbm_achieved_bytes_per_s * clock_hz - alone / device.l2_bytes_per_cycle_per_sm)
 
 
 def _at_bandwidth(moved: Moved, device: Device, clock_hz: float) -> float:
