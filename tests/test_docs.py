@@ -23,7 +23,6 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 def build(root: Path, into: Path) -> subprocess.CompletedProcess:
     """MkDocs over a folder with mkdocs.yml and docs."""
     there = {"FASIM_DOCS_RUNS": "1", "FASIM_CACHE_DIR": str(into.with_name("kept"))}
-    there["PYTHONPATH"] = os.pathsep.join([str(ROOT.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(into)]
     return subprocess.run(command, cwd=root, env=os.environ | there, capture_output=True, text=True, timeout=300)
 

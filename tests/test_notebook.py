@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as xml
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ NOTEBOOK = ROOT / "examples" / "io_awareness.ipynb"
 
 
 def test_the_notebook_runs_and_shows_tables_and_a_figure(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT.parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     book = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in book.cells), "outputs are made, not kept"
