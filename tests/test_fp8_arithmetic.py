@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import fasim.traces  # noqa: E402
 from fasim.kernels.calibrate import fp8_accumulation  # noqa: E402
 from fasim.kernels.compile import build  # noqa: E402
 from fasim.kernels.fp8 import emulate, plain  # noqa: E402
@@ -116,6 +119,15 @@ def test_the_microbenchmark_tells_fp32_from_tensor_cores():
 def test_the_microbenchmark_counts_the_answers_that_are_not_the_models():
     assert fp8_accumulation.compare(tensor_cores(HOPPER))["other_bits"] == 0
     assert fp8_accumulation.compare(tensor_cores(replace(HOPPER, fraction_bits=14)))["other_bits"] > 1000
+
+
+def test_an_h200_answers_as_the_model_bit_by_bit():
+    """The recorded run: 131,072 sums of random bytes, and the questions whose answers tell hypotheses apart."""
+    path = Path(fasim.traces.__file__).parent / "recorded" / "calibration" / "fp8_accumulation.json"
+    recorded = json.loads(path.read_text())["results"]
+    assert recorded["model"]["answers"] >= 1 << 17 and recorded["model"]["other_bits"] == 0
+    mine = fp8_accumulation.conclude(tensor_cores(HOPPER))
+    assert {name: recorded[name] for name in mine} == mine
 
 
 @pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")

@@ -15,7 +15,8 @@ from ..validation.check import MissingTool
 
 BENCHMARKS = (
     "tensor_cores", "pipes", "softmax", "contention", "running", "pipes_contended", "switching", "pace", "chains",
-    "branches", "fetch", "mma_sync", "memory", "l2_capacity", "l2_sets", "loaded", "reduce_add", "launch", "power",
+    "branches", "fetch", "mma_sync", "fp8_accumulation", "memory", "l2_capacity", "l2_sets", "loaded", "reduce_add", "launch",
+    "power",
 )  # fmt: skip
 """In the order they run; power last, since it heats the board."""
 TIMEOUT_S = 600

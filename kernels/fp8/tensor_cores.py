@@ -25,7 +25,7 @@ class Accumulation:
 HOPPER = Accumulation(
     fraction_bits=13,
     depth=32,
-    source="MMA-Sim, arXiv:2511.10909 (wgmma, e4m3 to fp32); calibrate/fp8_accumulation.py asks the same of an H200, not run yet",
+    source="MMA-Sim, arXiv:2511.10909 (wgmma, e4m3 to fp32); traces/recorded/calibration/fp8_accumulation.json, H200: all bits",
 )
 FP32_BITS = 23
 SMALLEST_EXPONENT = -126
