@@ -127,7 +127,7 @@ def test_kernels_that_are_not_ours_stand_beside_their_schedule_or_are_listed_wit
         "triton": replace(measured(predicted, "triton"), schedule="fa2", tile=None),
     }
     report = book.compare_all(others, predict=fake_predict(asked))
-    assert [(each[0], each[2]) for each in asked] == [("fa3-published", tile), ("fa2", None)]
+    assert [(each[0], each[2]) for each in asked] == [("fa3-published", tile), ("fa2-pytorch", None), ("fa2", None)]
     assert [len(report.of(which)) for which in ("beside", "after", "others", "aside")] == [0, 0, 3, 1]
     assert list(report.kernels("others")) == ["peer:fa2 fp16", "peer:fa3 fp16", "torch-cudnn fp16"]
     (cudnn,) = (each for each in report.comparisons if each.name == "cudnn")
