@@ -354,7 +354,8 @@ def _warnings(
     items = len(grids[-1].items)
     if items < device.sms:
         notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")
-    notes += beyond_recorded([grid.launch for grid in grids])
+    walked = [grid for grid in grids if grid.kernel.grid == "columns"] if workload.backward else grids
+    notes += beyond_recorded([grid.launch for grid in walked], "Q blocks" if workload.backward else "K/V blocks")
     transposed = "V^T" in trace(grids[-1].kernel, workload, tile, [(1, 0)]).smem_parts
     if workload.dtype == "e4m3" and not transposed:
         notes.append("e4m3: the transposition of V inside the kernel (FlashAttention-3 section 3.3) is not modelled")

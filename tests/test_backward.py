@@ -1,6 +1,7 @@
 """The backward: its FLOPs and bytes in closed form, its bounds, the order that its schedules may not break, its commands."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,7 +198,6 @@ def mutant(name, verb, of, other=lambda warp, *_, **__: None):
         finally:
             setattr(verbs.Warp, verb, real)
 
-    from dataclasses import replace
 
     return trace(replace(kernel, body=body), workload, default_tile(workload, name, "h200"), [(4, 0)])
 
@@ -209,11 +209,41 @@ def mutant(name, verb, of, other=lambda warp, *_, **__: None):
         ("fa2", "put", "dS", "deadlock: .* waits for dS"),
         ("fa2", "wait", "P", "race: .* on P.* before it has waited"),
         ("fa2", "free", "K", "leak: .* never free K"),
+        ("fa3", "free", "dS", "deadlock: .* waits to fill dS"),
+        ("fa3", "wait", "dS", "race: .* on dS.* before it has waited"),
+        ("fa3", "put", "dQ", "deadlock: drain waits for dQ"),
+        ("fa3", "free", "dQ", "deadlock: .* waits to fill dQ"),
+        ("lagged", "wait", "dS", "race: .* on dS.* before it has waited"),
+        ("lagged", "free", "dS", "deadlock: .* waits to fill dS"),
     ],
 )
 def test_what_a_backward_forgets_is_found(name, verb, of, says):
     with pytest.raises(IllegalProgram, match=says):
         check(mutant(name, verb, of))
+
+
+def test_a_gemm_that_may_still_run_keeps_its_operands():
+    """dV reads P^T, and dK dS^T, out of registers: the next block's may not be written before they have been waited for."""
+
+    def body(cta, tile):
+        from fasim.simulator.language import verbs
+
+        kernel, real = BACKWARD["fa3"].kernels[1].body, verbs.Warp.wait
+
+        def hasty(warp, what):
+            if not (isinstance(what, verbs.Result) and what.label.startswith("dK")):
+                real(warp, what)
+
+        verbs.Warp.wait = hasty
+        try:
+            kernel(cta, tile)
+        finally:
+            verbs.Warp.wait = real
+
+    workload = backward(1, 1, 640, 128)
+    kernel = replace(BACKWARD["fa3"].kernels[1], body=body)
+    with pytest.raises(IllegalProgram, match=r"race: WG. frees Q\[0\] while its 'dK\+=dS\^TQ' may still read it"):
+        check(trace(kernel, workload, default_tile(workload, "fa3", "h200"), [(4, 0)]))
 
 
 def test_dq_leaves_by_adding_and_everything_else_by_storing():
