@@ -171,13 +171,6 @@ def test_the_floors_of_fa3s_backward_are_those_counted_by_hand():
     assert fa3.adds == registers.adds == 80 * 128 * 4 / (H200.l2_add_bytes_per_cycle / 132)
 
 
-def test_no_backward_moves_more_through_shared_memory_than_it_can():
-    for name in FUSED:
-        for workload in (backward(1, 16, 2048, 128), backward(1, 32, 2048, 64, causal=True)):
-            run = predict(workload, name, "h200")
-            assert run.traffic.smem_bytes <= run.cycles * H200.sms * H200.smem_bytes_per_cycle
-
-
 def mutant(name, verb, of, other=lambda warp, *_, **__: None):
     """The main kernel of a schedule whose warps do something else where they would say a verb to a slot of that ring."""
     kernel = next(each for each in BACKWARD[name].kernels if each.grid == "columns")
