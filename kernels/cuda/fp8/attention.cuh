@@ -3,7 +3,7 @@
 // memory (Transposer), and consumers take it from a second ring. Scales of Q, K and V are folded into softmax and epilogue. P V of
 // some blocks may be added up apart from O, in TWO_LEVELS, as the tensor cores add to an accumulator with 14 bits.
 // Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, V_STAGES, VT_STAGES, CONSUMERS, CONSUMER_REGISTERS, CAUSAL, SHIFT,
-// BY_POLYNOMIAL, BLOCK_SCALES, TWO_LEVELS, BF16 (of O), TRACE.
+// KEY_PANEL, BY_POLYNOMIAL, BLOCK_SCALES, TWO_LEVELS, BF16 (of O), TRACE.
 #pragma once
 #define CLUSTER 1
 #include "softmax_fp8.cuh"
@@ -14,8 +14,8 @@
 constexpr int ROWS = 64;  // of one consumer warpgroup: M of every WGMMA
 constexpr int PANEL = HEAD_DIM < 128 ? HEAD_DIM : 128;  // columns, and bytes, of one swizzled row of Q, K and V
 constexpr int PANELS = HEAD_DIM / PANEL;
-constexpr int KEY_PANEL = BLOCK_N % 128 == 0 ? 128 : BLOCK_N % 64 == 0 ? 64 : 32;  // keys of one swizzled row of the transposed V
-constexpr int PANEL_STEPS = KEY_PANEL / 32;  // k steps of P V in one
+constexpr int PANEL_STEPS = KEY_PANEL / 32;  // k steps of P V in one swizzled row, of KEY_PANEL keys, of the transposed V
+constexpr int KEY_PANELS = (BLOCK_N + KEY_PANEL - 1) / KEY_PANEL;
 constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr int WARP_ROWS = 16;                            // of a warpgroup's 64, one warp's in every accumulator
 constexpr int STAGED = HEAD_DIM < 128 ? HEAD_DIM : 128;  // columns of O that pass through shared memory at a time
@@ -34,7 +34,7 @@ struct Shared {
   alignas(1024) unsigned char Q[CONSUMERS][ROWS * HEAD_DIM];
   alignas(1024) unsigned char K[STAGES][BLOCK_N * HEAD_DIM];
   alignas(1024) unsigned char V[V_STAGES][BLOCK_N * HEAD_DIM];
-  alignas(1024) unsigned char Vt[VT_STAGES][BLOCK_N * HEAD_DIM];
+  alignas(1024) unsigned char Vt[VT_STAGES][KEY_PANELS * KEY_PANEL * HEAD_DIM];
   alignas(1024) unsigned char O[CONSUMERS][4][WARP_ROWS * STAGED * 2];
   Ring<1> q[CONSUMERS];
   Ring<STAGES> k;

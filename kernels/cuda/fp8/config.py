@@ -30,6 +30,7 @@ class Fit:
     vt_stages: int  # and transposed
     consumer_registers: int  # of a thread
     keys: float = math.inf
+    key_panel: int = 0  # keys of a swizzled row of the transposed V, 128, 64 or 32; 0 for the widest that divides block_n
     by_polynomial: int = 0  # of eight exponentials, those on the FMA pipe
     order: str = "fa3"  # of the consumers' steps: the 16-bit schedule's own file, or one of this folder
 
@@ -88,6 +89,7 @@ class Fp8Config:
             "STAGES": tile.stages,
             "V_STAGES": self.fit.v_stages,
             "VT_STAGES": self.fit.vt_stages,
+            "KEY_PANEL": self.fit.key_panel or next(keys for keys in (128, 64, 32) if tile.block_n % keys == 0),
             "CONSUMERS": tile.consumers,
             "CONSUMER_REGISTERS": self.fit.consumer_registers,
             "CAUSAL": int(self.causal),
