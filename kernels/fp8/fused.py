@@ -37,19 +37,21 @@ def _quantise(
     if ROTATED:
         wide = _rotated(wide * tl.load(sign + tl.arange(0, HEAD_DIM))[None, :], ROWS, HEAD_DIM) * normaliser
     size = tl.abs(wide)
-    finite = size < float("inf")
+    if INTERPRETED:  # whose maximum is NaN where any is
+        size = tl.where(size < float("inf"), size, 0.0)
     at = descale + tl.cast(batch, tl.int64) * scale_b + head // group * scale_h + block
     if MODE == "given":
         step = tl.load(at - block)
     else:
-        largest = tl.max(tl.max(tl.where(finite, size, 0.0), 1), 0)
+        largest = tl.max(tl.max(size, 1), 0)
+        if largest == float("inf"):
+            largest = tl.max(tl.max(tl.where(size < float("inf"), size, 0.0), 1), 0)
         step = tl.maximum(tl.div_rn(largest, LARGEST), SMALLEST)
         if POWERS:
             step = ((step.to(tl.int32, bitcast=True) + 0x7FFFFF) & -0x800000).to(tl.float32, bitcast=True)
         tl.store(at, largest if MODE == "measure" else step)
     if MODE != "measure":
-        scaled = wide * tl.div_rn(1.0, step)
-        scaled = tl.where(finite, tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST), float("nan"))
+        scaled = tl.fma(wide, tl.full(wide.shape, 0.0, tl.float32), wide * tl.div_rn(1.0, step))  # infinity times 0 is NaN
         across = tl.cast(heads, tl.int64) * HEAD_DIM
         store_tile(values, _e4m3(scaled), batch, head, row, end, seqlen * across, across, HEAD_DIM, 1, ROWS, HEAD_DIM)
 
@@ -86,9 +88,10 @@ def _others(pairs):
 
 @triton.jit
 def _e4m3(x):
-    """The bits of fp32 within ±448, or NaN, in e4m3: nearest, ties to even. The interpreter's own conversion rounds otherwise."""
+    """The bits of fp32 in e4m3: nearest, ties to even, at most 448. The interpreter's own conversion rounds otherwise."""
     if not INTERPRETED:
         return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    x = tl.where(x == x, tl.minimum(tl.maximum(x, -448.0), 448.0), x)
     bits = x.to(tl.uint32, bitcast=True)
     size = bits & 0x7FFFFFFF
     normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
