@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from fasim.kernels.calibrate import sass
-from fasim.kernels.compile import build
+from fasim.kernels.compile import build, disassemble
 from fasim.kernels.cuda.fp8 import config
 from fasim.kernels.cuda.fp8.wgmma import header
+from fasim.simulator.code import sass as machine_code
 from fasim.simulator.errors import UsageError
 
 COMPILED = [kernel for kernel in config.variants() if kernel.causal and kernel.output == "bf16"]
@@ -69,6 +70,32 @@ def test_p_is_packed_by_two_conversions_for_four_weights_and_no_shuffle(compiled
     assert conversions == copies * kernel.fit.tile.block_n // 4
     assert exponentials - 2 * conversions <= 4 * copies  # the factors of O
     assert sum(opcode.startswith("SHFL") for _, opcode, _ in code) < 8 * copies
+
+
+READ = {
+    "take": ["sync"],
+    "give": ["hand over"],
+    "issue_scores": ["wait", "S = Q K^T"],
+    "issue_scores_in_halves": ["wait", "S = Q K^T", "S = Q K^T"],
+    "begin_softmax": ["gemms but 1"],
+    "issue_values": ["wait", "O += P V"],
+    "free_k": ["arrive"],
+    "free_v": ["arrive"],
+}
+"""What machine code shows of a verb in `step`; a wait for GEMMs says how many may still run."""
+
+
+@needs_nvrtc
+@each
+def test_the_loop_of_the_machine_code_is_two_of_the_steps_that_the_source_says(compiled, kernel):
+    if sass.disassembler() is None:
+        pytest.skip("no nvdisasm: it comes with CUDA and with Triton's wheel")
+    step = kernel.path.read_text().split("void step(")[1].split("\n}\n")[0]
+    verbs = re.findall(r"wg\.(\w+)(?:<(\d)>)?\(", step)
+    written = [what for verb, pending in verbs for what in ([f"gemms but {pending}"] if pending else READ.get(verb, []))]
+    (code,) = disassemble.of_cubin(compiled[kernel].cubin)
+    (loop,) = machine_code.loops(code)
+    assert machine_code.order(loop.points) == 2 * written and len(written) >= 9
 
 
 def test_the_wrappers_name_every_width_once():
