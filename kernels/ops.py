@@ -1,14 +1,14 @@
 """The kernels as PyTorch operators: `flash_attn_func`, differentiable, traceable by torch.compile, on any stream.
 
 Two operators are registered here: `fasim::attention` (O and LSE) and `fasim::attention_backward` (dQ, dK, dV); those of FP8
-are in `fp8/operator.py`. Kernels are imported on first use. Where nobody traces, a CUDA kernel is launched past the dispatcher,
-whose price is several times the launch's.
+are in `fp8/operator.py`, that of few queries in `decode/operator.py`. Kernels are imported on first use. Where nobody traces,
+a CUDA kernel is launched past the dispatcher, whose price is several times the launch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ from ..simulator.errors import UsageError
 from .arguments import check_gradients, check_inputs, check_storage, flag_of, is_dense, scale_of
 from .compile import build
 from .cuda import config as cuda
-from .cuda import driver
+from .decode import operator as few_queries
+from .device import check_runnable, on_device
 from .fp8.arguments import Descales
 from .fp8.operator import attend, flash_attn_fp8, is_e4m3
 
@@ -60,6 +61,7 @@ def flash_attn_func(
     q_descale: Tensor | None = None,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
+    num_splits: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * Q K^T) V by a kernel of ours, O shaped as q; with return_lse, (O, LSE).
 
@@ -77,9 +79,16 @@ def flash_attn_func(
     softmax_scale is above 0. It runs on an H100 or H200, and is emulated, slowly, on the CPU. `fp8.operator.flash_attn_fp8` takes
     16-bit tensors and quantises them.
 
+    Few queries against many keys (decoding: at most 64 query rows for each K/V head) are given by "auto" to a kernel that reads
+    each K/V head once and walks its keys in parts, which a second kernel combines. `num_splits`, from 1 to 256, asks for that
+    kernel with so many parts, at any shape; None has the kernel and the parts chosen. Deterministic.
+
     Raises UsageError, one sentence, for whatever is not supported, and when a second derivative is asked for.
     """
     causal, schedule = flag_of(causal), _known(schedule)
+    if num_splits is not None:
+        o, lse = _in_parts(q, k, v, (q_descale, k_descale, v_descale), softmax_scale, causal, schedule, num_splits)
+        return (o, lse) if return_lse else o
     found = None
     if q_descale is k_descale is v_descale is None:
         found = _accepted_before(q, k, v, causal, schedule)
@@ -113,13 +122,28 @@ def _in_fp8(
     return attend(q, k, v, descales, softmax_scale, causal, observed)
 
 
+def _in_parts(
+    q: Tensor, k: Tensor, v: Tensor, descales: Descales, softmax_scale: float | None, causal: bool, schedule: str, num_splits: int
+) -> tuple[Tensor, Tensor]:
+    """O and LSE by the decode kernel's operator."""
+    num_splits = few_queries.checked_splits(num_splits)
+    if schedule != "auto":
+        raise UsageError(f"schedule={schedule!r} does not walk its keys in parts: leave schedule or num_splits out")
+    if is_e4m3(q, k, v) or any(x is not None for x in descales):
+        raise UsageError("num_splits is for float16 and bfloat16: leave it out for FP8")
+    if not torch.compiler.is_compiling():
+        _check_tangents(q, k, v)
+        check_inputs(q, k, v, "decode")
+    return few_queries.decode(q, k, v, scale_of(softmax_scale, q.shape[-1]), causal, num_splits)
+
+
 def runnable(device: str | torch.device) -> tuple[str, ...]:
     """The schedules that run on a device: those in CUDA C++ need compute capability 9.0."""
     hopper = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
     return SCHEDULES if hopper else tuple(TRITON)
 
 
-def _accepted_before(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> tuple[Plan, int] | None:
+def _accepted_before(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> tuple[Plan | few_queries.Plan, int] | None:
     """What _accept said of tensors that are in no respect unlike these, where it chose a launch and nobody watches."""
     if _watched() or not (type(q) is type(k) is type(v) is Tensor):
         return None
@@ -127,7 +151,7 @@ def _accepted_before(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: st
     return found[1] if found is not None and found[0](q, k, v) else None
 
 
-def _accept(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> tuple[Plan | None, int]:
+def _accept(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> tuple[Plan | few_queries.Plan | None, int]:
     """The plan to launch past the dispatcher or None where the operator is to be called, and head_dim; all is checked."""
     if _observed(q, k, v):
         if not torch.compiler.is_compiling():
@@ -146,7 +170,7 @@ def _accept(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> tup
 
 # torch.compile's own guard: one call compares type, key set as the dispatcher sees it, dtype, device, requires_grad, shape
 # and strides of all three tensors. Asking for them one by one takes twelve objects and three times as long.
-_accepted: dict[tuple, tuple[Callable[[Tensor, Tensor, Tensor], bool], tuple[Plan, int]]] = {}
+_accepted: dict[tuple, tuple[Callable[[Tensor, Tensor, Tensor], bool], tuple[Plan | few_queries.Plan, int]]] = {}
 
 
 def _observed(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -204,12 +228,12 @@ _transform = torch._C._functorch.peek_interpreter_stack
 _tracing_state = torch._C._get_tracing_state
 
 
-_plans: dict[tuple, Plan | None] = {}
+_plans: dict[tuple, Plan | few_queries.Plan | None] = {}
 _PLANS_KEPT = 1024
 
 
-def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan | None:
-    """How a CUDA kernel is launched on tensors like these, or None where a Triton kernel is to run.
+def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan | few_queries.Plan | None:
+    """How a CUDA kernel or the decode kernel is launched on tensors like these, or None where another Triton kernel is to run.
 
     Tensors that were accepted once are not checked again.
     """
@@ -224,8 +248,9 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
     except KeyError:
         pass
     check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
-    name, plan = _resolve(schedule, q, causal), None
-    if name not in TRITON:
+    name = _resolve(schedule, q, causal)
+    plan = few_queries.plan_for(q, k, causal) if schedule == "auto" else None
+    if plan is None and name not in TRITON:
         from .cuda.launch import plan_for
 
         plan = plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), q.dtype, causal, name, q.get_device())
@@ -245,13 +270,13 @@ def attention(
     plan, softmax_scale = _plan(q, k, v, causal, _known(schedule)), scale_of(softmax_scale, q.shape[3])
     if plan:
         return plan.run(q, k, v, softmax_scale)
-    _check_runnable(q)
+    check_runnable(q)
     for x in (q, k, v):
         check_storage(x)
     kernel = import_module(TRITON[_resolve(schedule, q, causal)], __package__)
     if softmax_scale < 0:  # the kernels take their maxima before they scale
         q, softmax_scale = -q, -softmax_scale
-    with _on_device(q):
+    with on_device(q):
         return kernel.forward(q, k, v, softmax_scale, causal)
 
 
@@ -277,12 +302,12 @@ def attention_backward(
     """dQ, dK and dV, contiguous, by recomputation from LSE; `dlse` is the gradient of LSE, if any."""
     check_inputs(q, k, v)
     check_gradients(do, q, o, lse, dlse)
-    _check_runnable(q)
+    check_runnable(q)
     for x in (do, q, k, v, o, lse) if dlse is None else (do, q, k, v, o, lse, dlse):
         check_storage(x)
     softmax_scale = scale_of(softmax_scale, q.shape[3])
     kernel = import_module(".triton.fa2_backward", __package__)
-    with _on_device(q):
+    with on_device(q):
         return kernel.backward(do, q, k, v, o, lse, softmax_scale, causal, dlse=dlse)
 
 
@@ -320,6 +345,7 @@ def _differentiate(ctx, do, dlse):
 
 
 attention.register_autograd(_differentiate, setup_context=_keep)
+few_queries.decode.register_autograd(_differentiate, setup_context=_keep)
 
 
 class _Recorded(torch.autograd.Function):
@@ -355,38 +381,6 @@ def _fastest(device: int, dtype: torch.dtype, head_dim: int, causal: bool) -> st
     kernel = cuda.config_for(FASTEST_ON_HOPPER, {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
     can_be_had = build.compiler_version() is not None or build.lookup(kernel.source) is not None
     return FASTEST_ON_HOPPER if can_be_had else FASTEST_ANYWHERE
-
-
-def _check_runnable(q: Tensor) -> None:
-    """Raise UsageError unless a kernel can run on q's device."""
-    try:
-        import triton
-    except ImportError:
-        raise UsageError("these kernels need Triton, which is not installed: pip install 'fasim[kernels]'") from None
-    if q.is_cuda:
-        if torch.cuda.get_device_capability(q.device) < (8, 0):
-            name = torch.cuda.get_device_name(q.device)
-            raise UsageError(f"the kernels need an NVIDIA GPU of compute capability 8.0 or more, and {name} has less")
-        from .compile import triton_cache
-
-        triton_cache.ensure_writable()
-        return
-    if not triton.knobs.runtime.interpret:
-        raise UsageError(
-            f"q is on {q.device.type!r} and the kernels run on CUDA devices: move q, k and v with .cuda(), or set"
-            " TRITON_INTERPRET=1 before Python starts to interpret them, slowly, on the CPU"
-        )
-
-
-@contextmanager
-def _on_device(q: Tensor) -> Iterator[None]:
-    """Launch on q's device and its current stream, in whatever thread: a fresh one has no CUDA context, which TMA needs."""
-    if not q.is_cuda:
-        yield
-        return
-    with torch.cuda.device(q.device):
-        driver.ensure_context(q.get_device())
-        yield
 
 
 def _known(schedule: str) -> str:
