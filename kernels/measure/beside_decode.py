@@ -159,13 +159,12 @@ def graph_of(call: Call, sets: int) -> tuple[torch.cuda.CUDAGraph, int]:
     return graph, count
 
 
-def in_turns(calls: dict[str, Call], sets: int, rounds: int = ROUNDS) -> dict[str, float]:
-    """Microseconds of a call of each, the median over rounds in shuffled turns."""
-    graphs = {name: graph_of(call, sets) for name, call in calls.items()}
-    readings = {name: [] for name in calls}
+def in_turns(graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Microseconds of a call of each graph, the median over rounds in shuffled turns."""
+    readings = {name: [] for name in graphs}
     order = random.Random(0)
     for _ in range(rounds):
-        for name in order.sample(list(calls), len(calls)):
+        for name in order.sample(list(graphs), len(graphs)):
             graph, count = graphs[name]
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -179,14 +178,14 @@ def in_turns(calls: dict[str, Call], sets: int, rounds: int = ROUNDS) -> dict[st
 def row_of(shape: Shape, caches: Caches) -> dict:
     """Every kernel of a shape: error, microseconds and TB/s, or why not."""
     sets = caches.sets(shape)
-    found, timed = {}, {}
+    found, graphs = {}, {}
     for name, call in calls_of(shape, sets).items():
         try:
             found[name] = {"relative_error": error_of(call(0), shape, sets[0])}
-            timed[name] = call
+            graphs[name] = graph_of(call, len(sets))
         except Exception as error:  # a peer that refuses a shape is a finding
             found[name] = {"refused": f"{type(error).__name__}: {error}"[:300]}
-    for name, us in in_turns(timed, len(sets)).items():
+    for name, us in in_turns(graphs).items():
         found[name] |= {"us": us, "tb_per_s": round(shape.cache_bytes / us / 1e6, 3)}
     return {**asdict(shape), "buffers": len(sets), "parts": chosen(shape), "kernels": found}
 
@@ -212,7 +211,7 @@ def sweep(shape: Shape, caches: Caches) -> dict:
         for parts in sorted({max(1, min(most, splits.MAX_SPLITS, round(rule * f))) for f in (0.5, 0.75, 1, 1.5, 2, 3, 4)}):
             try:
                 call = _swept(shape, sets, parts, tile, None)
-                line["us"][parts] = in_turns({"": call}, len(sets), 3)[""]
+                line["us"][parts] = in_turns({"": graph_of(call, len(sets))}, 3)[""]
             except Exception as error:
                 line["refused"] = f"{type(error).__name__}: {error}"[:200]
                 break
@@ -220,8 +219,8 @@ def sweep(shape: Shape, caches: Caches) -> dict:
         sys.stderr.write(f"{label(shape)}  {line}\n")
     late = {}
     for name, early in (("early", True), ("late", False)):
-        late[name] = in_turns({"": _swept(shape, sets, max(2, chosen(shape)), None, early)}, len(sets))[""]
-    return {**asdict(shape), "lines": lines, "combine_launched": late}
+        late[name] = graph_of(_swept(shape, sets, max(2, chosen(shape)), None, early), len(sets))
+    return {**asdict(shape), "lines": lines, "combine_launched": in_turns(late)}
 
 
 def _swept(shape: Shape, sets: list, parts: int, tile: TritonTile | None, early: bool | None) -> Call:
