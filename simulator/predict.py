@@ -151,7 +151,8 @@ def _agreed(workload: Workload, name: str, device: str | Device, tile: Tile | No
 
 def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:
     if workload.head_dim not in schedule.head_dims:
-        other = "; use --schedule fa2" if workload.head_dim in HEAD_DIMS else ""
+        instead = "wide" if workload.head_dim > max(schedule.head_dims) else "fa3"
+        other = f"; use --schedule fa2 or {instead}" if workload.head_dim in HEAD_DIMS else ""
         raise UsageError(
             f"head_dim={workload.head_dim} is not supported by '{schedule.name}' ({', '.join(map(str, schedule.head_dims))}){other}"
         )

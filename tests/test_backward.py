@@ -29,6 +29,11 @@ FUSED = [name for name in BACKWARD if name != "standard"]
 PARTS = ("algorithmic_read", "algorithmic_write", "l2_read", "l2_write", "hbm_read", "hbm_write")
 
 
+def dims(name):
+    """A head dim that a schedule is for."""
+    return 128 if 128 in BACKWARD[name].head_dims else 256
+
+
 def backward(*shape, **fields):
     return Workload(*shape, **fields, direction="backward")
 
@@ -47,7 +52,7 @@ def test_the_backward_is_five_gemms_where_the_forward_is_two():
 
 @pytest.mark.parametrize("name", BACKWARD)
 def test_a_schedules_gemms_are_those_five_or_four_where_p_is_kept(name):
-    workload = backward(1, 1, 1024, 128)
+    workload = backward(1, 1, 1024, dims(name))
     tile = default_tile(workload, name, "h200")
     steps = 4
     found = sum(gemm_flops(program) for program in programs(workload, name, "h200", tile, steps))
@@ -59,9 +64,9 @@ def test_a_schedules_gemms_are_those_five_or_four_where_p_is_kept(name):
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_bytes_of_a_fused_backward_have_a_closed_form(name, kv_heads):
     """Q, dO, LSE and delta travel once per tile of keys, and so does dQ's sum, there and back; all else travels once."""
-    workload = backward(2, 4, 1024, 128, kv_heads=kv_heads)
+    workload = backward(2, 4, 1024, dims(name), kv_heads=kv_heads)
     tile = default_tile(workload, name, "h200")
-    size, keys = workload.tensor_bytes, 1024 // tile.block_n
+    size, keys = workload.tensor_bytes, -(-1024 // tile.block_n)
     sums = 2 * size["dQ"]  # fp32
     expected = {
         "Q": (keys * size["Q"], 0), "dO": ((keys + 1) * size["dO"], 0), "O": (size["O"], 0),
@@ -140,7 +145,7 @@ def test_columns_walk_exactly_the_query_tiles_that_see_them(workload, block_m, b
 
 @pytest.mark.parametrize("name", BACKWARD)
 def test_the_engine_replays_a_backward_as_the_interpreter_does(name):
-    workload = backward(1, 2, 640, 64, causal=True)
+    workload = backward(1, 2, 640, min(BACKWARD[name].head_dims), causal=True)
     memory = Memory(30.0, 12.0, {"Q": 0.4}, {"dQaccum": 0.5}, adds=18.0)
     tile = default_tile(workload, name, "h200")
     for kernel in BACKWARD[name].kernels:
@@ -240,13 +245,13 @@ def test_a_gemm_that_may_still_run_keeps_its_operands():
 
 
 def test_dq_leaves_by_adding_and_everything_else_by_storing():
-    workload = backward(1, 1, 640, 128)
     for name in FUSED:
+        workload = backward(1, 1, 640, dims(name))
         tile = default_tile(workload, name, "h200")
         main = next(p for p in programs(workload, name, "h200", tile) if (p.code["op"] == Op.ADD).any())
         _, added = main.recorded(Op.ADD)
         assert {main.tensors[t] for t in added["tensor"]} == {"dQaccum"}
-        assert added["nbytes"].sum() == 3 * tile.block_m * 128 * 4
+        assert added["nbytes"].sum() == 3 * tile.block_m * workload.head_dim * 4
         _, stored = main.recorded(Op.STORE)
         assert {main.tensors[t] for t in stored["tensor"]} == {"dK", "dV"}
 
@@ -284,7 +289,7 @@ def test_a_backwards_timeline_names_its_gemms_and_what_its_softmax_hides_under()
         (["measure", "fa2", "--pass", "backward"], "fasim measure does the forward alone"),
         (["predict", "./mine.py:mine", "--pass", "backward"], "a schedule of your own is a forward one"),
         (["predict", "fa3", "--pass", "backward", "--seqlen-q", "9999999", "--seqlen-k", "128"], "blocks of 80 queries is longer"),
-        (["predict", "fa3", "--pass", "backward", "--head-dim", "256"], "(64, 128); use --schedule fa2"),
+        (["predict", "fa3", "--pass", "backward", "--head-dim", "256"], "(64, 128); use --schedule fa2 or wide"),
         (["predict", "fa3", "--pass", "backward", "--tile", "128x128"], "does not fit shared memory"),
         (["predict", "fa2", "--pass", "backward", "--dtype", "e4m3"], "not supported by the backward of 'fa2'"),
     ],

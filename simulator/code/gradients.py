@@ -69,9 +69,9 @@ class GradientPen:
             return [Phase(other=1, stsm=1, chunks=stores, latencies=1)]
         return [Phase(other=4, stsm=1, chunks=stores, latencies=1)]  # st.shared of pairs
 
-    def add(self, tile, name: str) -> list[Phase]:
+    def add(self, tile, name: str, parts: int = 1) -> list[Phase]:
         """Sums from registers to memory: the addresses; the instructions that add are the op's own."""
-        return [Phase(alu=2, other=2, chunks=_chunks(tile.per_thread(name)))]
+        return [Phase(alu=2, other=2, chunks=_chunks(tile.per_thread(name) // parts))]
 
     def arithmetic(self, tile, what: str) -> list[Phase]:
         """What the kernels around the main one compute."""

@@ -16,6 +16,9 @@ from ..code.phase import Phase
 from .ops import Barrier, BarrierKind, Copy, Gemm, Op
 from .view import TileView
 
+WARPGROUP_ROWS = 64
+"""Rows of a WGMMA (PTX ISA, wgmma shapes)."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -223,16 +226,19 @@ class Warp:
         self._run(phases, label, slot.step, reads=reads)
         self._emit(Op.ARRIVE, "fill", slot, barrier=ring.full[slot.stage])
 
-    def add(self, name: str, tensor: str, block: int = 0, slot: Slot | None = None, step: int = -1) -> None:
+    def add(
+        self, name: str, tensor: str, block: int = 0, slot: Slot | None = None, step: int = -1, half: int | None = None
+    ) -> None:
         """Add a result, in fp32, to a tensor in memory: a slot's by a bulk copy that adds, which this warp waits for until it
-        has been read, or, without a slot, this warp's share of the register tensor `name` from where it is.
+        has been read, or, without a slot, this warp's share of the register tensor `name` from where it is, or that `half` of it.
         """
         cta = self.cta
-        if self.rank == 0 or (slot is not None and slot.ring.part == 0):
+        if (self.rank == 0 and half != 1) or (slot is not None and slot.ring.part == 0):
             cta.access(tensor, block, step, write=2, multicast=0)
         if slot is None:
-            nbytes, lane = cta.tile.store_bytes(tensor), self.pen.added_bytes
-            self._run(self.pen.add(cta.tile, name), f"add {name}", step, reads=(name,))
+            parts = 1 if half is None else 2
+            nbytes, lane = cta.tile.store_bytes(tensor) // parts, self.pen.added_bytes
+            self._run(self.pen.add(cta.tile, name, parts), f"add {name}", step, reads=(name,))
             self._emit(Op.ADD, f"add {name}", None, Copy(nbytes, cta.tensor(tensor), by_warps=lane), step=step)
             return
         self._run(self.pen.load(), f"add {name}", step)
@@ -274,14 +280,18 @@ class Warp:
     # -- arithmetic ------------------------------------------------------------------------------------------------
 
     def gemm(
-        self, destination: str, a: Slot | str, b: Slot, add: bool = False, step: int = -1, loaded: bool = False
-    ) -> Result:
+        self, destination: str, a: Slot | str, b: Slot, add: bool = False, step: int = -1, loaded: bool = False,
+        half: int | None = None,
+    ) -> Result:  # fmt: skip
         """Issue this warpgroup's WGMMAs of destination = a b of one block (or += with `add`), once b is loaded.
 
         `destination` names a register tensor, `a` another one or a slot, `b` is a slot in shared memory; `step` is the loop
         step where it is not b's. `loaded` says that this warp has waited for b before.
+        `half` is 0 or 1 where only that half of the columns is formed.
         """
-        label, gemm = self._product(destination, a, b, add)
+        label, gemm = self._product(destination, a, b, add, WARPGROUP_ROWS)
+        if half is not None:
+            gemm = replace(gemm, n=gemm.n // 2)
         self._run(self.pen.gemm(scores=destination in ("S", "S^T")), "address", b.index if step < 0 else step)
         if not loaded:
             self.wait(b)
@@ -303,10 +313,10 @@ class Warp:
             self.wait(b)
         self._emit(Op.MMA, label, b, gemm, step=step, left=a)
 
-    def _product(self, destination: str, a: Slot | str, b: Slot, add: bool) -> tuple[str, Gemm]:
+    def _product(self, destination: str, a: Slot | str, b: Slot, add: bool, least: int = 1) -> tuple[str, Gemm]:
         """A GEMM as the papers write it, and its shape."""
         left, right = a.ring.tensor if isinstance(a, Slot) else a, b.ring.tensor
-        shape = self.cta.tile.gemm(destination, left, right, a_in_registers=not isinstance(a, Slot))
+        shape = self.cta.tile.gemm(destination, left, right, a_in_registers=not isinstance(a, Slot), least=least)
         first = "^T" if self.cta.tile.is_transposed_left(destination, left) else ""
         second = "^T" if self.cta.tile.is_transposed(destination, right) else ""
         if right.endswith("^T"):  # it lies so, and is read so

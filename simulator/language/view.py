@@ -153,8 +153,11 @@ class TileView:
         """The loop step of a ring's load, -1 for what is loaded outside the loop."""
         return index if ring in self.looped else -1
 
-    def gemm(self, destination: str, a: str, b: str, a_in_registers: bool) -> Gemm:
-        """One consumer's share of destination = a b: what a and b have in common is summed over, the rest is rows and columns."""
+    def gemm(self, destination: str, a: str, b: str, a_in_registers: bool, least: int = 1) -> Gemm:
+        """One consumer's share of destination = a b: what a and b have in common is summed over, the rest is rows and columns.
+
+        Consumers share the rows; in a backward whose tile has not `least` of them for each, the columns.
+        """
         unknown = {destination, a, b} - _AXES.keys()
         if unknown:
             raise UsageError(f"gemm: no tensor {min(unknown)!r} is known ({', '.join(_AXES)})")
@@ -162,6 +165,8 @@ class TileView:
         if len(depth) != 1 or set(_AXES[a]) ^ set(_AXES[b]) != {rows, columns}:
             raise UsageError(f"gemm: {destination} is no product of {a} and {b}")
         m, n = self.share(destination)
+        if self.workload.backward and m < least:
+            m, n = m * self.tile.consumers, n // self.tile.consumers
         per_step = K_PER_STEP_BYTES // self.element_bytes
         down = 4  # of the four warps: each reads its rows of A, and all of B
         if self.workload.backward:  # FlashAttention-2's lays the others side by side where 16 rows a warp are not there

@@ -53,10 +53,11 @@ def register_parts(schedule: Schedule, workload: Workload, tile: Tile, kernel: K
 
 
 def _registers(view: TileView, name: str) -> int:
-    """Registers of a thread for a tensor: sums and scores in fp32, P and dS as 16-bit operands."""
+    """Registers of a thread for a tensor, or half of one ("dQ/2"): sums and scores in fp32, P and dS as 16-bit operands."""
     if name == "dQ^T":
         name = view.dq_name
-    return view.per_thread(name) // (2 if name.startswith(("P", "dS")) else 1)
+    whole = name.removesuffix("/2")
+    return view.per_thread(whole) // (2 if name.startswith(("P", "dS")) or name != whole else 1)
 
 
 def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device, program: Program, kernel: Kernel) -> Occupancy:

@@ -15,6 +15,7 @@ from .lagged import lagged
 from .registers import registers
 from .standard import dk, dp, dq, ds, dv
 from .warp_specialized import warp_specialized
+from .wide import wide
 
 _MMA, _WGMMA = Gradients(wgmma=False), Gradients(wgmma=True, added_bytes=16)
 _WALK = frozenset({"Q", "dO", "LSE", "delta", "P", "dS", "dQ"})
@@ -29,7 +30,8 @@ _LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
 def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
     main = Kernel(body, "columns", _WALK, code=_WGMMA, live=live)
     family = "lagged backward" if body is lagged else "hopper backward"
-    return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=(64, 128), direction="backward")
+    dims = (256,) if body is wide else (64, 128)
+    return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=dims, direction="backward")
 
 
 ALL = (
@@ -80,5 +82,10 @@ ALL = (
         "lagged", lagged, "dQ is formed a block later, under the next exponentials, so that no warpgroup waits for the other's dS",
         "ours; as FlashAttention-3 section 3.2 defers PV in the forward",
         (("dK", "dV", "P^T", "dP^T", "dQ^T"), ("dK", "dV", "S^T", "dQ^T", "dS^T")),
+    ),
+    _hopper(
+        "wide", wide, "for head_dim 256: dK and dV transposed, P through shared memory, dQ added from registers in halves",
+        "FlashAttention-4's for d256 on Hopper (flash_attn/cute)",
+        (("dK^T", "dV^T", "S", "dP"), ("dK^T", "dV^T", "dQ/2")),
     ),
 )  # fmt: skip
