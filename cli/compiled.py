@@ -13,14 +13,21 @@ if TYPE_CHECKING:
     from ..simulator.problem.workload import Workload
 
 
-def adopted(asked: str, workloads: Sequence[Workload], orders: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+def adopted(
+    asked: str, workloads: Sequence[Workload], orders: tuple[str, ...], tile: str | None
+) -> tuple[int, tuple[str, ...]]:
     """(exit status, names that stand for the kernel asked for): in its own order, or in that of each schedule in `orders`.
 
+    `tile`, as 128x128, says how many consumers there are where the machine code does not.
     Says on stderr what was read and what was assumed. Raises UsageError, one sentence, where it cannot be read.
     """
+    from dataclasses import replace
+
     from ..kernels.compile.disassemble import MissingDisassembler
     from ..kernels.compile.kernel_file import pipeline_of
+    from ..simulator.problem.tile import Tile
     from ..simulator.schedules import adopt
+    from ..simulator.schedules.compiled_kernel import ROWS
 
     if any(workload.direction != "forward" for workload in workloads):
         raise UsageError("--kernel reads forward kernels alone: leave --pass out")
@@ -29,6 +36,8 @@ def adopted(asked: str, workloads: Sequence[Workload], orders: tuple[str, ...]) 
     except MissingDisassembler as error:
         output.note(f"fasim: {error}")
         return 3, ()
+    if tile is not None and not pipeline.consumers:
+        pipeline = replace(pipeline, consumers=max(1, Tile.parse(tile).block_m // ROWS))
     name = Path(asked).name
     found = [adopt(f"{name} with the order of {order}", pipeline, order) for order in orders]
     found = found or [adopt(f"{name} as compiled", pipeline)]

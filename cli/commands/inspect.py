@@ -29,15 +29,15 @@ def inspect(
 ) -> int:
     """Show what a compiled kernel is: its loops, what stands in them in order, and what looks wrong.
 
-    FILE is a .cubin, a library (.so) or object with machine code for sm_90a in it, or the name of a CUDA kernel of ours, which
-    is compiled first. Only text is read, nothing of the file runs, and no GPU is needed. Exit status: 2 for a file without a
-    kernel, 3 where no disassembler is installed.
+    FILE is a .cubin, a library (.so) or object with machine code for sm_90a in it, a .ptx or the name of a CUDA kernel of ours,
+    which are compiled first. Only text is read, nothing of the file runs, and no GPU is needed. Exit status: 2 for a file without
+    a kernel, 3 where no disassembler is installed.
 
     Example: fasim inspect fa3 --head-dim 128 --causal
 
     Theory: the compiler writes into each instruction how many cycles the warp stalls behind it. So a loop's least cycles, its
-    exponentials and the order of its waits, GEMMs and barriers can be read before anything runs. Counts are of all that
-    stands in a loop, also of what a branch skips most of the time, such as another try of a softmax.
+    exponentials and the order of its waits, GEMMs and barriers can be read before anything runs. Counts are of a loop's
+    usual way: the shortest that passes every wait, GEMM and barrier, so without a mask or another try of a softmax.
 
     Parameters
     ----------
@@ -80,11 +80,15 @@ def _shown(found: Inspection, whole: bool) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(found.kernel, "bold"), Text(f"{found.instructions:,} instructions; {'; '.join(found.means) or 'no GEMM'}")]
+    launch = f"{found.threads} threads, " if found.threads else ""
+    launch += f"{found.registers} registers a thread, " if found.registers else ""
+    said = f"{launch}{found.instructions:,} instructions; {'; '.join(found.means) or 'no GEMM'}"
+    lines = [Text(found.kernel, "bold"), Text(said)]
     for number, turn in enumerate(found.turns, start=1):
         per_score = f"{turn.per_score:.2f} a score" if turn.per_score else "no scores"
-        lines.append(Text(f"\nloop {number}: {turn.instructions} instructions stand in it, {per_score}"))
-        lines.append(Text(f"  GEMMs       {'; '.join(turn.gemms) or 'synchronous, by mma.sync'}"))
+        skipped = f" of the {turn.standing} that stand in it" if turn.standing > turn.instructions else ""
+        lines.append(Text(f"\nloop {number}: {turn.instructions} instructions{skipped}, {per_score}"))
+        lines.append(Text(f"  GEMMs       {'; '.join(turn.gemms)}"))
         lines.append(Text(f"  between     {', '.join(f'{count} {pipe}' for pipe, count in turn.pipes.items())}"))
         lines.append(Text(f"  one warp    stalls {turn.stalls:,} cycles between the points, MUFU {turn.mufu_cycles:,} cycles"))
         lines.append(Text(f"  order       {' > '.join(turn.order)}"))

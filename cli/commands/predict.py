@@ -56,7 +56,7 @@ def predict(
     if kernel is not None:
         from ..compiled import adopted
 
-        status, schedule = adopted(kernel, problems, () if schedule is _USUAL else schedule)
+        status, schedule = adopted(kernel, problems, () if schedule is _USUAL else schedule, machine.tile)
         if status:
             return status
     questions = [machine.question(problem, name, why) for name in schedule for problem in problems]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ MAX_BYTES = 1 << 30
 """Of a library; the largest wheels of attention kernels hold 800 MB."""
 SECONDS = 300
 """Of one run of a tool."""
+_TARGET, _HEADER = re.compile(r"^\s*\.target\s+(sm_\d+[a-z]?)", re.MULTILINE), 1 << 16
 _ELF, _CUDA_MACHINE = b"\x7fELF", 190
 
 
@@ -27,28 +29,32 @@ class MissingDisassembler(RuntimeError):
 
 
 def tool(name: str) -> str:
-    """The path of `nvdisasm` or `cuobjdump`. Raises MissingDisassembler, saying what to install."""
+    """The path of `nvdisasm`, `cuobjdump` or `ptxas`. Raises MissingDisassembler, saying what to install."""
     homes = [os.environ.get(variable) for variable in ("CUDA_HOME", "CUDA_PATH")]
     places = [Path(home, "bin") for home in homes if home]
     if found := importlib.util.find_spec("triton"):
         places.append(Path(found.submodule_search_locations[0], "backends", "nvidia", "bin"))
-    where = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)])
+    where = [os.environ.get("PATH", ""), *map(str, places)]
+    where = os.pathsep.join(reversed(where) if name == "ptxas" else where)  # PTX asks for an assembler as new as its compiler
     if path := shutil.which(name, path=where):
         return path
     raise MissingDisassembler(f"{name} is not here: pip install triton, or set CUDA_HOME to a CUDA toolkit")
 
 
 def kernels_of(path: Path, wanted: str | None = None) -> list[sass.Code]:
-    """The kernels in a .cubin, or for sm_90a in a library or object with such code inside.
+    """The kernels in a .cubin, or for sm_90a in a library or object with such code inside; PTX is compiled first, by ptxas.
 
     `wanted` is a part of a name: only cubins that mention it are read. Raises UsageError, one sentence, where the file is
     none or has none, and MissingDisassembler.
     """
     head = _head(path)
-    if head[:4] != _ELF:
-        raise UsageError(f"{path} holds no machine code: give a .cubin, or a library (.so) or object with CUDA code in it")
-    is_cubin = int.from_bytes(head[18:20], "little") == _CUDA_MACHINE
-    found = _read(path) if is_cubin else _inside(path, wanted)
+    if path.suffix == ".ptx":
+        found = _compiled(path)
+    elif head[:4] != _ELF:
+        raise UsageError(f"{path} holds no machine code: give a .cubin, a .ptx, or a library (.so) or object with CUDA code in it")
+    else:
+        is_cubin = int.from_bytes(head[18:20], "little") == _CUDA_MACHINE
+        found = _read(path) if is_cubin else _inside(path, wanted)
     chosen = [code for code in found if wanted is None or wanted in code.name]
     if not chosen:
         raise UsageError(f"{path} has no kernel" + (f" with {wanted!r} in its name" if wanted else ""))
@@ -77,6 +83,18 @@ def _read(path: Path) -> list[sass.Code]:
     return sass.read(_run(path, tool("nvdisasm"), "-hex", str(path)))
 
 
+def _compiled(path: Path) -> list[sass.Code]:
+    """The kernels of a .ptx, for the architecture that it is for."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        found = _TARGET.search(file.read(_HEADER))
+    if not found:
+        raise UsageError(f"{path} is no PTX: it names no .target such as sm_90a")
+    with tempfile.TemporaryDirectory(prefix="fasim-") as folder:
+        cubin = Path(folder, "kernel.cubin")
+        _run(path, tool("ptxas"), "-arch", found[1], str(path.resolve()), "-o", str(cubin))
+        return sass.read(_run(path, tool("nvdisasm"), "-hex", str(cubin)))
+
+
 def _inside(path: Path, wanted: str | None) -> list[sass.Code]:
     """The cubins of a library, one after the other."""
     with tempfile.TemporaryDirectory(prefix="fasim-") as folder:
@@ -95,5 +113,5 @@ def _run(path: Path, *command: str, cwd: str | None = None) -> str:
         raise UsageError(f"{path} takes more than {SECONDS} s to disassemble: name one kernel with --kernel") from None
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[:200]
-        raise UsageError(f"{path} cannot be disassembled: {said or Path(command[0]).name + ' failed'}")
+        raise UsageError(f"{path} cannot be read: {said or Path(command[0]).name + ' failed'}")
     return done.stdout

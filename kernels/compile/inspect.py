@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ...simulator.code import sass
+from ...simulator.code import loop_reader, sass
+from ...simulator.code.pipeline import Pipeline
 from ...simulator.code.sass import Code, Loop, Point, Segment
+from ...simulator.code.way import usual
+from ...simulator.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a loop with GEMMs: what stands in it and what it costs a warp at least."""
+    """One turn of a loop with GEMMs on its usual way, past what is skipped most of the time, and what it costs a warp at least."""
 
     order: tuple[str, ...]
     gemms: tuple[str, ...]
     scores: int  # of a thread
     instructions: int
+    standing: int  # instructions in the loop, with what is skipped
     pipes: dict[str, int]
     stalls: int  # cycles between the points, by the compiler's counts; one warp alone needs no fewer to issue
     mufu_cycles: int  # of the sub-partition's MUFU, for one warp
@@ -32,6 +38,8 @@ class Inspection:
     """One kernel."""
 
     kernel: str
+    threads: int  # of a CTA; 0 where the machine code does not say
+    registers: int  # of a thread at its start; later they may be dealt anew
     instructions: int
     local: int  # instructions that go to local memory: spills
     means: tuple[str, ...]
@@ -47,12 +55,12 @@ def inspect(code: Code) -> Inspection:
     """Read one kernel."""
     loops = sass.loops(code)
     local = sum(each.pipe == "local" for each in code.instructions)
-    turns = tuple(map(_turn, loops))
-    return Inspection(code.name, len(code.instructions), local, tuple(_means(code)), turns, tuple(_remarks(loops, local)))
+    turns = tuple(_turn(code, loop) for loop in loops)
+    means, remarks = tuple(_means(code)), tuple(_remarks(code, loops, local))
+    return Inspection(code.name, code.threads, code.registers, len(code.instructions), local, means, turns, remarks)
 
 
 _MEANS = (
-    ("USETMAXREG", "registers are dealt between warpgroups (setmaxnreg)"),
     ("UTMALDG", "loads by TMA"),
     ("LDGSTS", "loads by cp.async"),
     ("HGMMA", "GEMMs by WGMMA"),
@@ -63,22 +71,42 @@ _MEANS = (
 
 def _means(code: Code) -> list[str]:
     names = {each.name for each in code.instructions}
+    dealt = sorted({sass.last_number(each) for each in code.instructions if each.name == "USETMAXREG"})
+    words = [f"warpgroups with {' and '.join(map(str, dealt))} registers (setmaxnreg)"] if dealt else []
     turns = any("BAR.ARV" in each.opcode for each in code.instructions)
-    return [words for name, words in _MEANS if name in names] + ["turns by named barriers"] * turns
+    return words + [said for name, said in _MEANS if name in names] + ["turns by named barriers"] * turns
 
 
-def _turn(loop: Loop) -> Turn:
-    pipes = loop.pipes
+def _turn(code: Code, loop: Loop) -> Turn:
+    way = usual(code, loop)
+    taken = Loop(loop.start, loop.end, tuple(sass.parts(code, way)))
+    pipes = taken.pipes
     return Turn(
-        order=tuple(sass.order(loop.points)),
-        gemms=tuple(dict.fromkeys(str(point) for point in loop.points if point.what == "gemm")),
+        order=tuple(sass.order(taken.points)),
+        gemms=tuple(_gemms(code, way, taken)),
         scores=loop.scores,
-        instructions=loop.end - loop.start + 1,
+        instructions=len(way),
+        standing=loop.end - loop.start + 1,
         pipes={pipe: pipes[pipe] for pipe in sass.PIPES if pipes[pipe]},
-        stalls=sum(part.stalls for part in loop.parts if isinstance(part, Segment)),
+        stalls=sum(part.stalls for part in taken.parts if isinstance(part, Segment)),
         mufu_cycles=sass.MUFU_CYCLES * pipes["mufu"],
-        parts=tuple(map(_said, loop.parts)),
+        parts=tuple(map(_said, taken.parts)),
     )
+
+
+def _gemms(code: Code, way: list[int], taken: Loop) -> list[str]:
+    """Each kind once; those by mma.sync, which are not told apart, as a count."""
+    kinds = dict.fromkeys(str(point) for point in taken.points if point.what == "gemm")
+    by_warp = Counter(each.opcode.split(".")[1] for each in (code.instructions[number] for number in way) if each.name in _MMA)
+    return [*kinds, *(f"{count} x {_shape(digits)} by mma.sync" for digits, count in by_warp.items())]
+
+
+_MMA = ("HMMA", "QMMA", "IMMA")
+
+
+def _shape(digits: str) -> str:
+    """16816 is m16n8k16."""
+    return f"m{digits[:2]}n{digits[2:3]}k{digits[3:]}" if digits.isdigit() else digits
 
 
 def _said(part: Point | Segment) -> str:
@@ -88,11 +116,24 @@ def _said(part: Point | Segment) -> str:
     return f"  {counts}; stalls {part.stalls} cycles"
 
 
-def _remarks(loops: list[Loop], local: int) -> list[str]:
+def _remarks(code: Code, loops: list[Loop], local: int) -> list[str]:
     """What looks wrong."""
     found = [f"{local} instructions go to local memory: registers are spilled"] if local else []
     for loop in loops:
         gemms = [point for point in loop.points if point.what == "gemm"]
         if len(gemms) > 3 and all(point.steps == 1 for point in gemms):
-            found.append("each WGMMA is a group of its own: the compiler has serialised them")
+            found.append("each WGMMA is a group of its own and waited for: the compiler has serialised them")
+    with suppress(UsageError):  # an order that is not understood
+        found += _late(loop_reader.read(code))
     return list(dict.fromkeys(found))
+
+
+def _late(pipeline: Pipeline) -> list[str]:
+    """Exponentials that a product beside them was to hide, and that stand behind the wait for it."""
+    block = pipeline.blocks[0]
+    if not pipeline.lag:
+        return []
+    made = {gap: sum(phase.mufu * phase.chunks for phase in phases) for gap, phases in block.softmax.items()}
+    late, whole = sum(count for gap, count in made.items() if gap >= block.product_done), sum(made.values())
+    said = f"{late} of {whole} exponentials a thread stand behind the wait for the product that was to hide them"
+    return [said] if 2 * late > whole else []

@@ -34,7 +34,7 @@ def read(code: Code) -> Pipeline:
     ways = [_blocks(code, walked(code, loop)) for loop in found]
     main = min(range(len(ways)), key=lambda each: ways[each][0].instructions)
     masked = [way[0] for way in ways if way is not ways[main] and way[0].order == ways[main][0].order]
-    gemms = [point for point in found[main].points if point.what == "gemm"]
+    gemms = [point for point in walked(code, found[main]) if isinstance(point, Point) and point.what == "gemm"]
     scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
     width = scores.k * scores.steps
     if values.n != width or {point.m for point in gemms} != {ROWS}:
@@ -80,6 +80,9 @@ def _maxima(code: Code, loop: Loop) -> int:
 def _blocks(code: Code, parts: Sequence[Point | Segment]) -> tuple[Block, ...]:
     """One turn of the loop, block by block."""
     walker = _Walker(parts)
+    gemms = [part for part in parts if isinstance(part, Point) and part.what == "gemm"]
+    if len(gemms) > 3 and all(gemm.steps == 1 for gemm in gemms):
+        raise UsageError(f"{code.name}: its WGMMAs are serialised, each is waited for before the next: no schedule here does that")
     if not {"K", "V"} <= set(walker.products):
         raise UsageError(f"{code.name}: its loop does not hold both S = Q K^T and O += P V, so it cannot be read")
     rounds = _with_waits([walker.walk() for _ in range(ROUNDS)])
@@ -103,6 +106,11 @@ def _blocks(code: Code, parts: Sequence[Point | Segment]) -> tuple[Block, ...]:
     if len({block.order for block in blocks}) > 1:
         raise UsageError(f"{code.name}: the blocks in its loop do not stand in one order, so it cannot be read")
     freed = {step.tensor for step in blocks[0].steps if step.what == "free"}
+    if freed != {"K", "V"} and not any(each.name == "USETMAXREG" for each in code.instructions):
+        raise UsageError(
+            f"{code.name}: its warpgroups load K and V themselves and hand them back by barriers of all threads; "
+            "orders are read of kernels with a producer"
+        )
     if freed != {"K", "V"}:
         raise UsageError(f"{code.name}: where its loop hands K and V back cannot be read")
     return tuple(blocks)

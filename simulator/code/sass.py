@@ -15,6 +15,7 @@ from itertools import pairwise
 
 _TEXT = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
 _INFO = re.compile(r"^//-+ \.nv\.info\.(\S+)", re.MULTILINE)
+_REGISTERS = re.compile(r"EIATTR_REGCOUNT\n(?:(?!//).*\n){0,6}?.*index@\((\S+)\)\n.*\.word\s+0x([0-9a-f]{8})")
 _WORD = re.compile(r"\.word\s+0x([0-9a-f]{8})")
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,6})\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]{16}) \*/")
 _SECOND_HALF = re.compile(r"\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
@@ -73,6 +74,7 @@ class Code:
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
     threads: int = 0  # of a CTA, where the kernel's launch bounds say so
+    registers: int = 0  # of a thread at its start
 
     def target(self, at: int) -> int | None:
         """Where the branch at this instruction goes, by number; None if it is none."""
@@ -107,12 +109,13 @@ class Point:
     steps: int = 0
     a_in_registers: bool = False
     b_transposed: bool = False
+    is_new: bool = False  # nothing is added to
     outstanding: int = 0  # of a gemm wait: groups that may still run
 
     @property
     def makes_scores(self) -> bool:
-        """Whether it is S = Q K^T: both operands as they lie in shared memory, where P comes from registers or V is transposed."""
-        return self.what == "gemm" and not self.a_in_registers and not self.b_transposed
+        """Whether it is S = Q K^T. In 16 bits K is taken as it lies and V transposed; in 8 bits Q is in shared memory, P is not."""
+        return self.what == "gemm" and not (self.a_in_registers if self.k > 16 else self.b_transposed)
 
     def __str__(self) -> str:
         if self.what == "gemm":
@@ -141,27 +144,35 @@ class Loop:
 
     @property
     def scores(self) -> int:
-        """Scores that one thread makes in a turn of the loop: n / 2 of each S."""
-        return sum(point.n // 2 for point in self.points if point.makes_scores)
+        """Scores that one thread makes in a turn of the loop: n / 2 of each S, be it one group of WGMMAs or several."""
+        made = [point for point in self.points if point.makes_scores]
+        return sum(point.n // 2 for point in [each for each in made if each.is_new] or made)
 
 
 def read(text: str) -> list[Code]:
     """Every kernel in the text of `nvdisasm -hex`."""
-    pieces, threads = _TEXT.split(text), _threads(text)
-    return [_code(name, body, threads.get(name, 0)) for name, body in zip(pieces[1::2], pieces[2::2], strict=True)]
+    pieces, threads, registers = _TEXT.split(text), _threads(text), dict(_REGISTERS.findall(text))
+    kernels = zip(pieces[1::2], pieces[2::2], strict=True)
+    return [_code(name, body, threads.get(name, 0), int(registers.get(name, "0"), 16)) for name, body in kernels]
 
 
 def _threads(text: str) -> dict[str, int]:
     """Threads of a CTA by kernel, from its launch bounds."""
     pieces, found = _INFO.split(text), {}
     for name, body in zip(pieces[1::2], pieces[2::2], strict=True):
-        bounds = body.split("\n//---", 1)[0].partition("EIATTR_MAX_THREADS")[2]
-        if word := _WORD.search(bounds):
+        _, *bounds = re.split("EIATTR_MAX_THREADS|EIATTR_REQNTID", body.split("\n//---", 1)[0], maxsplit=1)
+        if bounds and (word := _WORD.search(bounds[0])):
             found[name] = int(word[1], 16)
     return found
 
 
-def _code(name: str, body: str, threads: int) -> Code:
+def last_number(each: Instruction) -> int:
+    """The hexadecimal number that ends an instruction's operands; 0 where there is none."""
+    found = re.search(r"0x([0-9a-f]+)\s*$", each.operands)
+    return int(found[1], 16) if found else 0
+
+
+def _code(name: str, body: str, threads: int, registers: int) -> Code:
     rows, labels = [], {}
     for line in body.splitlines():
         if line.startswith("//---"):
@@ -172,7 +183,7 @@ def _code(name: str, body: str, threads: int) -> Code:
             rows.append([int(found[1], 16), found[2], int(found[3], 16), 0])
         elif rows and (found := _SECOND_HALF.match(line)):
             rows[-1][3] = int(found[1], 16)
-    return Code(name, tuple(_instruction(*row) for row in rows), labels, threads)
+    return Code(name, tuple(_instruction(*row) for row in rows), labels, threads, registers)
 
 
 def _instruction(address: int, text: str, low: int, high: int) -> Instruction:
@@ -265,10 +276,10 @@ def _point(code: Code, way: Sequence[int], at: int) -> tuple[Point | None, int]:
     number = way[at]
     each = code.instructions[number]
     opcode, what = each.opcode, None
-    if each.name in ("HGMMA", "QGMMA"):
+    if each.name in ("HGMMA", "QGMMA") and _SHAPE.search(opcode):
         return _warpgroup_gemm(code, way, at)
     if each.name == "WARPGROUP" and "DEPBAR" in opcode:
-        return Point("gemm wait", number, outstanding=int(each.operands.rsplit(",", 1)[-1].strip(), 16)), at + 1
+        return Point("gemm wait", number, outstanding=last_number(each)), at + 1
     if each.name == "SYNCS" and "TRYWAIT" in opcode:
         what = "wait"
     elif each.name == "SYNCS" and ".ARRIVE" in opcode:
@@ -279,6 +290,8 @@ def _point(code: Code, way: Sequence[int], at: int) -> tuple[Point | None, int]:
         what = "load"
     elif each.name in ("UTMASTG", "UTMAREDG"):
         what = "store"
+    elif each.name == "DEPBAR":
+        what = "copies wait"
     return (Point(what, number), at + 1) if what else (None, at)
 
 
@@ -295,7 +308,8 @@ def _warpgroup_gemm(code: Code, way: Sequence[int], at: int) -> tuple[Point, int
     sources = [part.strip() for part in first.operands.split(",")]
     gemm = Point(
         "gemm", way[at], last - at + 1, 64, n, k, steps,
-        a_in_registers=not sources[1].startswith("gdesc"), b_transposed="tnspB" in first.operands,
+        a_in_registers=not any(source.startswith("gdesc") for source in sources[1:2]), b_transposed="tnspB" in first.operands,
+        is_new="RZ" in sources[2:],
     )  # fmt: skip
     return gemm, last + 1
 
