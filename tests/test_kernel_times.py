@@ -82,6 +82,7 @@ def test_repeated_runs_were_bitwise_the_same():
     assert all(row["runs"] == 200 and row["passed"] and row["differ"] == 0 for row in record["rows"])
 
 
-def test_a_call_costs_the_host_less_than_20_us_beyond_the_launch():
-    beyond = read("host_overhead_h200")["beyond_the_launch_us"]
-    assert all(spent < 20 for way, spent in beyond.items() if way.startswith("flash_attn_func"))
+def test_a_call_costs_the_host_less_than_three_bare_launches_beyond_its_own():
+    record = read("host_overhead_h200")  # in launches, since a launch takes 4.4 us on one H200's host and 7.5 us on another's
+    spent, launch = record["beyond_the_launch_us"], record["host_us"]["launch alone"]
+    assert all(us < 3 * launch for way, us in spent.items() if way.startswith("flash_attn_func"))
