@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 
 from fasim.kernels.compile import build, disassemble
+from fasim.kernels.compile.kernel_file import pipeline_of
 from fasim.kernels.cuda.config import config_for
 from fasim.simulator import schedules
 from fasim.simulator.code import loop_reader, sass
@@ -85,8 +86,26 @@ def test_what_cannot_be_read_is_said(fasim, tmp_path):
         loop_reader.read(sass.Code("empty", (), {}))
 
 
-def test_a_head_dim_that_the_kernel_has_not_is_refused(fasim):
+REFUSED = (
+    (("fa3", "--schedule", "fa2"), "'fa2' has no WGMMA"),
+    (("fa3", "--head-dim", "96"), "head_dim=96 is not supported by our CUDA kernels (64, 128, 256)"),
+    (("fa3", "--pass", "both"), "--kernel reads forward kernels alone"),
+    (("pingpong", "--dtype", "e4m3"), "schedule='pingpong' has no FP8 kernel"),
+    (("fa3-fwd-0.0.3", "--dtype", "fp16", "--head-dim", "32"), "fa3-fwd-0.0.3 has no kernel for"),
+)
+
+
+@pytest.mark.parametrize(("asked", "said"), REFUSED)
+def test_a_variant_that_there_is_not_is_refused_in_a_sentence(fasim, asked, said):
     if disassemble_missing():
         pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
-    status, _, err = fasim("predict", "--kernel", "fa3", "--schedule", "fa2")
-    assert status == 2 and "'fa2' has no WGMMA" in err
+    status, out, err = fasim("predict", "--kernel", *asked)
+    assert (status, out) == (2, "") and said in err
+
+
+def test_an_fp8_kernel_of_ours_is_read_too():
+    if disassemble_missing():
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    found = pipeline_of("fa3", Workload(1, 1, 8448, 128, "e4m3"))
+    assert (found.block_n, found.head_dim, found.element_bytes, found.takes_turns, found.lag) == (192, 128, 1, True, 1)
+    assert found.blocks[0].pipes["mufu"] == 192 // 2

@@ -48,7 +48,7 @@ def inspect(
     head_dim
         Of a kernel of ours: 64, 128 or 256.
     dtype
-        Of a kernel of ours: fp16 or bf16.
+        Of a kernel of ours: fp16, bf16 or e4m3.
     causal
         Of a kernel of ours: the variant with a causal mask.
     whole
@@ -57,11 +57,12 @@ def inspect(
     from ...kernels.compile import disassemble
     from ...kernels.compile.build import MissingCompiler, build
     from ...kernels.compile.inspect import inspect as read
-    from ...kernels.cuda.config import available, config_for
+    from ...kernels.compile.kernel_file import source_of
+    from ...kernels.cuda.config import available
 
     try:
         if file in available():
-            found = disassemble.of_cubin(build(config_for(file, dtype, head_dim, causal).source).cubin)
+            found = disassemble.of_cubin(build(source_of(file, dtype, head_dim, causal)).cubin)
         else:
             found = disassemble.kernels_of(Path(file), kernel)
     except (MissingCompiler, disassemble.MissingDisassembler) as error:

@@ -8,9 +8,11 @@ from ...simulator.code import loop_reader, profiles, sass
 from ...simulator.code.pipeline import Pipeline
 from ...simulator.errors import UsageError
 from ...simulator.problem.workload import Workload
-from ..cuda.config import available, config_for
+from ...simulator.values import shown
+from ..cuda.config import DTYPES, HEAD_DIMS, available, config_for
+from ..cuda.fp8 import config as fp8
 from . import disassemble
-from .build import MissingCompiler, build
+from .build import MissingCompiler, Source, build
 
 _SHOWN = 3
 
@@ -25,11 +27,21 @@ def pipeline_of(asked: str, workload: Workload) -> Pipeline:
         return _kept(asked, workload)
     if asked in available():
         try:
-            config = config_for(asked, workload.dtype, workload.head_dim, workload.causal)
-            return loop_reader.read(disassemble.of_cubin(build(config.source).cubin)[0])
+            source = source_of(asked, workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k)
+            return loop_reader.read(disassemble.of_cubin(build(source).cubin)[0])
         except MissingCompiler:
             return _kept(profiles.OURS, workload, asked)
     return loop_reader.read(_in_file(asked))
+
+
+def source_of(schedule: str, dtype: str, head_dim: int, causal: bool, seqlen_k: int = 8448) -> Source:
+    """The source of a variant of ours; UsageError where there is none."""
+    if dtype == "e4m3":
+        return fp8.config_for(schedule, "bf16", head_dim, causal, seqlen_k).source
+    for name, value, possible in (("dtype", dtype, (*DTYPES, "e4m3")), ("head_dim", head_dim, HEAD_DIMS)):
+        if value not in possible:
+            raise UsageError(f"{name}={shown(value)} is not supported by our CUDA kernels ({', '.join(map(str, possible))})")
+    return config_for(schedule, dtype, head_dim, causal).source
 
 
 def _kept(file: str, workload: Workload, schedule: str | None = None) -> Pipeline:
