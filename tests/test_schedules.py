@@ -270,7 +270,7 @@ def test_weights_that_registers_hold_stay_there():
     assert "P" not in narrow.smem_parts
 
 
-@pytest.mark.parametrize("name", ["fa3-published", "pingpong-published", "warp-specialized-published"])
+@pytest.mark.parametrize("name", ["fa3", "fa3-published", "pingpong-published", "warp-specialized-published"])
 def test_8_bit_v_is_transposed_before_it_is_multiplied(name):
     program, _, tile = program_of(name, dtype="e4m3", loops=((4, 0), (3, 0)))
     check(program)
