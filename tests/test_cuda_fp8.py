@@ -76,8 +76,6 @@ READ = {
     "take": ["sync"],
     "give": ["hand over"],
     "issue_scores": ["wait", "S = Q K^T"],
-    "issue_scores_in_halves": ["wait", "S = Q K^T", "S = Q K^T"],
-    "begin_softmax": ["gemms but 1"],
     "issue_values": ["wait", "O += P V"],
     "free_k": ["arrive"],
     "free_v": ["arrive"],

@@ -194,7 +194,7 @@ def test_blocks_of_zeros_and_descales_of_zero():
     wide = [x.says().half() for x in (k, v)]
     for x in wide:
         x[:, rows] = 0
-    k, v = (quantise(x, k.block) for x in wide)
+    k, v = (quantise(x, k.block, powers=x is wide[1]) for x in wide)  # or all of a block's weights are rounded alike
     check_blocks(q, k, v)
     nothing = v._replace(descale=torch.zeros_like(v.descale))
     assert float(with_descales(q, k, nothing)[0].abs().max()) < 1e-20

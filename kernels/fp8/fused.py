@@ -112,6 +112,7 @@ def quantise(
     powers: bool = False,
 ) -> Quantised:
     """x (B, S, H, D) in e4m3; arguments as of `quantise.quantise`, D a power of two from 16 to 256."""
+    x = x.resolve_neg()  # Triton reads memory, whatever PyTorch has put off
     batch, seqlen, heads, head_dim = x.shape
     rows = block or MEASURED_ROWS
     blocks = -(-seqlen // rows)

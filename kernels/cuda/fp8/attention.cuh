@@ -3,7 +3,7 @@
 // memory (Transposer), and consumers take it from a second ring. Scales of Q, K and V are folded into softmax and epilogue. P V of
 // some blocks may be added up apart from O, in TWO_LEVELS, as the tensor cores add to an accumulator with 14 bits.
 // Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, V_STAGES, VT_STAGES, CONSUMERS, CONSUMER_REGISTERS, CAUSAL, SHIFT,
-// KEY_PANEL, BY_POLYNOMIAL, BLOCK_SCALES, TWO_LEVELS, BF16 (of O), TRACE.
+// KEY_PANEL, BLOCK_SCALES, TWO_LEVELS, BF16 (of O), TRACE.
 #pragma once
 #define CLUSTER 1
 #include "softmax_fp8.cuh"
@@ -321,44 +321,6 @@ struct Consumer {
     started = true;
     wgmma_commit();
     trace.stamp(Label::VALUES, j);
-  }
-  // The same in two GEMMs, of the lower and the upper half of the keys: softmax of the lower half need not wait for the upper.
-  __device__ __forceinline__ void issue_scores_in_halves(Scores& S, int j) {
-    shared.k.wait(j);
-    const u64 a = swizzled_descriptor<PANEL>(shared.Q[rank]) + ((u32)j >> 31);
-    const u64 b = swizzled_descriptor<PANEL>(shared.K[j % STAGES]);
-    wgmma_fence();
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int k = 0; k < HEAD_DIM / 32; ++k)
-        Wgmma<BLOCK_N / 2>::ss(half_of(S, half), a + k / 4 * (ROWS * PANEL / 16) + k % 4 * 2,
-                               b + half * (BLOCK_N / 2 * PANEL / 16) + k / 4 * (BLOCK_N * PANEL / 16) + k % 4 * 2, k > 0);
-      wgmma_commit();
-    }
-    trace.stamp(Label::SCORES, j);
-  }
-  // Softmax of the lower half while the upper is multiplied; false where it cannot be begun: a block to be masked, a tile's first, or
-  // one whose weights pass what e4m3 holds.
-  __device__ __forceinline__ bool begin_softmax(int j, Scores& S, Weights& P) {
-    wgmma_wait<1>();
-    hold(half_of(S, 0));
-    if (j < unmasked || j == first) return false;
-    return rows.begin(half_of(S, 0), P, scales_of(j));
-  }
-  // The rest of it, or all where it could not be begun.
-  __device__ __forceinline__ void end_softmax(int j, Scores& S, Weights& P, bool begun) {
-    const Scales by = scales_of(j);
-    grown = !(begun && rows.end(half_of(S, 1), P + BLOCK_N / 16, by));
-    if (grown) {
-      if (j < unmasked) mask_block(j, S);
-      rows.exact(S, P, by, j < unmasked);
-    }
-    trace.stamp(Label::SOFTMAX, j);
-    trace.seek(j + 1);
-  }
-  static __device__ __forceinline__ float (&half_of(Scores& S, int half))[BLOCK_N / 4] {
-    return *reinterpret_cast<float (*)[BLOCK_N / 4]>(S + half * (BLOCK_N / 4));
   }
   // Wait until at most PENDING GEMMs are still running, then S (or O) may be read.
   template <int PENDING> __device__ __forceinline__ void wait_scores(Scores& S, int j) {

@@ -31,13 +31,11 @@ class Fit:
     consumer_registers: int  # of a thread
     keys: float = math.inf
     key_panel: int = 0  # keys of a swizzled row of the transposed V, 128, 64 or 32; 0 for the widest that divides block_n
-    by_polynomial: int = 0  # of eight exponentials, those on the FMA pipe
-    order: str = "fa3"  # of the consumers' steps: the 16-bit schedule's own file, or one of this folder
 
 
 FITS = {
     64: (Fit(Tile(192, 128, 2, 3), 2, 2, 160),),
-    128: (Fit(Tile(128, 128, 2, 2), 2, 4, 208, keys=1024), Fit(Tile(128, 192, 2, 2), 2, 3, 240)),
+    128: (Fit(Tile(128, 128, 2, 2), 2, 4, 208, keys=1024), Fit(Tile(128, 192, 2, 2), 1, 3, 240, key_panel=128)),
     256: (Fit(Tile(128, 96, 2, 2), 2, 2, 232),),
 }
 """By head_dim, the first that takes the keys. At d128 N = 192 is the widest whose S, two P and O fit 240 registers; 1k keys are
@@ -69,9 +67,8 @@ class Fp8Config:
 
     @property
     def path(self) -> Path:
-        """The .cu of its order."""
-        own = HERE / f"{self.fit.order}.cu"
-        return own if own.exists() else sixteen_bit.path_of(self.schedule)
+        """The schedule's .cu."""
+        return sixteen_bit.path_of(self.schedule)
 
     @property
     def threads(self) -> int:
@@ -95,7 +92,6 @@ class Fp8Config:
             "CAUSAL": int(self.causal),
             "BF16": int(self.output == "bf16"),
             "SHIFT": SHIFT,
-            "BY_POLYNOMIAL": self.fit.by_polynomial,
             "BLOCK_SCALES": int(self.block_scales),
             "TWO_LEVELS": int(self.two_levels),
             "TRACE": 0,

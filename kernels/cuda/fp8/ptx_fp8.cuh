@@ -11,14 +11,6 @@ __device__ __forceinline__ u32 pack_e4m3(float a, float b, float c, float d) {
       : "f"(a), "f"(b), "f"(c), "f"(d));
   return four;
 }
-// exp2 on the FMA pipe: 2^n times a cubic in the rest of x, at most 1.1e-4 off. -127 and below give 0, 127 is the most, NaN stays NaN.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  asm("max.NaN.f32 %0, %0, %1;\n\tmin.NaN.f32 %0, %0, %2;" : "+f"(x) : "f"(-127.0f), "f"(127.0f));
-  const float whole = x + 12582912.0f;  // 1.5 * 2^23: its last bits are the whole number nearest to x
-  const float rest = x - (whole - 12582912.0f);
-  const float p = __fmaf_rn(__fmaf_rn(__fmaf_rn(0.05500893294811249f, rest, 0.24221095442771912f), rest, 0.6932829022407532f), rest, 1.0f);
-  return __int_as_float(__float_as_int(p) + (__float_as_int(whole) << 23));
-}
 // Four 8 x 8 matrices of 16-bit values from shared memory, each transposed; lane i gives the address of row i % 8 of matrix i / 8.
 __device__ __forceinline__ void load_matrices_transposed(u32 (&x)[4], u32 row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

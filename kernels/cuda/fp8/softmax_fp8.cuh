@@ -14,8 +14,6 @@ struct Scales {
 // A weight at the maximum in use is 2^SHIFT; e4m3 ends at 448, so a maximum may grow by a factor 448 / 2^SHIFT before O has to be
 // rescaled, and weights down to 2^-(6 + SHIFT) of the largest keep their three bits. `top` is that of scale * S + lift - SHIFT.
 struct RowStateFp8 : RowState {
-  float block[2];  // of the block that is begun
-
   // P = exp2(scale * S + lift - top) as the A operand of P V: four registers per 32 keys. Whether O has to be rescaled.
   template <int N> __device__ __forceinline__ bool online(const float (&S)[N], u32 (&P)[N / 4], const Scales& by, bool first, bool masked) {
     float block[2];
@@ -25,7 +23,7 @@ struct RowStateFp8 : RowState {
       // A thread's share of the row sum bounds its weights. Only where that does not do are the bytes looked at.
       const bool within = block[0] <= LARGEST && block[1] <= LARGEST;
       // The branch also keeps the exponentials before the next wait for a WGMMA, which the compiler would move them past.
-      if (__all_sync(0xffffffffu, within) || __all_sync(0xffffffffu, !saturated<N / 4>(P))) {
+      if (__all_sync(0xffffffffu, within) || __all_sync(0xffffffffu, !saturated(P))) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(block[r], by.sums, sum[r]);
         return false;
@@ -35,26 +33,8 @@ struct RowStateFp8 : RowState {
     return true;
   }
 
-  // `online` in two halves; false where a weight may not fit, and all has to be done by `exact`.
-  template <int N> __device__ __forceinline__ bool begin(const float (&S)[N], u32* P, const Scales& by) {
-    const float shift[2] = {top[0] - by.lift, top[1] - by.lift};
-    weights(S, P, by.scores, shift, block);
-    // The branch also keeps the exponentials before the wait for the other half.
-    return __all_sync(0xffffffffu, block[0] <= LARGEST && block[1] <= LARGEST) || __all_sync(0xffffffffu, !saturated<N / 4>(P));
-  }
-  template <int N> __device__ __forceinline__ bool end(const float (&S)[N], u32* P, const Scales& by) {
-    const float shift[2] = {top[0] - by.lift, top[1] - by.lift};
-    float more[2];
-    weights(S, P, by.scores, shift, more);
-    const bool within = more[0] <= LARGEST && more[1] <= LARGEST;
-    if (!__all_sync(0xffffffffu, within) && !__all_sync(0xffffffffu, !saturated<N / 4>(P))) return false;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(block[r] + more[r], by.sums, sum[r]);
-    return true;
-  }
-
   // Whether any weight is 448, the largest e4m3, or NaN: adding 2 carries both, and nothing below, into the sign that no weight has.
-  template <int M> static __device__ __forceinline__ bool saturated(const u32* P) {
+  template <int M> static __device__ __forceinline__ bool saturated(const u32 (&P)[M]) {
     u32 signs = 0;
 #pragma unroll
     for (int i = 0; i < M; ++i) signs |= P[i] + 0x02020202u;
@@ -81,24 +61,18 @@ struct RowStateFp8 : RowState {
     for (int r = 0; r < 2; ++r) sum[r] = __fmaf_rn(sum[r], factor[r], block[r] * by.sums);
   }
 
-  // The n-th exponential of a thread; of every eight, BY_POLYNOMIAL leave MUFU to the others.
-  static __device__ __forceinline__ float weight(float x, int n) {
-    return n * BY_POLYNOMIAL % 8 < BY_POLYNOMIAL ? exp2_polynomial(x) : exp2_approx(x);
-  }
-
   // exp2(scale * S - shift) in e4m3, and their sums over the thread's columns. Register 2 m + r has the thread's keys
   // 16 m + {0, 1, 8, 9} + 2 (lane % 4) of row r, which is the order that the transposed V has (Transposer).
   template <int N>
-  static __device__ __forceinline__ void weights(const float (&S)[N], u32* P, float scale, const float (&shift)[2], float (&total)[2]) {
+  static __device__ __forceinline__ void weights(const float (&S)[N], u32 (&P)[N / 4], float scale, const float (&shift)[2], float (&total)[2]) {
     float a[2] = {0.0f, 0.0f}, b[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int m = 0; m < N / 8; ++m)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float* s = S + 8 * m + 2 * r;
-        const int n = 8 * m + 4 * r;  // of the first of them, as they are made
-        const float w = weight(__fmaf_rn(s[0], scale, -shift[r]), n), x = weight(__fmaf_rn(s[1], scale, -shift[r]), n + 1);
-        const float y = weight(__fmaf_rn(s[4], scale, -shift[r]), n + 2), z = weight(__fmaf_rn(s[5], scale, -shift[r]), n + 3);
+        const float w = exp2_approx(__fmaf_rn(s[0], scale, -shift[r])), x = exp2_approx(__fmaf_rn(s[1], scale, -shift[r]));
+        const float y = exp2_approx(__fmaf_rn(s[4], scale, -shift[r])), z = exp2_approx(__fmaf_rn(s[5], scale, -shift[r]));
         a[r] += w, b[r] += x;
         a[r] += y, b[r] += z;
         P[2 * m + r] = pack_e4m3(w, x, y, z);

@@ -6,7 +6,7 @@ wgmma.m64n{N}k32, fp32 accumulators, both operands e4m3 and K-major, as PTX has 
 
 from __future__ import annotations
 
-WIDTHS = tuple(range(32, 257, 16))
+WIDTHS = tuple(range(32, 257, 32))
 """N of the wrappers: BLOCK_N for S = Q K^T, HEAD_DIM for O += P V."""
 
 
