@@ -12,7 +12,6 @@ from fasim.kernels.cuda.config import config_for
 from fasim.simulator import schedules
 from fasim.simulator.code import loop_reader, sass
 from fasim.simulator.code.pipeline import Pipeline
-from fasim.simulator.language.ops import Op
 from fasim.simulator.predict import predict, programs
 from fasim.simulator.problem.workload import Workload
 
@@ -53,19 +52,6 @@ def test_its_own_order_and_code_give_the_cycles_of_its_schedule(schedule, causal
     name = schedules.adopt(f"{schedule} {causal} compiled", read(schedule, causal)).name
     compiled, estimated = (predict(workload, each, "h200", clock_hz=1.5e9).cycles for each in (name, schedule))
     assert compiled == pytest.approx(estimated, rel=0.06)
-
-
-@pytest.mark.parametrize("schedule", KERNELS)
-def test_its_order_is_what_its_schedule_records_from_a_tiles_first_wait_to_its_last(schedule):
-    name = schedules.adopt(f"{schedule} in order", read(schedule)).name
-
-    def said(way: str, blocks: int) -> list[str]:
-        (program,) = programs(Workload(1, 1, 2048, 128, "fp16"), way, "h200", kv_blocks=blocks)
-        rows = [row for row in program.stream(program.warps.index("WG0")) if row["op"] not in (Op.SETUP, Op.COMPUTE)]
-        return [program.describe(row) for row in rows]
-
-    for blocks in (1, 2, 5):
-        assert said(name, blocks) == said(schedule, blocks)
 
 
 def test_another_schedules_order_takes_its_code():

@@ -51,6 +51,7 @@ def test_ptx_is_compiled_and_a_loop_of_mma_sync_is_read(fasim, tmp_path):
     status, out, _ = fasim("inspect", str(path))
     assert status == 0 and "GEMMs by mma.sync" in out and "x m16n8k16 by mma.sync" in out
     (found,) = (inspect(code) for code in disassemble.kernels_of(path))
+    assert "no loop with S = Q K^T by WGMMA" in found.not_read and found.reads_as == ""
     assert found.registers > 0 and found.turns[0].pipes["mufu"] >= 1 and found.local == 0
 
 
@@ -99,6 +100,7 @@ def test_the_usual_way_leaves_out_what_is_skipped_most_of_the_time():
     assert main.pipes["mufu"] == main.scores == 64  # the standing code has another try, with as many again
     assert main.instructions < main.standing / 2
     assert (found.threads, found.registers) == (384, 168)
+    assert found.reads_as.startswith("tile 128x128, d128; P V of the same block as S; turns;") and found.not_read == ""
 
 
 @needs_disassembler

@@ -12,7 +12,7 @@ from fasim.simulator.code import profiles, softmax
 from fasim.simulator.code.pipeline import Pipeline
 from fasim.simulator.language.ops import Op
 from fasim.simulator.language.program import trace
-from fasim.simulator.predict import predict
+from fasim.simulator.predict import predict, programs
 from fasim.simulator.problem.tile import default_for
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.schedules import adopt, find_schedule
@@ -56,6 +56,21 @@ def test_every_kernel_of_ours_has_a_profile_of_the_source_as_it_is():
 def test_a_profile_is_read_as_it_was_written():
     for each in (OURS[0], FA3[0]):
         assert Pipeline.from_dict(each.pipeline.to_dict()) == each.pipeline
+
+
+@pytest.mark.parametrize("kept", OURS, ids=named)
+def test_the_order_of_our_machine_code_is_what_its_schedule_records_wait_by_wait(kept):
+    """From a tile's first wait to its last, with what is handed back, be the tile one block long or five."""
+    name = adopt(f"{named(kept)} in order", kept.pipeline).name
+    workload = Workload(1, 1, 2048, kept.head_dim, kept.dtype, kept.causal)
+
+    def said(way: str, blocks: int) -> list[str]:
+        (program,) = programs(workload, way, "h200", kv_blocks=blocks)
+        rows = [row for row in program.stream(program.warps.index("WG0")) if row["op"] not in (Op.SETUP, Op.COMPUTE)]
+        return [program.describe(row) for row in rows]
+
+    for blocks in (1, 2, 5):
+        assert said(name, blocks) == said(kept.schedule, blocks)
 
 
 @pytest.mark.parametrize("kept", OURS, ids=named)

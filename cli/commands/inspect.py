@@ -84,7 +84,8 @@ def _shown(found: Inspection, whole: bool) -> RenderableType:
     launch = f"{found.threads} threads, " if found.threads else ""
     launch += f"{found.registers} registers a thread, " if found.registers else ""
     said = f"{launch}{found.instructions:,} instructions; {'; '.join(found.means) or 'no GEMM'}"
-    lines = [Text(found.kernel, "bold"), Text(said)]
+    read = f"reads as: {found.reads_as}" if found.reads_as else f"order not read: {found.not_read}"
+    lines = [Text(found.kernel, "bold"), Text(said), Text(read)]
     for number, turn in enumerate(found.turns, start=1):
         per_score = f"{turn.per_score:.2f} a score" if turn.per_score else "no scores"
         skipped = f" of the {turn.standing} that stand in it" if turn.standing > turn.instructions else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 
 from ...simulator.code import loop_reader, sass
@@ -44,6 +43,8 @@ class Inspection:
     local: int  # instructions that go to local memory: spills
     means: tuple[str, ...]
     turns: tuple[Turn, ...]
+    reads_as: str  # its main loop in words
+    not_read: str  # or why `fasim predict --kernel` cannot read it
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict:
@@ -56,8 +57,19 @@ def inspect(code: Code) -> Inspection:
     loops = sass.loops(code)
     local = sum(each.pipe == "local" for each in code.instructions)
     turns = tuple(_turn(code, loop) for loop in loops)
-    means, remarks = tuple(_means(code)), tuple(_remarks(code, loops, local))
-    return Inspection(code.name, code.threads, code.registers, len(code.instructions), local, means, turns, remarks)
+    reads_as, not_read, late = _reading(code)
+    return Inspection(
+        kernel=code.name,
+        threads=code.threads,
+        registers=code.registers,
+        instructions=len(code.instructions),
+        local=local,
+        means=tuple(_means(code)),
+        turns=turns,
+        reads_as=reads_as,
+        not_read=not_read,
+        remarks=(*_remarks(loops, local), *late),
+    )
 
 
 _MEANS = (
@@ -116,15 +128,31 @@ def _said(part: Point | Segment) -> str:
     return f"  {counts}; stalls {part.stalls} cycles"
 
 
-def _remarks(code: Code, loops: list[Loop], local: int) -> list[str]:
+def _reading(code: Code) -> tuple[str, str, list[str]]:
+    """(the main loop in words, or why it is not read, what looks wrong in it)."""
+    try:
+        pipeline = loop_reader.read(code)
+    except UsageError as error:
+        return "", str(error).removeprefix(f"{code.name}: "), []
+    tile = f"{loop_reader.ROWS * pipeline.consumers}x{pipeline.block_n}" if pipeline.consumers else f"{pipeline.block_n} keys"
+    words = [
+        f"tile {tile}, d{pipeline.head_dim}",
+        f"P V {pipeline.lag} block{'s' * (pipeline.lag > 1)} behind S" if pipeline.lag else "P V of the same block as S",
+        "turns" if pipeline.takes_turns else "no turns",
+        "the maximum of every block first" if pipeline.looks_for_maximum else "weights from the maximum of the blocks before",
+    ]
+    if pipeline.blocks[0].ahead:
+        words.append("O rescaled under the next S")
+    return "; ".join(words), "", _late(pipeline)
+
+
+def _remarks(loops: list[Loop], local: int) -> list[str]:
     """What looks wrong."""
     found = [f"{local} instructions go to local memory: registers are spilled"] if local else []
     for loop in loops:
         gemms = [point for point in loop.points if point.what == "gemm"]
         if len(gemms) > 3 and all(point.steps == 1 for point in gemms):
             found.append("each WGMMA is a group of its own and waited for: the compiler has serialised them")
-    with suppress(UsageError):  # an order that is not understood
-        found += _late(loop_reader.read(code))
     return list(dict.fromkeys(found))
 
 

@@ -28,7 +28,7 @@ def read(code: Code) -> Pipeline:
     found = [loop for loop in loops(code) if loop.scores]
     if not found:
         raise UsageError(
-            f"{code.name} has no loop with S = Q K^T by WGMMA in it, so its order cannot be read; "
+            f"{code.name}: no loop with S = Q K^T by WGMMA is in it, so its order cannot be read; "
             "predict the schedule nearest to it instead"
         )
     ways = [_blocks(code, walked(code, loop)) for loop in found]
