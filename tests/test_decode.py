@@ -103,6 +103,27 @@ def test_opcheck_and_torch_compile():
     torch.testing.assert_close(compiled, model(q, k, v), rtol=2e-3, atol=2e-3)
 
 
+def test_a_binary_is_looked_for_once_where_the_arguments_are_alike(monkeypatch):
+    """In place of Triton: what its first launch returns is launched again, by grid and all arguments."""
+    launches = []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *arguments: launches.append(("kept", grid, arguments))
+
+    class Kernel:
+        __name__ = "kernel"
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launches.append(("sought", grid, arguments, options)) or Compiled()
+
+    monkeypatch.setattr(decode, "_kept", {})
+    for same in ("a", "a", "b", None, None):
+        decode._launch(Kernel(), same, 5, (1, 2), {"num_warps": 4})
+    assert [launch[0] for launch in launches] == ["sought", "kept", "sought", "sought", "sought"]
+    assert launches[0][1:] == ((5,), (1, 2), {"num_warps": 4}) and launches[1][1:] == ((5, 1, 1), (1, 2))
+
+
 REFUSED = {
     "num_splits=0 is not possible: give a whole number from 1 to 256": {"num_splits": 0},
     "num_splits=257 is not possible": {"num_splits": 257},
@@ -126,24 +147,23 @@ def test_what_num_splits_cannot_be_is_said_in_one_sentence(message):
 def test_the_chosen_parts_fill_the_sms_and_none_is_empty(batch, keys):
     """8 K/V heads at head_dim 128 on 132 SMs."""
     tile = splits.decode_tile(128, 4, interpreted=False)
-    slots, blocks = 132 * splits.resident(tile, 128), keys // tile.block_n
-    parts = splits.splits_for(batch * 8, blocks, slots)
-    ctas = batch * 8 * parts
-    assert 1 <= parts <= blocks and ctas >= 132
-    assert ctas / (-(-ctas // slots) * slots) >= 0.6 or blocks // parts <= 2
+    blocks = keys // tile.block_n
+    parts = splits.splits_for(batch * 8, blocks, 132)
+    assert parts == {1: 16, 8: 2, 64: 1}[batch]  # 128, 128 and 512 CTAs: 0.97 of one wave, of one and of four
 
 
 def test_one_part_where_there_is_nothing_to_divide():
-    assert splits.splits_for(1, 0, 264) == splits.splits_for(1, 1, 264) == 1
-    assert splits.splits_for(10_000, 64, 264) == 1
-    assert 200 < splits.splits_for(1, 1 << 20, 264) <= splits.MAX_SPLITS < 264
+    assert splits.splits_for(1, 0, 132) == splits.splits_for(1, 1, 132) == 1
+    assert splits.splits_for(10_000, 64, 132) == 1
+    assert 120 < splits.splits_for(1, 1 << 20, 132) <= 132
+    assert splits.splits_for(1, 1 << 20, 1000) <= splits.MAX_SPLITS
 
 
-def test_every_tile_fits_an_sm():
+def test_the_tile_is_the_smallest_that_holds_the_rows():
     for head_dim in (64, 128, 256):
         for rows in (1, 16, 17, 32, 33, 64, 200):
             tile = splits.decode_tile(head_dim, rows, interpreted=False)
-            assert tile.block_m >= min(rows, 64) and splits.resident(tile, head_dim) >= 1
+            assert tile.block_m == {1: 16, 16: 16, 17: 32, 32: 32, 33: 64, 64: 64, 200: 64}[rows] and tile.block_n >= 32
 
 
 def test_auto_gives_few_query_rows_and_many_bytes_to_the_decode_kernel():
@@ -166,7 +186,7 @@ from triton.compiler import ASTSource
 from fasim.kernels.decode import kernel as decode, splits
 
 binaries = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-for head_dim, rows in ((64, 64), (128, 16), (256, 32)):
+for head_dim, rows in ((64, 64), (128, 16), (256, 16)):
     tile = splits.decode_tile(head_dim, rows, False)
     fixed = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, CAUSAL=True, TMA=False, PARTIAL=True, EARLY=True)
     names = decode._walk_part.arg_names
@@ -184,7 +204,7 @@ for head_dim, rows in ((64, 64), (128, 16), (256, 32)):
 """
 
 
-def test_it_compiles_for_hopper_without_spills_and_as_many_ctas_fit_as_the_rule_believes(tmp_path):
+def test_it_compiles_for_hopper_without_spills_and_fits_an_sm(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE, str(tmp_path)], capture_output=True, text=True, env=environment
@@ -194,7 +214,5 @@ def test_it_compiles_for_hopper_without_spills_and_as_many_ctas_fit_as_the_rule_
     assert len(found) == 3
     for head_dim, rows, registers, spilled, shared in found:
         tile = splits.decode_tile(head_dim, rows, interpreted=False)
-        ctas = splits.resident(tile, head_dim)
         assert spilled == 0
-        assert ctas * (shared + splits.RESERVED_BYTES) <= splits.SHARED_BYTES
-        assert ctas * registers * 32 * tile.num_warps <= 65536
+        assert shared <= 227 << 10 and registers * 32 * tile.num_warps <= 65536

@@ -14,12 +14,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import JITFunction
 
 from ..triton.arithmetic import INTERPRETED, LN_2, LOG2_E, gemm, product
 from ..triton.loads import can_describe, describe, load_tile
 from ..triton.tiles import TritonTile
-from .splits import decode_tile, resident, splits_for
+from .splits import decode_tile, splits_for
 
 
 @triton.jit
@@ -183,7 +185,7 @@ def forward(
     tiles = triton.cdiv(seqlen_q * sharing, tile.block_m)
     if num_splits is None:
         blocks = triton.cdiv(seqlen_k, tile.block_n)
-        num_splits = splits_for(batch * kv_heads * tiles, blocks, _sms(device) * resident(tile, head_dim))
+        num_splits = splits_for(batch * kv_heads * tiles, blocks, _sms(device))
     partial = num_splits > 1
     early = partial and (_starts_early(device) if early is None else early)
     parts, levels, strides = o, lse, (0, *o.stride(), 0, *lse.stride())
@@ -192,20 +194,47 @@ def forward(
         levels = torch.empty(num_splits, batch, seqlen_q, heads, dtype=torch.float32, device=q.device)
         strides = (*parts.stride(), *levels.transpose(2, 3).stride())
     by_tma = tile.tensor_descriptors and can_describe(k, v)
-    _walk_part[(batch * num_splits * tiles * kv_heads,)](
-        q, *((describe(k, tile.block_n), describe(v, tile.block_n)) if by_tma else (k, v)), parts, levels,
-        softmax_scale * LOG2_E.value, kv_heads, sharing, seqlen_q, seqlen_k, tiles, num_splits,
-        *q.stride(), *k.stride(), *v.stride(), *strides,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=head_dim, CAUSAL=causal and seqlen_q > 1,
-        TMA=by_tma, PARTIAL=partial, EARLY=early, **tile.options(),
+    together = min(32, triton.next_power_of_2(num_splits))
+    same = None
+    if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 == 0:
+        same = (q.shape, kv_heads, q.stride(), k.stride(), v.stride(), q.dtype, device, tile, causal, together, early, by_tma)
+    _launch(
+        _walk_part, same, batch * num_splits * tiles * kv_heads,
+        (
+            q, *((describe(k, tile.block_n), describe(v, tile.block_n)) if by_tma else (k, v)), parts, levels,
+            softmax_scale * LOG2_E.value, kv_heads, sharing, seqlen_q, seqlen_k, tiles, num_splits,
+            *q.stride(), *k.stride(), *v.stride(), *strides,
+            tile.block_m, tile.block_n, head_dim, causal and seqlen_q > 1, by_tma, partial, early,
+        ),
+        tile.options(),
     )  # fmt: skip
     if partial:
         columns = min(64, head_dim)
         rows = batch * seqlen_q * heads
-        together = min(32, triton.next_power_of_2(num_splits))
-        _combine[(rows * (head_dim // columns),)](
-            parts, levels, o, lse, num_splits, rows, heads, seqlen_q, *o.stride(), *lse.stride(),
-            HEAD_DIM=head_dim, COLUMNS=columns, TOGETHER=together, EARLY=early, num_warps=4,
-            **({"launch_pdl": True} if early else {}),
+        _launch(
+            _combine, same, rows * (head_dim // columns),
+            (
+                parts, levels, o, lse, num_splits, rows, heads, seqlen_q, *o.stride(), *lse.stride(),
+                head_dim, columns, together, early,
+            ),
+            {"num_warps": 4} | ({"launch_pdl": True} if early else {}),
         )  # fmt: skip
     return o, lse
+
+
+_kept: dict[tuple, CompiledKernel] = {}
+_KEPT = 1024
+
+
+def _launch(kernel: JITFunction, same: tuple | None, programs: int, arguments: tuple, options: dict) -> None:
+    """Launch a kernel with all its arguments, constants last. `same` is equal wherever Triton would choose the same binary:
+    what it found once is launched without being looked for again, which takes the host longer than the launch.
+    """
+    if (found := _kept.get((kernel.__name__, same))) is not None:
+        found[programs, 1, 1](*arguments)
+        return
+    compiled = kernel[(programs,)](*arguments, **options)  # None from the interpreter
+    if compiled is not None and same is not None:
+        if len(_kept) >= _KEPT:
+            _kept.clear()
+        _kept[kernel.__name__, same] = compiled

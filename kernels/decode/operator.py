@@ -7,8 +7,10 @@ shape, and `num_splits` asks for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from numbers import Integral
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,6 +27,12 @@ FEWEST_BYTES = 8 << 20
 """Of K and V, for "auto" to take the decode kernel: below, either is over before the launch of two kernels has paid."""
 
 
+@cache
+def _kernel() -> ModuleType:
+    """The kernel's module, imported on first use."""
+    return import_module(".kernel", __package__)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The decode kernel on tensors of one kind; `num_splits` None has the parts chosen by shape."""
@@ -36,11 +44,10 @@ class Plan:
         """Launch on the device's current stream, with a scale that scale_of gave; (O, LSE)."""
         for x in (q, k, v):
             check_storage(x)
-        kernel = import_module(".kernel", __package__)
         if softmax_scale < 0:  # the kernel takes its maxima of scaled scores, as all here do for scales of 0 and above
             q, softmax_scale = -q, -softmax_scale
         with on_device(q):
-            return kernel.forward(q, k, v, softmax_scale, self.causal, num_splits=self.num_splits)
+            return _kernel().forward(q, k, v, softmax_scale, self.causal, num_splits=self.num_splits)
 
 
 def pays(q: Tensor, k: Tensor) -> bool:

@@ -14,51 +14,36 @@ START_BLOCKS = 2
 """What a part costs beside its keys, in blocks of keys: launch, the first loads' latency and its share of the combine."""
 SLACK = 1.05
 """Of the numbers of parts within 5 % of the least cost the smallest is taken: fewer rows to combine."""
-SHARED_BYTES, RESERVED_BYTES = 228 << 10, 1 << 10
-"""Shared memory of a Hopper SM, and what each CTA takes of it beside its own (CUDA C++ Programming Guide, table of limits)."""
-
 _KEYS = {
     # head_dim, rows of the tile: keys per step, warps, stages
-    (64, 16): (128, 4, 3),
+    (64, 16): (128, 4, 4),
     (64, 32): (64, 4, 4),  # 128 keys spill
     (64, 64): (64, 4, 4),  # as 32 rows
-    (128, 16): (64, 4, 3),
-    (128, 32): (64, 4, 3),
+    (128, 16): (64, 4, 4),  # 3 stages, two or three CTAs an SM: 3 to 4 % slower; 32 keys: 2 to 5 %; 2 warps: 2 to 5 %
+    (128, 32): (64, 4, 4),
     (128, 64): (64, 8, 3),  # 4 warps take 255 registers
-    (256, 16): (32, 4, 3),
-    (256, 32): (32, 8, 3),  # 4 warps spill
-    (256, 64): (32, 8, 3),  # 64 keys leave room for one CTA
+    (256, 16): (64, 8, 3),  # 32 keys: 3 to 6 % slower
+    (256, 32): (64, 8, 3),  # 4 warps spill
+    (256, 64): (32, 8, 3),
 }
 
 
 def decode_tile(head_dim: int, rows: int, interpreted: bool) -> TritonTile:
-    """The tile for `rows` packed query rows: 16, 32 or 64 of them, and keys that leave room for two or three CTAs an SM."""
+    """The tile for `rows` packed query rows: 16, 32 or 64 of them, and keys enough that one CTA an SM keeps 96 KiB in flight."""
     if interpreted:
         return SMALL
     height = 16 if rows <= 16 else 32 if rows <= 32 else MOST_ROWS
     return TritonTile(height, *_KEYS[head_dim, height], tensor_descriptors=False)
 
 
-def resident(tile: TritonTile, head_dim: int) -> int:
-    """CTAs of this tile that an SM holds at once, by shared memory and at 128 registers a thread.
-
-    Below 64 rows Triton multiplies by mma.sync and keeps a stage less than num_stages, from 64 on by WGMMA and keeps all.
-    """
-    keys_and_values = 2 * tile.block_n * head_dim * 2
-    buffers = tile.num_stages if tile.block_m >= 64 else max(1, tile.num_stages - 1)
-    queries_and_weights = tile.block_m * (head_dim + tile.block_n) * 2
-    needed = buffers * keys_and_values + queries_and_weights + RESERVED_BYTES
-    return max(1, min(16 // tile.num_warps, SHARED_BYTES // needed))
-
-
 @lru_cache(maxsize=4096)
-def splits_for(tiles: int, blocks: int, slots: int) -> int:
-    """In how many parts the keys of each of `tiles` tiles are walked, where `slots` CTAs run at once.
+def splits_for(tiles: int, blocks: int, sms: int) -> int:
+    """In how many parts the keys of each of `tiles` tiles are walked, where each of `sms` SMs runs one.
 
-    With n parts there are ceil(tiles n / slots) waves of ceil(blocks / n) blocks each, and every wave costs START_BLOCKS
+    With n parts there are ceil(tiles n / sms) waves of ceil(blocks / n) blocks each, and every wave costs START_BLOCKS
     besides. The fewest parts within SLACK of the least such cost are taken, so none is without keys.
     """
     most = max(1, min(blocks, MAX_SPLITS))
-    costs = [-(-tiles * n // slots) * (-(-blocks // n) + START_BLOCKS) for n in range(1, most + 1)]
+    costs = [-(-tiles * n // sms) * (-(-blocks // n) + START_BLOCKS) for n in range(1, most + 1)]
     least = min(costs)
     return next(n for n, cost in enumerate(costs, 1) if cost <= SLACK * least)

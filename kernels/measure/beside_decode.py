@@ -34,7 +34,7 @@ GRAPH_S = 0.004
 """A graph holds as many calls as take about so long, 100 at most."""
 COLD_BYTES = 256 << 20
 """Of the buffers that calls go through in turn: four times an H200's L2."""
-DEADLINE_S = 120
+DEADLINE_S = 50
 """After so many seconds no further line of the sweep is begun."""
 
 
@@ -69,13 +69,12 @@ EDGES = [
     Shape(8, 4096, queries=4, causal=True), Shape(8, 4096, queries=16, causal=True), Shape(64, 4096, queries=16, causal=True),
 ]  # fmt: skip
 """Where "auto" changes from one kernel to the other: both are timed."""
-SWEPT = [Shape(1, 4 << 10), Shape(8, 32 << 10), Shape(64, 4 << 10)]
-# keys, warps, stages, by tensor descriptor
-TILES = {
-    128: [(64, 4, 3, 0), (64, 4, 4, 0), (64, 4, 5, 0), (128, 4, 3, 0), (128, 8, 3, 0), (64, 2, 4, 0), (32, 4, 5, 0),
-          (64, 4, 3, 1), (64, 4, 4, 1), (128, 4, 3, 1)],
-    64: [(128, 4, 3, 0), (128, 4, 4, 0), (64, 4, 4, 0), (64, 4, 6, 0), (128, 4, 4, 1)],
-    256: [(32, 4, 3, 0), (32, 4, 4, 0), (32, 4, 6, 0), (64, 8, 3, 0), (64, 4, 3, 0), (32, 4, 4, 1)],
+# query rows of a K/V head: the shapes swept, and tiles: rows, keys, warps, stages, by tensor descriptor
+SWEPT = {
+    4: ([Shape(1, 4 << 10), Shape(1, 32 << 10), Shape(8, 4 << 10)],
+        [(16, 64, 4, 4, 0), (16, 64, 4, 3, 0), (16, 64, 4, 4, 1), (16, 128, 4, 3, 1)]),
+    64: ([EDGES[-1]],
+         [(64, 64, 8, 3, 0), (64, 64, 4, 3, 0), (64, 64, 4, 2, 0), (64, 128, 8, 2, 0), (32, 64, 4, 4, 0), (64, 64, 4, 3, 1)]),
 }  # fmt: skip
 
 Call = Callable[[int], torch.Tensor]
@@ -195,20 +194,28 @@ def chosen(shape: Shape, tile: TritonTile | None = None) -> int:
     rows = shape.queries * shape.heads // shape.kv_heads
     tile = tile or splits.decode_tile(shape.head_dim, rows, interpreted=False)
     tiles = shape.batch * shape.kv_heads * -(-rows // tile.block_m)
-    slots = torch.cuda.get_device_properties(0).multi_processor_count * splits.resident(tile, shape.head_dim)
-    return splits.splits_for(tiles, -(-shape.keys // tile.block_n), slots)
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    return splits.splits_for(tiles, -(-shape.keys // tile.block_n), sms)
 
 
-def sweep(shape: Shape, caches: Caches) -> dict:
-    """Microseconds of every tile of TILES in the rule's number of parts for it, and in fewer and more."""
+def sweep(shape: Shape, tiles: list[tuple], caches: Caches) -> dict:
+    """Microseconds of every tile in the rule's number of parts for it, and in fewer and more."""
     sets, lines = caches.sets(shape), []
-    for keys, warps, stages, described in TILES[shape.head_dim]:
+    for height, keys, warps, stages, described in tiles:
         if time.monotonic() - STARTED > DEADLINE_S:
             break
-        tile = TritonTile(16, keys, warps, stages, tensor_descriptors=bool(described))
+        tile = TritonTile(height, keys, warps, stages, tensor_descriptors=bool(described))
         rule, most = chosen(shape, tile), -(-shape.keys // keys)
-        line = {"keys": keys, "warps": warps, "stages": stages, "tensor_descriptors": bool(described), "rule": rule, "us": {}}
-        for parts in sorted({max(1, min(most, splits.MAX_SPLITS, round(rule * f))) for f in (0.5, 0.75, 1, 1.5, 2, 3, 4)}):
+        line = {
+            "rows": height,
+            "keys": keys,
+            "warps": warps,
+            "stages": stages,
+            "tensor_descriptors": bool(described),
+            "rule": rule,
+            "us": {},
+        }
+        for parts in sorted({max(1, min(most, splits.MAX_SPLITS, round(rule * f))) for f in (0.5, 0.75, 1, 1.5, 2)}):
             try:
                 call = _swept(shape, sets, parts, tile, None)
                 line["us"][parts] = in_turns({"": graph_of(call, len(sets))}, 3)[""]
@@ -275,8 +282,8 @@ def report() -> Iterator[dict]:
         sys.stderr.write(line_of(result["rows"][-1]) + "\n")
         yield result
     result["eager_us"] = eager(caches)
-    for shape in SWEPT + OTHER_DIMS:
-        result["sweeps"].append(sweep(shape, caches))
+    for shape, tiles in ((shape, tiles) for shapes, tiles in SWEPT.values() for shape in shapes):
+        result["sweeps"].append(sweep(shape, tiles, caches))
         result["seconds"] = round(time.monotonic() - STARTED, 1)
         yield result
 
@@ -310,8 +317,8 @@ def table_of(result: dict) -> str:
     for found in result["sweeps"]:
         shape = Shape(**{name: found[name] for name in Shape.__dataclass_fields__})
         for line in found["lines"]:
-            tile = f"{line['keys']}x{line['warps']}x{line['stages']} {'TMA' if line['tensor_descriptors'] else ''}"
-            lines.append(f"{label(shape):32} {tile:13} rule {line['rule']}: {line.get('refused') or line['us']}")
+            tile = f"{line['rows']}x{line['keys']}x{line['warps']}x{line['stages']} {'TMA' if line['tensor_descriptors'] else ''}"
+            lines.append(f"{label(shape):32} {tile:16} rule {line['rule']}: {line.get('refused') or line['us']}")
         lines.append(f"{label(shape):32} combine {found['combine_launched']}")
     return "\n".join(lines) + "\n"
 
