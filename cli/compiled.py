@@ -36,9 +36,13 @@ def adopted(
     except MissingDisassembler as error:
         output.note(f"fasim: {error}")
         return 3, ()
-    if tile is not None and not pipeline.consumers:
-        pipeline = replace(pipeline, consumers=max(1, Tile.parse(tile).block_m // ROWS))
     name = Path(asked).name
+    if tile is not None:
+        rows, keys = Tile.parse(tile).block_m, Tile.parse(tile).block_n
+        pipeline = replace(pipeline, consumers=pipeline.consumers or max(1, rows // ROWS))
+        if (rows, keys) != (ROWS * pipeline.consumers, pipeline.block_n):
+            compiled = f"{ROWS * pipeline.consumers}x{pipeline.block_n}"
+            raise UsageError(f"--tile {tile}: {name} is compiled for {compiled}; leave --tile out, or give another kernel")
     found = [adopt(f"{name} with the order of {order}", pipeline, order) for order in orders]
     found = found or [adopt(f"{name} as compiled", pipeline)]
     estimated = "a tile's first block and its end" + (" are" if pipeline.masked else ", and masks, are")

@@ -76,6 +76,7 @@ REFUSED = (
     (("fa3", "--schedule", "fa2"), "'fa2' has no WGMMA"),
     (("fa3", "--head-dim", "96"), "head_dim=96 is not supported by our CUDA kernels (64, 128, 256)"),
     (("fa3", "--pass", "both"), "--kernel reads forward kernels alone"),
+    (("fa3", "--tile", "128x64"), "fa3 is compiled for 128x128"),
     (("pingpong", "--dtype", "e4m3"), "schedule='pingpong' has no FP8 kernel"),
     (("fa3-fwd-0.0.3", "--dtype", "fp16", "--head-dim", "32"), "fa3-fwd-0.0.3 has no kernel for"),
 )
