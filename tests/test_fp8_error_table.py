@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,24 @@ def test_the_command_gives_the_same_as_data(fasim):
     assert status == 0 and found["rows"] == error_table.table(seqlen=128, queries=16, heads=1)
     status, out, _ = fasim(*tokens)
     assert status == 0 and "9.1e-03" in out and "emulated on the CPU" in out
+
+
+RECORDED = json.loads((Path(error_table.PAPER).parents[1] / "recorded" / "kernels" / "fp8_errors_h200.json").read_text())
+
+
+def test_on_an_h200_every_row_is_within_a_tenth_of_the_papers():
+    (found,) = (each["rows"] for each in RECORDED["tables"] if (each["head_dim"], each["seqlen"]) == (128, 8192))
+    assert [row["method"] for row in found] == [row.name for row in error_table.rows(128)]
+    published = [row for row in found if row["paper"]]
+    assert len(published) == 6 and all(abs(row["rmse"] / row["paper"] - 1) < 0.1 for row in published)
+
+
+def test_on_an_h200_two_levels_keep_the_error_of_long_rows():
+    """V around 1: 128k keys beside 1k, without and with P V of a few blocks apart."""
+    error = {
+        each["seqlen"]: {n: x["rmse"] for n, x in each["two_level"].items()}
+        for each in RECORDED["lengths"]
+        if each["v"] != "normal"
+    }
+    assert error[131072]["None"] > 30 * error[1024]["None"]
+    assert all(error[131072][n] < 1.5 * error[1024][n] for n in ("1", "4"))
