@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import pytest
@@ -70,6 +71,22 @@ def test_what_cannot_be_read_is_said(fasim, tmp_path):
     assert (status, out) == (2, "") and "holds no machine code" in err and err.count("\n") == 1
     with pytest.raises(schedules.UsageError, match="no loop with S = Q K"):
         loop_reader.read(sass.Code("empty", (), {}))
+
+
+def test_a_file_gives_what_its_kernel_gives_by_name(fasim, tmp_path):
+    if disassemble_missing():
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    path = tmp_path / "mine.cubin"
+    path.write_bytes(build.build(config_for("fa3", "fp16", 128, False).source).cubin)
+    shape = ("--batch", "1", "--heads", "4", "--seqlen", "1024", "--json")
+    cycles = []
+    for asked in ("fa3", str(path), f"{path}:attention"):
+        status, out, err = fasim("predict", "--kernel", asked, *shape)
+        assert status == 0 and "the order of their loop and its" in err
+        cycles.append(json.loads(out)[0]["cycles"])
+    assert len(set(cycles)) == 1
+    status, _, err = fasim("predict", "--kernel", f"{path}:nothing", *shape)
+    assert status == 2 and "has no kernel with 'nothing' in its name" in err
 
 
 REFUSED = (
