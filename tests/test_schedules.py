@@ -284,3 +284,18 @@ def test_8_bit_v_is_transposed_before_it_is_multiplied(name):
     assert stored == 2 * (4 + 3) * tile.block_n * 128  # read and written once, 16 bytes a lane
     gemms = program.code[program.code["op"] == Op.WGMMA]
     assert {program.rings[row["ring"]].name for row in gemms} == {"K", "V^T"}
+
+
+def test_pytorchs_flash_attention_2_makes_exponentials_without_fast_math_and_in_copies_of_its_loop():
+    """SASS of torch 2.11: five FMA instructions and a comparison a score, where FlashAttention-2 itself has two and none."""
+    found = {}
+    for name in ("fa2", "fa2-pytorch"):
+        program, _, tile = program_of(name, loops=((6, 1),))
+        rows, phases = program.recorded(Op.COMPUTE)
+        of = [(row, phase) for row, phase in zip(rows, phases, strict=True) if program.labels[row["label"]] == "softmax"]
+        made = [phase for row, phase in of if row["step"] == 3 and phase["mufu"] >= 8]
+        found[name] = sum(int(phase[pipe]) * int(phase["chunks"]) for phase in made for pipe in ("fma", "alu"))
+        fetched = {int(row["step"]) for row, phase in of if phase["fetched"]}
+        assert fetched == ({0, 1} if name == "fa2-pytorch" else set())
+    scores = tile.block_m * tile.block_n // 128
+    assert found["fa2-pytorch"] - found["fa2"] == 4 * scores

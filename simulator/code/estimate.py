@@ -7,7 +7,7 @@ compiled kernel executes there. It knows of the order only what it has heard.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from . import softmax as counts
 from .phase import Phase
@@ -44,6 +44,8 @@ class Estimate:
 
     softmax: Softmax
     persistent: bool
+    copied: bool = field(default=False, kw_only=True)
+    """Whether a tile's first block, those with a mask and the loop run code of their own, each fetched anew."""
 
     @property
     def operand_sets(self) -> int:
@@ -89,6 +91,9 @@ class Pen:
         under_product = "O" in in_flight
         self.in_pairs = under_product and self.code.operand_sets > 1
         phases, self.left = self.code.softmax.block(tile, j, under_product, self.rank, self.ahead)
+        if self.code.copied and (j <= 1 or tile.is_masked(j - 1) > tile.is_masked(j)):
+            fetched = sum(each.instructions for each in (*phases, *(left.phase for left in self.left)))
+            phases = [replace(phases[0], fetched=fetched), *phases[1:]]
         return phases
 
     def rescale(self, j: int, of: str = "") -> list[Left]:
@@ -132,6 +137,6 @@ class Pen:
 
 PLAIN, OURS, SHIPPED = Estimate(ONLINE, persistent=False), Estimate(RUNNING, persistent=True), Estimate(ONLINE, persistent=True)
 """Kernels without TMA; ours for Hopper (kernels/cuda); FlashAttention-3's."""
-PYTORCH = Estimate(EXACT, persistent=False)
+PYTORCH = Estimate(EXACT, persistent=False, copied=True)
 """FlashAttention-2 as PyTorch compiles it (SASS of flash_fwd_kernel in torch 2.11, sm_90: a block of 128 x 64 at d128 has 1,189
-instructions a warp, 256 of them HMMA, 336 FMUL, 128 FADD, 72 FSETP, 68 MUFU)."""
+instructions a warp, 256 of them HMMA, 336 FMUL, 128 FADD, 72 FSETP, 68 MUFU; blocks with a mask have a copy of the loop)."""
