@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import statistics
 from collections import Counter
 
 import pytest
@@ -101,6 +104,18 @@ def test_the_wrappers_name_every_width_once():
     assert text.count("template <> struct Wgmma<") == 2
     assert text.count("m64n192k32.f32.e4m3.e4m3") == 2  # A from shared memory, A from registers
     assert "%95" in text and "m64n192k16" not in text
+
+
+def test_the_recorded_run_is_of_these_kernels_and_each_row_is_faster_than_flash_attention_3():
+    recorded = json.loads((config.HERE.parents[2] / "traces" / "recorded" / "kernels" / "fp8_h200.json").read_text())
+    for path, digest in recorded["kernel_sha256"].items():
+        if not path.endswith("config.py"):
+            assert hashlib.sha256((config.HERE.parents[2] / path).read_bytes()).hexdigest() == digest, path
+    times = {(row["kernel"], row["head_dim"], row["seqlen"], row["causal"]): row["median_ms"] for row in recorded["rows"]}
+    gains = {case: times["FlashAttention-3", *case[1:]] / ms for case, ms in times.items() if case[0] == "fa3"}
+    assert len(gains) == 18 and min(gains.values()) > 1.05
+    for head_dim, least in ((64, 1.09), (128, 1.09), (256, 1.07)):
+        assert statistics.geometric_mean(gain for case, gain in gains.items() if case[1] == head_dim) > least
 
 
 def test_a_schedule_or_head_dim_without_an_fp8_kernel_is_refused():

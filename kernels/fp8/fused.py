@@ -19,7 +19,7 @@ from .rotation import normaliser, signs
 MEASURED_ROWS = 128
 """Rows of a program where no block says how many."""
 ELEMENTS_OF_A_WARP = 2048
-"""64 fp32 registers a thread."""
+"""64 fp32 registers a thread; half of it with the Hadamard transform, whose shuffles want more warps in flight."""
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def quantise(
     largest = torch.zeros(batch, heads, blocks, dtype=torch.float32, device=x.device)
     sign = signs(head_dim, seed, x.device) if hadamard else largest
     tile = triton.next_power_of_2(rows)
-    warps = min(16, max(1, tile * head_dim // ELEMENTS_OF_A_WARP))
+    warps = min(16, max(1, tile * head_dim // (ELEMENTS_OF_A_WARP >> hadamard)))
 
     def launch(mode: str, descale: Tensor, group: int) -> None:
         if x.numel() == 0:
