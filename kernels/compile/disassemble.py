@@ -18,6 +18,8 @@ from ...simulator.errors import UsageError
 
 MAX_BYTES = 1 << 30
 """Of a library; the largest wheels of attention kernels hold 800 MB."""
+MODULES = 24
+"""Of a library that are read at most, since each takes seconds."""
 SECONDS = 300
 """Of one run of a tool."""
 _TARGET, _HEADER = re.compile(r"^\s*\.target\s+(sm_\d+[a-z]?)", re.MULTILINE), 1 << 16
@@ -41,11 +43,11 @@ def tool(name: str) -> str:
     raise MissingDisassembler(f"{name} is not here: pip install triton, or set CUDA_HOME to a CUDA toolkit")
 
 
-def kernels_of(path: Path, wanted: str | None = None) -> list[sass.Code]:
+def kernels_of(path: Path, wanted: str | None = None, modules: int = MODULES) -> list[sass.Code]:
     """The kernels in a .cubin, or for sm_90a in a library or object with such code inside; PTX is compiled first, by ptxas.
 
-    `wanted` is a part of a name: only cubins that mention it are read. Raises UsageError, one sentence, where the file is
-    none or has none, and MissingDisassembler.
+    `wanted` is a part of a name: only cubins that mention it are read, and no more than `modules` of them. Raises UsageError,
+    one sentence, where the file is none or has none, and MissingDisassembler.
     """
     head = _head(path)
     if path.suffix == ".ptx":
@@ -54,7 +56,7 @@ def kernels_of(path: Path, wanted: str | None = None) -> list[sass.Code]:
         raise UsageError(f"{path} holds no machine code: give a .cubin, a .ptx, or a library (.so) or object with CUDA code in it")
     else:
         is_cubin = int.from_bytes(head[18:20], "little") == _CUDA_MACHINE
-        found = _read(path) if is_cubin else _inside(path, wanted)
+        found = _read(path) if is_cubin else _inside(path, wanted, modules)
     chosen = [code for code in found if wanted is None or wanted in code.name]
     if not chosen:
         raise UsageError(f"{path} has no kernel" + (f" with {wanted!r} in its name" if wanted else ""))
@@ -95,7 +97,7 @@ def _compiled(path: Path) -> list[sass.Code]:
         return sass.read(_run(path, tool("nvdisasm"), "-hex", str(cubin)))
 
 
-def _inside(path: Path, wanted: str | None) -> list[sass.Code]:
+def _inside(path: Path, wanted: str | None, modules: int) -> list[sass.Code]:
     """The cubins of a library, one after the other."""
     with tempfile.TemporaryDirectory(prefix="fasim-") as folder:
         _run(path, tool("cuobjdump"), "-arch", "sm_90a", "-xelf", "all", str(path.resolve()), cwd=folder)
@@ -103,7 +105,19 @@ def _inside(path: Path, wanted: str | None) -> list[sass.Code]:
         if not cubins:
             raise UsageError(f"{path} has no machine code for sm_90a in it")
         kept = [each for each in cubins if wanted is None or wanted.encode() in each.read_bytes()]
+        if len(kept) > modules:
+            named = f"with {wanted!r} in them" if wanted else "inside"
+            raise UsageError(
+                f"{path} has {len(kept)} modules {named}, which would take minutes: give more of a kernel's name, as FILE:NAME "
+                f"(inspect: --kernel NAME), such as {_some_name(path)}"
+            )
         return [code for each in kept for code in _read(each)]
+
+
+def _some_name(path: Path) -> str:
+    """The longest name of a kernel in a library."""
+    said = _run(path, tool("cuobjdump"), "-arch", "sm_90a", "--dump-resource-usage", str(path.resolve()))
+    return max(re.findall(r"Function (\S+):", said), key=len, default="attention_forward")
 
 
 def _run(path: Path, *command: str, cwd: str | None = None) -> str:

@@ -46,7 +46,7 @@ def ours() -> Iterator[Profile]:
 def of_flash_attention_3(library: Path, origin: str) -> Iterator[Profile]:
     """Its forward kernels of fixed length, one head dimension for Q, K and V, without any extra."""
     digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    for code in disassemble.kernels_of(library, "FlashAttnFwdSm90"):
+    for code in disassemble.kernels_of(library, "FlashAttnFwdSm90", modules=1000):
         found = _FORWARD.search(code.name)
         if not found:
             continue
