@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 import fasim
+from fasim.kernels.decode import splits
 
 ROOT = Path(fasim.__file__).parent
 
@@ -80,6 +82,34 @@ def test_repeated_runs_were_bitwise_the_same():
     record = read("cuda_endurance_h200")
     assert len({json.dumps(row["shape"]) for row in record["rows"]}) == 10
     assert all(row["runs"] == 200 and row["passed"] and row["differ"] == 0 for row in record["rows"])
+
+
+def test_the_record_of_few_queries_is_of_todays_kernel_and_parts():
+    record = read("decode_h200")
+    kernel = ROOT / "kernels" / "decode" / "kernel.py"
+    assert hashlib.sha256(kernel.read_bytes()).hexdigest() == record["kernel_sha256"]["kernels/decode/kernel.py"]
+    assert "H200" in record["device"] and record["driver"] and record["packages"]["fa3-fwd"]
+    for row in record["rows"]:
+        rows = row["queries"] * row["heads"] // row["kv_heads"]
+        tile = splits.decode_tile(row["head_dim"], rows, interpreted=False)
+        tiles = row["batch"] * row["kv_heads"] * -(-rows // tile.block_m)
+        assert row["parts"] == splits.splits_for(tiles, -(-row["keys"] // tile.block_n), 132)
+        assert all(each["relative_error"] < 4e-3 for each in row["kernels"].values())
+
+
+def test_few_queries_are_as_fast_as_is_said():
+    """The nine rows of one query, 32 heads on 8, head_dim 128: over the better call of FlashAttention-3, and TB/s where K and V
+    are over 256 MB."""
+    rows = [row for row in read("decode_h200")["rows"] if (row["queries"], row["heads"], row["head_dim"]) == (1, 32, 128)]
+    rows = [row for row in rows if row["keys"] >= 4096]
+    ratios = []
+    for row in rows:
+        time = {name: each["us"] for name, each in row["kernels"].items()}
+        ratios.append(min(time["fa3"], time["fa3-kvcache"]) / time["fasim"])
+        assert time["fasim"] < time["fasim-fa3"] / 2
+        if row["batch"] * row["keys"] * 8 * 128 * 4 > 256e6:
+            assert row["kernels"]["fasim"]["tb_per_s"] >= 4.3
+    assert len(rows) == 9 and min(ratios) >= 0.96 and math.prod(ratios) ** (1 / 9) >= 1.1
 
 
 def test_a_call_costs_the_host_less_than_three_bare_launches_beyond_its_own():

@@ -14,15 +14,17 @@ START_BLOCKS = 2
 """What a part costs beside its keys, in blocks of keys: launch, the first loads' latency and its share of the combine."""
 SLACK = 1.05
 """Of the numbers of parts within 5 % of the least cost the smallest is taken: fewer rows to combine."""
+
+# Reasons and rejected choices; what was measured is in NOTES.md beside this file. Not measured: 32 rows, and 64 at 64 and 256.
 _KEYS = {
     # head_dim, rows of the tile: keys per step, warps, stages
     (64, 16): (128, 4, 4),
     (64, 32): (64, 4, 4),  # 128 keys spill
     (64, 64): (64, 4, 4),  # as 32 rows
-    (128, 16): (64, 4, 4),  # 3 stages, two or three CTAs an SM: 3 to 4 % slower; 32 keys: 2 to 5 %; 2 warps: 2 to 5 %
+    (128, 16): (64, 4, 4),  # measured beside it: 3 stages, 32 and 128 keys, 2 and 8 warps, TMA (NOTES.md)
     (128, 32): (64, 4, 4),
-    (128, 64): (64, 8, 3),  # 4 warps take 255 registers
-    (256, 16): (64, 8, 3),  # 32 keys: 3 to 6 % slower
+    (128, 64): (64, 4, 3),  # 255 registers, and two CTAs an SM all the same; 8 warps: 60 to 75 % slower; 2 stages: 15 %
+    (256, 16): (64, 8, 3),  # 32 keys: 2 % slower by pointers
     (256, 32): (64, 8, 3),  # 4 warps spill
     (256, 64): (32, 8, 3),
 }
