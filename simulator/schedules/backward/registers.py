@@ -1,6 +1,7 @@
 """dQ straight from registers: beside fa3.py, each warpgroup adds its sums to memory itself (red.global.add.v4.f32), under dK.
 
-Shared memory is what five GEMMs want most, and the way through it takes dQ past it twice, in fp32.
+It spares shared memory, past which dQ goes twice in fp32. But while red.global drains, WGMMA loses a third of its rate, and a bulk
+copy that adds takes nothing from it (kernels/calibrate/reduce_add.py): so it is slower than fa3.
 """
 
 
