@@ -15,8 +15,8 @@ GEMM_CYCLES = 512  # 8 x m64n128k16
 SMEM_BYTES = 3 * 64 * 128 * 2 + 88 * 1024 + 128
 
 
-def kernel(name, operand):
-    """One kernel: the pattern as a function of its repetitions, handed to `contended`."""
+def repeated(name):
+    """The pattern as a function of its repetitions, a lambda of CUDA C++."""
     parts, body = PATTERNS[name], []
     for copy in range(UNROLL):
         for text in [parts[copy % len(parts)]] if name in ALTERNATE else parts:
@@ -24,10 +24,7 @@ def kernel(name, operand):
                 ptx = text.format(k=copy * CHAINS + chain)
                 body.append(f'asm volatile("{ptx}" : "+f"(x[{chain}]) : "f"(a), "f"(b), "r"(n));')
     body = "\n      ".join(body)
-    return f"""
-extern "C" __global__ void __launch_bounds__(384, 1)
-    {identifier(name)}_{operand.lower()}(u64* out, long long reps, long long gemms) {{
-  contended<{operand}>(out, reps, gemms, [&](long long reps) {{
+    return f"""[&](long long reps) {{
     float x[{CHAINS}], a = 0.3f + (float)reps * 1e-7f, b = 0.7f - (float)reps * 1e-7f;
     for (int c = 0; c < {CHAINS}; ++c) x[c] = 0.1f + 0.01f * (float)(threadIdx.x + c);
     int n = (int)reps;
@@ -39,7 +36,15 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     float kept = 0.0f;
     for (int c = 0; c < {CHAINS}; ++c) kept += x[c];
     return kept;
-  }});
+  }}"""
+
+
+def kernel(name, operand):
+    """One kernel: the pattern handed to `contended`."""
+    return f"""
+extern "C" __global__ void __launch_bounds__(384, 1)
+    {identifier(name)}_{operand.lower()}(u64* out, long long reps, long long gemms) {{
+  contended<{operand}>(out, reps, gemms, {repeated(name)});
 }}
 """
 
