@@ -20,7 +20,8 @@ MIXED = (("MUFU.EX2", "FFMA"), ("MUFU.EX2", "FMNMX"), ("EX2+4FFMA", "FMNMX"), ("
 def kernels():
     """{name of a row: (entry point, pattern of warpgroup 0, pattern of warpgroup 3)}."""
     pairs = [(name, name) for name in ALONE if name in PATTERNS] + [pair for pair in MIXED if set(pair) <= PATTERNS.keys()]
-    return {(one if one == other else f"{one}|{other}"): (f"pair_{number}", one, other) for number, (one, other) in enumerate(pairs)}
+    names = [one if one == other else f"{one}|{other}" for one, other in pairs]
+    return {name: (f"pair_{number}", *pair) for number, (name, pair) in enumerate(zip(names, pairs, strict=True))}
 
 
 def source():
