@@ -95,7 +95,7 @@ class Bench:
             energy_j=energy,
             relative_error=error,
             packages=_packages() | packages_of(subject.name),
-            sources=sources_of(subject),
+            sources=sources_of(subject, workload.dtype),
         )
         return Run(
             origin="measured",

@@ -12,6 +12,7 @@ from ...simulator.problem.workload import Workload
 from ..cuda.config import DTYPES as CUDA_DTYPES
 from ..cuda.config import HEAD_DIMS, config_for
 from ..cuda.config import SCHEDULES as CUDA_SCHEDULES
+from ..cuda.fp8 import config as fp8
 from ..validation.check import Case
 from ..validation.subjects import Subject, resolve
 from . import peers
@@ -41,16 +42,18 @@ def subject_of(kernel: str, device: str = "cuda") -> Subject:
     def forward(q, k, v, *, causal=False, softmax_scale=None):
         return flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal, schedule=kernel, return_lse=True)
 
-    return Subject(name=kernel, forward=forward, head_dims=HEAD_DIMS, dtypes=CUDA_DTYPES, needs_cuda=True, returns_lse=True)
+    dtypes = (*CUDA_DTYPES, "e4m3") if kernel in fp8.SCHEDULES else CUDA_DTYPES
+    return Subject(name=kernel, forward=forward, head_dims=HEAD_DIMS, dtypes=dtypes, needs_cuda=True, returns_lse=True)
 
 
-def sources_of(subject: Subject) -> dict[str, str]:
+def sources_of(subject: Subject, dtype: str = "") -> dict[str, str]:
     """Path within the package -> SHA-256, of the files that make up a kernel of ours; of others', their library's or module's."""
     file = subject.name.replace("-", "_")
     match implementation_of(subject.name):
         case "cuda":
             room = ROOM / "cuda"
-            paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), room / "wgmma.py"]
+            own = [*sorted(fp8.HERE.glob("*.cuh")), fp8.HERE / "wgmma.py"] if dtype == "e4m3" else [room / "wgmma.py"]
+            paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), *own]
         case "triton":
             paths = [ROOM / "triton" / f"{each}.py" for each in (file, "arithmetic", "loads", "tiles")]
         case "peer":
@@ -69,6 +72,8 @@ def tile_of(kernel: str, workload: Workload) -> Tile | None:
     """The tile our CUDA kernel takes for a workload; None where it is not known."""
     if implementation_of(kernel) != "cuda":
         return None
+    if workload.dtype == "e4m3":
+        return fp8.config_for(kernel, "bf16", workload.head_dim, workload.causal, workload.seqlen_k).fit.tile
     return config_for(kernel, workload.dtype, workload.head_dim, workload.causal).tile
 
 

@@ -58,6 +58,8 @@ def record(bench: Bench, entry: Entry) -> Run:
     """
     if entry.kernel not in SCHEDULES:
         raise UsageError(f"{entry.kernel} has no in-kernel trace, our CUDA kernels have ({', '.join(SCHEDULES)})")
+    if entry.workload.dtype == "e4m3":
+        raise UsageError(f"{entry.kernel} has no in-kernel trace in e4m3: give fp16 or bf16")
     plain, traced = bench.measure(entry), Traced(entry)
     run = bench.measure(entry, traced)
     words = traced.stamps(*bench.inputs(entry.workload)[0])
