@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -145,7 +145,6 @@ class Figures:
             ("SM clock", f"{run.sm_clock_hz / 1e6:.0f} MHz"),
             ("power", f"{run.power_w:.0f} W"),
             ("energy", scaled(metrics.energy_j(run), "J") + " per call"),
-            *([("kernels", _kernels(run))] if len(run.kernels) > 1 else []),
         ):
             left.add_row(Text(name, "dim"), value)
         for name, value in (
@@ -156,16 +155,22 @@ class Figures:
         ):
             right.add_row(Text(name, "dim"), bar(value), percent(value))
         if options.max_width < _TWO_COLUMNS:
-            yield from (left, "", right)
+            yield from (left, *self._kernels(), "", right)
             return
         grid = Table.grid(padding=(0, 3, 0, 0))
         grid.add_row(left, right)
-        yield grid
+        yield from (grid, *self._kernels())
 
-
-def _kernels(run: Run) -> str:
-    """Each kernel of the call with its share of the time."""
-    return ", ".join(f"{name} {percent(cycles / run.cycles)}" for name, cycles in run.kernels)
+    def _kernels(self) -> Iterator[Table]:
+        """Each kernel of a call of several, with its share of the time: a line of its own, so that the bars keep their room."""
+        if len(self.run.kernels) > 1:
+            line = Table.grid(padding=(0, 2, 0, 0))
+            line.add_column(min_width=len("throughput"))
+            line.add_row(
+                Text("kernels", "dim"),
+                ", ".join(f"{name} {percent(cycles / self.run.cycles)}" for name, cycles in self.run.kernels),
+            )
+            yield line
 
 
 def _printed(run: Run, beside: Beside) -> str:
