@@ -14,10 +14,9 @@ from pathlib import Path
 from statistics import fmean
 
 from ..simulator.devices.device import load_device
-from ..simulator.results import metrics
 from ..simulator.results.run import Run
-from . import published, store
-from .compare import tile_of
+from . import store
+from .compare import counterpart, tile_of
 from .predictions import Advance, Question, predict_all
 
 MECHANISMS: Mapping[str, Mapping[str, float]] = {
@@ -79,29 +78,25 @@ class Ablation:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One run of a set: what to predict, and what was measured: cycles, or TFLOP/s of a bar."""
+    """One run of a set: what to predict, and the cycles that were measured."""
 
     question: Question
-    measured: float
-    is_bar: bool
+    cycles: int
 
     def error(self, predicted: Run) -> float:
-        """In time: of cycles, or of what a bar's rate says."""
-        if self.is_bar:
-            return self.measured / metrics.paper_tflops(predicted) - 1
-        return predicted.cycles / self.measured - 1
+        """Of the predicted cycles."""
+        return predicted.cycles / self.cycles - 1
 
 
 def ablate(base: str = "h200", advance: Advance | None = None, processes: int = 1) -> Ablation:
     """Predict three sets once whole and once without each mechanism.
 
-    "ours" is a third of our recorded runs, "ours, later" the
-    44 that were recorded after most mechanisms had been made, "others" FlashAttention-3's and FlashAttention-2's bars on an
-    H200 (`traces/published`). Raises UsageError where a recording cannot be read.
+    "ours" is a third of our recorded runs, "ours, later" those that were recorded after most mechanisms had been made, "others"
+    the recorded runs of other people's kernels for which a schedule stands. Raises UsageError where a recording cannot be read.
     """
     device = load_device(base)
     models = {WHOLE: device} | {name: replace(device, **fields) for name, fields in MECHANISMS.items()}
-    sets = {OURS: _recorded(store.RECORDED, third=True), LATER: _recorded(store.BLIND, third=False), OTHERS: _bars()}
+    sets = {OURS: _recorded(store.RECORDED, third=True), LATER: _recorded(store.BLIND, third=False), OTHERS: _of_others()}
     asked = {(name, each): replace(each.question, device=model) for name, model in models.items() for each in _all(sets)}
     found = predict_all(asked.values(), advance=advance, processes=processes)
     errors = {
@@ -122,7 +117,7 @@ def _errors(each: list[float]) -> Errors:
 def _recorded(folder: Path, third: bool) -> list[_Asked]:
     runs = [run for run in store.load_folder(folder).values() if run.measurement.implementation == "cuda"]
     chosen = [run for run in runs if not third or _is_of_the_third(run)]
-    return [_Asked(Question(run.workload, run.schedule, tile=tile_of(run)), run.cycles, False) for run in chosen]
+    return [_Asked(Question(run.workload, run.schedule, tile=tile_of(run)), run.cycles) for run in chosen]
 
 
 def _is_of_the_third(run: Run) -> bool:
@@ -131,6 +126,6 @@ def _is_of_the_third(run: Run) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 3 == 0
 
 
-def _bars() -> list[_Asked]:
-    bars = [bar for bar in published.select("h200") if bar.schedule and bar.tflops and bar.workload.dtype != "e4m3"]
-    return [_Asked(Question(bar.workload, bar.schedule, regime=bar.regime), bar.tflops, True) for bar in bars]
+def _of_others() -> list[_Asked]:
+    runs = [(run, counterpart(name, run, None)[0]) for name, run in store.load_folder(store.PEERS).items()]
+    return [_Asked(Question(run.workload, schedule, tile=tile_of(run)), run.cycles) for run, schedule in runs if schedule]

@@ -156,7 +156,7 @@ def compare_all(
     for name, run in runs.items():
         if run.origin != "measured":
             raise UsageError(f"run {name} is predicted; compare takes measured runs and predicts them itself")
-        chosen, notes[name] = _counterpart(name, run, schedule)
+        chosen, notes[name] = counterpart(name, run, schedule)
         questions[name] = chosen and Question(run.workload, chosen, model_of(name, run, device), tile_of(run))
     predicted = {None: None} | predict_all(filter(None, questions.values()), predict, advance, processes)
     return Report(
@@ -171,7 +171,7 @@ def model_of(name: str, run: Run, device: str | None = None) -> str:
     return device or run.device
 
 
-def _counterpart(name: str, run: Run, schedule: str | None) -> tuple[str | None, str]:
+def counterpart(name: str, run: Run, schedule: str | None) -> tuple[str | None, str]:
     """The schedule to predict, None where none stands for a library's kernel, and a remark where it is not that kernel's own."""
     implementation = run.measurement.implementation
     if implementation == "cuda" and run.schedule in SCHEDULES:
