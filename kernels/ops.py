@@ -81,7 +81,8 @@ def flash_attn_func(
 
     Few queries against many keys (decoding: at most 64 query rows for each K/V head) are given by "auto" to a kernel that reads
     each K/V head once and walks its keys in parts, which a second kernel combines. `num_splits`, from 1 to 256, asks for that
-    kernel with so many parts, at any shape; None has the kernel and the parts chosen. Deterministic.
+    kernel with so many parts, at any shape; None has the kernel and the parts chosen. Deterministic. Launching it costs the host
+    more than a short cache takes the GPU: below some 100 MB of K and V it pays in a CUDA graph, else schedule="fa3" is sooner.
 
     Raises UsageError, one sentence, for whatever is not supported, and when a second derivative is asked for.
     """
