@@ -37,9 +37,9 @@ READING = Reading(
     papers=("FlashAttention (arXiv:2205.14135), section 2 and Figure 2", "FlashAttention-3 (arXiv:2407.08608), section 2.2"),
 )
 LADDER = ("standard", "fa1-published", "fa2", "fa3")
+"""The schedules in the order in which they were found, each faster than the one before."""
 AS_SHIPPED = {"fa2": "fa2-pytorch"}
 """Schedules of the ladder of which somebody else's program was measured, and the schedule that stands for that program."""
-"""The schedules in the order in which they were found, each faster than the one before."""
 
 
 def sections(course: Course) -> tuple[Section, ...]:
