@@ -11,6 +11,7 @@ from ..simulator.errors import UsageError, did_you_mean
 from . import output
 
 if TYPE_CHECKING:
+    from ..simulator.devices.changes import Changed
     from ..simulator.devices.device import Device
     from ..simulator.problem.tile import Tile
     from ..simulator.problem.workload import Workload
@@ -143,6 +144,12 @@ class WalkedOptions(WorkloadOptions):
     "Query heads, walked one after another."
 
 
+_SET = (
+    "What if: a field of the device as field=value or field=x2, or a resource as hbm=x2 (mufu, tensor, issue, smem, l2, hbm, "
+    "power, launch, sms, clock), and what depends on it follows. May be given several times."
+)
+
+
 @Parameter(name="*", group=_MACHINE)
 @dataclass(frozen=True, kw_only=True)
 class TileOptions:
@@ -156,12 +163,18 @@ class TileOptions:
     "Slots of the K and V rings in shared memory."
     cluster: int | None = None
     "CTAs of a cluster that share K and V by TMA multicast."
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False, help=_SET)] = ()
 
     def load(self) -> Device:
-        """The device; raises UsageError for an unknown name or a broken file."""
+        """The device, with what --set changes; raises UsageError for an unknown name or field, or a broken file."""
+        return self.changed().device
+
+    def changed(self) -> Changed:
+        """The device with what --set changes, and what followed."""
+        from ..simulator.devices.changes import change
         from ..simulator.devices.device import load_device
 
-        return load_device(self.device)
+        return change(load_device(self.device), self.set_)
 
     def choose_tile(self, workload: Workload, schedule: str, device: Device) -> Tile | None:
         """The tile asked for; None leaves the choice to the schedule's own table."""

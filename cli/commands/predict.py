@@ -27,7 +27,9 @@ def predict(
 
     Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, where the tensor cores' time goes, the cause
     that costs most and what would help, and the bytes of every tensor at three levels (algorithmic, L2, HBM). Where the
-    papers measured this very workload, their figure stands beside a prediction at their clock.
+    papers measured this very workload, their figure stands beside a prediction at their clock. Of several schedules the first line
+    says which is the fastest, by how much, why, and at which lengths and under which mask that turns; with --set it says what the
+    change does to the time.
 
     With --kernel a compiled kernel takes the place of a schedule: its tile, the order of its main loop and the instructions between
     are read from its machine code, of which nothing runs. With --schedule beside it the order is the schedule's and the code the
@@ -36,6 +38,8 @@ def predict(
     Example: fasim predict warp-specialized pingpong fa3 --causal
 
     Example: fasim predict fa2 --pass both
+
+    Example: fasim predict fa3 --set hbm=x2 --set sms=x1.2
 
     Example: fasim predict --kernel ./libattention.so:forward_d128 --dtype bf16
 
@@ -68,11 +72,14 @@ def predict(
         return 0
     from ...traces.published import beside
     from .. import tables
+    from ..verdicts import sentences
 
     console = output.stdout()
     for number in range(len(problems)):
-        shown = runs[number :: len(problems)]
+        shown, asked = runs[number :: len(problems)], questions[number :: len(problems)]
         published = [beside(run, machine.load()) for run in shown]
+        for line in sentences(asked, shown, machine):
+            console.print(line)
         console.print(tables.result(shown[0], published[0]) if len(shown) == 1 else tables.comparison(shown, published))
         console.print()
     if len(problems) > 1:

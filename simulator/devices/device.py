@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 
 from ..errors import UsageError, did_you_mean
@@ -190,6 +191,22 @@ def built_in(known: str) -> Device:
     if known not in DEVICE_NAMES:
         raise UsageError(f"device {shown(known)} is not known ({', '.join(DEVICE_NAMES)})")
     return _build(_read(_FILES / f"{known}.toml"), f"device {known}")
+
+
+def with_fields(device: Device, values: dict, where: str, source: str) -> Device:
+    """The device with other values of some fields, held to their ranges as a file's are. Raises UsageError."""
+    checked = {key: _checked(FIELDS[key], value, f"{where}: field {key!r}") for key, value in values.items()}
+    sources = device.sources | {key: (FIELDS[key].metadata["unit"], source) for key in checked}
+    found = replace(device, **checked, sources=sources)
+    _agree(found, where)
+    return found
+
+
+@cache
+def sections() -> dict[str, str]:
+    """The section of each field, as the files of the built-in devices have it."""
+    tree = read_toml(_FILES / "h200.toml", "device file")
+    return {key: section for section, inner in tree.items() if isinstance(inner, dict) for key in inner}
 
 
 def _read(path: Path) -> dict[str, dict]:

@@ -6,6 +6,7 @@ a load queues, which is service time. The cycles of a pipe are whole numbers, so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -26,59 +27,64 @@ class Saving:
         return dict(vars(self))
 
 
-def _mufu(device: Device) -> dict:
+def _mufu(device: Device, factor: float = 2) -> dict:
     """Cycles of an EX2; what its neighbours in a softmax add to them stays."""
-    cycles = _half(device.mufu_cycles)
+    cycles = _shorter(device.mufu_cycles, factor)
     spacing = device.mufu_spacing_cycles - device.mufu_cycles + cycles
-    beside = device.mufu_beside_wgmma_cycles / 2
-    return {"mufu_cycles": cycles, "mufu_spacing_cycles": spacing, "mufu_beside_wgmma_cycles": beside, "mufu_w": 2 * device.mufu_w}
+    beside = device.mufu_beside_wgmma_cycles / factor
+    return {
+        "mufu_cycles": cycles, "mufu_spacing_cycles": spacing, "mufu_beside_wgmma_cycles": beside, "mufu_w": factor * device.mufu_w
+    }  # fmt: skip
 
 
-def _tensor(device: Device) -> dict:
+def _tensor(device: Device, factor: float = 2) -> dict:
     """FLOPs a cycle, and shared memory along with them: a k step whose operands come no sooner is not twice as fast."""
-    return _twice(device, "tensor_flops_per_cycle", "tensor_w", "smem_bytes_per_cycle", "smem_w")
+    return _times(device, factor, "tensor_flops_per_cycle", "tensor_w", "smem_bytes_per_cycle", "smem_w")
 
 
-def _issue(device: Device) -> dict:
+def _issue(device: Device, factor: float = 2) -> dict:
     """Warp instructions a cycle; each pipe still takes them at its own rate."""
-    return _twice(device, "issue_per_cycle")
+    return _times(device, factor, "issue_per_cycle")
 
 
-def _smem(device: Device) -> dict:
+def _smem(device: Device, factor: float = 2) -> dict:
     """Reads, writes, and what a copy out takes from it."""
-    return _twice(device, "smem_bytes_per_cycle", "store_beside_most", "store_beside_least", "tma_store_bytes_per_cycle", "smem_w")
+    names = ("smem_bytes_per_cycle", "store_beside_most", "store_beside_least", "tma_store_bytes_per_cycle", "smem_w")
+    return _times(device, factor, *names)
 
 
-def _l2(device: Device) -> dict:
+def _l2(device: Device, factor: float = 2) -> dict:
     """Delivery, lookups and the port of an SM; loads queue half as long."""
-    rates = _twice(device, "l2_bytes_per_cycle", "l2_lookup_bytes_per_cycle", "l2_bytes_per_cycle_per_sm")
-    return rates | {"l2_queue_cycles": device.l2_queue_cycles / 2}
+    rates = _times(device, factor, "l2_bytes_per_cycle", "l2_lookup_bytes_per_cycle", "l2_bytes_per_cycle_per_sm")
+    return rates | {"l2_queue_cycles": device.l2_queue_cycles / factor}
 
 
-def _hbm(device: Device) -> dict:
+def _hbm(device: Device, factor: float = 2) -> dict:
     """The datasheet's bandwidth, of which a copy reaches the same share; loads queue half as long."""
-    return _twice(device, "hbm_bytes_per_s") | {"hbm_queue_cycles": device.hbm_queue_cycles / 2}
+    return _times(device, factor, "hbm_bytes_per_s") | {"hbm_queue_cycles": device.hbm_queue_cycles / factor}
 
 
-def _power(device: Device) -> dict:
+def _power(device: Device, factor: float = 2) -> dict:
     """What the board may draw over seconds, and before the clock falls at once."""
-    return _twice(device, "power_limit_w", "burst_w")
+    return _times(device, factor, "power_limit_w", "burst_w")
 
 
-def _launch(device: Device) -> dict:
+def _launch(device: Device, factor: float = 2) -> dict:
     """The launch of a kernel, of a CTA, and a CTA's setup."""
-    return {name: _half(getattr(device, name)) for name in ("kernel_launch_cycles", "cta_launch_cycles", "setup_cycles")}
+    return {name: _shorter(getattr(device, name), factor) for name in ("kernel_launch_cycles", "cta_launch_cycles", "setup_cycles")}
 
 
-def _twice(device: Device, *names: str) -> dict:
-    return {name: 2 * getattr(device, name) for name in names}
+def _times(device: Device, factor: float, *names: str) -> dict:
+    """Those fields so many times as large; a whole number stays one."""
+    values = {name: getattr(device, name) for name in names}
+    return {name: round(factor * value) if type(value) is int else factor * value for name, value in values.items()}
 
 
-def _half(cycles: int) -> int:
-    return -(-cycles // 2)
+def _shorter(cycles: int, factor: float) -> int:
+    return math.ceil(cycles / factor)
 
 
-RESOURCES: Mapping[str, Callable[[Device], dict]] = {
+RESOURCES: Mapping[str, Callable[..., dict]] = {
     "MUFU": _mufu,
     "tensor cores": _tensor,
     "issue": _issue,
