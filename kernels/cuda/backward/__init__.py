@@ -1,0 +1,1 @@
+"""The backward on Hopper, in CUDA: preprocess, main kernel, postprocess."""

@@ -1,0 +1,213 @@
+"""Launches the CUDA backward on PyTorch tensors: three kernels, no synchronisation, any stream. Compiled on first use."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+from ....simulator.errors import UsageError
+from ....simulator.problem.order import SECTION_BYTES, SUM_BYTES
+from ...arguments import check_gradients, check_inputs, scale_of
+from ...compile import build
+from .. import driver, launch
+from .config import ENTRIES, WARPGROUP, BackwardConfig, config_for
+
+PREPARE_THREADS = FINISH_THREADS = 2 * WARPGROUP
+WARP_KEYS = 16
+"""Rows of dK and dV in a box: each warp sends its own."""
+GIVEN = struct.Struct("@" + "Pqqq" * 4 + "PPPPiii0P")
+"""struct Given of prepare.cu: o, dO, lse and dlse with strides of batch, head and row; lse2, delta, sums,
+turns; heads, seqlen_q, m_tiles."""
+PARAMS = struct.Struct("@PPPPiiiiiiiiff")
+"""struct Params of the main kernels: problem.cuh."""
+SUMS = struct.Struct("@PPiiif")
+"""struct Given of finish.cu: sums, dQ, heads, seqlen_q, m_tiles, scale."""
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    do: Tensor,
+    dlse: Tensor | None = None,
+    *,
+    causal: bool,
+    scale: float | None,
+    schedule: str = "fa3",
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dQ, dK, dV) of a forward that gave o and lse, on q's device and its current stream.
+
+    q, o and do are (B, S_q, H, D), k and v (B, S_k, H_kv, D), fp16 or bf16, D of config.HEAD_DIMS, H a multiple of H_kv, any
+    strides; lse and dlse (B, H, S_q) in fp32, natural logarithm, -inf where a row sees no key. `scale` as softmax_scale of
+    ops.flash_attn_func; a causal mask is bottom-right aligned. The results are contiguous, of q's dtype; dK and dV are summed over
+    the query heads of a group. dK and dV are always deterministic; dQ's fp32 sums are taken in the order in which tiles of
+    keys finish unless `deterministic` is set. Inputs that TMA or 16-byte loads cannot read are copied first.
+    FlashAttention-2 (arXiv:2307.08691) section 2.3: dS = P (dP - delta), delta = rowsum(dO O) - dLSE.
+    Raises UsageError for what is not supported, build.CompileError and build.MissingCompiler.
+    """
+    check_inputs(q, k, v, schedule)
+    check_gradients(do, q, o, lse, dlse)
+    plan = plan_for(
+        tuple(q.shape), tuple(k.shape), tuple(x.stride() for x in (q, k, v, o, do)), q.dtype, bool(causal), schedule,
+        bool(deterministic), dlse is not None, q.get_device(),
+    )  # fmt: skip
+    return plan.run(q, k, v, o, lse, do, dlse, scale_of(scale, q.shape[3]))
+
+
+class Kernel:
+    """A compiled kernel, loaded on one device."""
+
+    def __init__(self, config: BackwardConfig, part: str, device: int) -> None:
+        self.built = build.build(config.source(part))
+        self.context = driver.primary_context(device)
+        driver.call("cuCtxSetCurrent", self.context)
+        self.smem_bytes = self.built.report.dynamic_smem_bytes
+        self.function = driver.load_kernel(self.built.cubin, ENTRIES[part], self.smem_bytes)
+        self.threads = {"prepare": PREPARE_THREADS, "main": config.threads, "finish": FINISH_THREADS}[part]
+        self.cu_launch = driver.library().cuLaunchKernel
+        self.cu_launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+
+    def launch(self, grid: int, stream: int, *arguments: int) -> None:
+        """Launch with the addresses of the kernel's arguments; raises driver.DriverError."""
+        pointers = (ctypes.c_void_p * len(arguments))(*arguments)
+        given = (self.function, grid, 1, 1, self.threads, 1, 1, self.smem_bytes, stream, ctypes.addressof(pointers), None)
+        code = self.cu_launch(*given)
+        if code == driver.INVALID_CONTEXT:  # a thread that never touched CUDA has none yet: give it the device's
+            driver.call("cuCtxSetCurrent", self.context)
+            code = self.cu_launch(*given)
+        if code:
+            raise driver.DriverError("cuLaunchKernel", code)
+
+
+@cache
+def kernel_for(config: BackwardConfig, part: str, device: int) -> Kernel:
+    """A part of `config` on a device, compiled and loaded once."""
+    with torch.cuda.device(device):
+        return Kernel(config, part, device)
+
+
+class Plan:
+    """Everything about a call but the addresses and the scale."""
+
+    def __init__(self, config: BackwardConfig, q_shape: tuple, k_shape: tuple, strides: tuple, device: int) -> None:
+        tile = config.tile
+        self.config, self.device = config, device
+        batch, seqlen_q, heads, head_dim = q_shape
+        _, seqlen_k, kv_heads, _ = k_shape
+        self.q_shape, self.k_shape = q_shape, k_shape
+        self.empty = 0 in (batch, heads, seqlen_q, seqlen_k, kv_heads)
+        if self.empty:
+            return
+        self.prepare, self.main, self.finish = (kernel_for(config, part, device) for part in ENTRIES)
+        m_tiles, n_tiles = -(-seqlen_q // tile.block_m), -(-seqlen_k // tile.block_n)
+        self.rows = batch * heads * m_tiles * tile.block_m
+        self.blocks, self.tiles = batch * heads * m_tiles, batch * kv_heads * n_tiles
+        section = min(batch * kv_heads, section_heads(seqlen_q, head_dim, heads // kv_heads))
+        self.sizes = (batch, heads, kv_heads, seqlen_q, seqlen_k, m_tiles, n_tiles, section)
+        self.query_sizes = (heads, seqlen_q, m_tiles)
+        contiguous = (seqlen_k * kv_heads * head_dim, kv_heads * head_dim, head_dim, 1)
+        queries, keys = (launch.BOX_COLUMNS, tile.block_m), (launch.BOX_COLUMNS, tile.block_n)
+        self.q, self.k, self.v, self.o, self.do, self.dk, self.dv = (
+            launch._Operand(config.dtype, shape, stride, box)
+            for shape, stride, box in (
+                (q_shape, strides[0], queries),
+                (k_shape, strides[1], keys),
+                (k_shape, strides[2], keys),
+                (q_shape, strides[3], queries),
+                (q_shape, strides[4], queries),
+                (k_shape, contiguous, (launch.BOX_COLUMNS, WARP_KEYS)),
+                (k_shape, contiguous, (launch.BOX_COLUMNS, WARP_KEYS)),
+            )
+        )
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Launch on the device's current stream, with a scale that scale_of gave."""
+        if torch.cuda.current_device() != self.device:
+            with torch.cuda.device(self.device):
+                return self.run(q, k, v, o, lse, do, dlse, scale)
+        dq = torch.empty(self.q_shape, dtype=q.dtype, device=q.device)
+        dk, dv = (torch.empty(self.k_shape, dtype=q.dtype, device=q.device) for _ in range(2))
+        if self.empty:
+            return dq.zero_(), dk.zero_(), dv.zero_()
+        q, k, v, o, do = (
+            operand.readable(x) for operand, x in zip((self.q, self.k, self.v, self.o, self.do), (q, k, v, o, do), strict=True)
+        )
+        sums, statistics, turns = self.workspace(q.device)
+        turn = 0 if turns is None else turns.data_ptr()
+        lse2, delta = statistics.data_ptr(), statistics.data_ptr() + 4 * self.rows
+        stream = torch._C._cuda_getCurrentRawStream(self.device)
+        slopes = (0, 0, 0, 0) if dlse is None else _rows(dlse, 0, 1, 2)
+        given = _block(
+            GIVEN, *_rows(o, 0, 2, 1), *_rows(do, 0, 2, 1), *_rows(lse, 0, 1, 2), *slopes,
+            lse2, delta, sums.data_ptr(), turn, *self.query_sizes,
+        )  # fmt: skip
+        self.prepare.launch(self.blocks, stream, ctypes.addressof(given))
+        # Every map is named until the launch has read it.
+        maps = [
+            operand.map(x)
+            for operand, x in zip((self.q, self.k, self.v, self.do, self.dk, self.dv), (q, k, v, do, dk, dv), strict=True)
+        ]
+        params = _block(PARAMS, lse2, delta, sums.data_ptr(), turn, *self.sizes, scale, scale * launch.LOG2_E)
+        self.main.launch(self.tiles, stream, *(each.address for each in maps), ctypes.addressof(params))
+        given = _block(SUMS, sums.data_ptr(), dq.data_ptr(), *self.query_sizes, scale)
+        self.finish.launch(self.blocks, stream, ctypes.addressof(given))
+        return dq, dk, dv
+
+    def workspace(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """dQ's fp32 sums in the order of registers, LSE to base 2 and delta of each row, and whose turn it is to add."""
+        head_dim = self.q_shape[3]
+        return (
+            torch.empty(self.rows * head_dim, dtype=torch.float32, device=device),
+            torch.empty(2 * self.rows, dtype=torch.float32, device=device),
+            torch.empty(2 * self.blocks, dtype=torch.int32, device=device) if self.config.deterministic else None,
+        )
+
+
+def _rows(x: Tensor, batch: int, head: int, row: int) -> tuple[int, int, int, int]:
+    """struct Rows: address, and strides in elements."""
+    return (x.data_ptr(), x.stride(batch), x.stride(head), x.stride(row))
+
+
+def _block(layout: struct.Struct, *fields: float) -> ctypes.Array:
+    """An argument of a kernel: a struct by value."""
+    return ctypes.create_string_buffer(layout.pack(*fields), layout.size)
+
+
+def section_heads(seqlen_q: int, head_dim: int, sharing: int) -> int:
+    """K/V heads walked together where the mask is causal (simulator/problem/order.py): Q, dO and dQ's sums fit SECTION_BYTES."""
+    walked = seqlen_q * head_dim * (2 * launch.ELEMENT_BYTES + SUM_BYTES) * sharing
+    return 2 ** (max(1, SECTION_BYTES // walked).bit_length() - 1)
+
+
+@lru_cache(maxsize=512)
+def plan_for(
+    q_shape: tuple,
+    k_shape: tuple,
+    strides: tuple,
+    dtype: torch.dtype,
+    causal: bool,
+    schedule: str,
+    deterministic: bool,
+    has_dlse: bool,
+    device: int,
+) -> Plan:
+    """The plan of a call; UsageError where the device or the shapes cannot have one."""
+    if device < 0:
+        raise UsageError(f"the backward {schedule!r} runs on an H100 or H200 and q is not on a CUDA device: move it with .cuda()")
+    capability = torch.cuda.get_device_capability(device)
+    if capability != (9, 0):
+        raise UsageError(
+            f"the backward {schedule!r} is for compute capability 9.0 (H100, H200) and {torch.cuda.get_device_name(device)}"
+            f" has {capability[0]}.{capability[1]}; use schedule='fa2'"
+        )
+    config = config_for(schedule, launch.DTYPES[dtype], q_shape[3], causal, deterministic, has_dlse)
+    return Plan(config, q_shape, k_shape, strides, device)

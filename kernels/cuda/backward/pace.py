@@ -1,0 +1,110 @@
+"""Times the CUDA backward: `python -m fasim.kernels.cuda.backward.pace [--out FILE]`.
+
+bf16, 16k tokens, hidden size 2048; CUDA events around each call of a burst after a rest, TFLOP/s as 2.5 times the forward's. Beside
+the whole call the main kernel alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from .check import say
+
+TOKENS, HIDDEN = 16384, 2048
+WARM, CALLS, REST = 3, 10, 0.25
+
+
+def flops(seqlen: int, causal: bool) -> float:
+    """Of a backward: five GEMMs for the forward's two."""
+    return 2.5 * 4 * TOKENS * seqlen * HIDDEN * (0.5 if causal else 1.0)
+
+
+def milliseconds(call) -> float:
+    """The median of a burst."""
+    import torch
+
+    torch.cuda.synchronize()
+    time.sleep(REST)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(WARM + CALLS + 1)]
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in zip(events[WARM:-1], events[WARM + 1 :], strict=True))
+
+
+def measure(schedule: str, head_dim: int, seqlen: int, causal: bool, dtype: str = "bf16", deterministic: bool = False) -> dict:
+    """One shape: milliseconds of the call and of each kernel."""
+    import torch
+
+    from .. import launch as forward
+    from . import launch
+
+    batch, heads = TOKENS // seqlen, HIDDEN // head_dim
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    q, k, v, do = (torch.randn(batch, seqlen, heads, head_dim, device="cuda", dtype=kind) for _ in range(4))
+    scale = head_dim**-0.5
+    o, lse = forward.forward(q, k, v, scale, causal)
+    call = lambda: launch.backward(  # noqa: E731
+        q, k, v, o, lse, do, causal=causal, scale=scale, schedule=schedule, deterministic=deterministic
+    )
+    call()
+    whole = milliseconds(call)
+    plan = launch.plan_for(
+        tuple(q.shape), tuple(k.shape), tuple(x.stride() for x in (q, k, v, o, do)), q.dtype, causal, schedule,
+        deterministic, False, q.get_device(),
+    )  # fmt: skip
+    parts = {}
+    for part in ("prepare", "finish"):  # the call without it is as much shorter as it takes
+        kernel = getattr(plan, part)
+        setattr(plan, part, _Nothing())
+        parts[part] = whole - milliseconds(call)
+        setattr(plan, part, kernel)
+    main = flops(seqlen, causal) / (whole - sum(parts.values())) / 1e9
+    row = {
+        "schedule": schedule, "head_dim": head_dim, "seqlen": seqlen, "causal": causal, "dtype": dtype,
+        "deterministic": deterministic, "tile": str(plan.config.tile), "ms": whole, "parts_ms": parts,
+        "tflops": flops(seqlen, causal) / whole / 1e9, "main_tflops": main,
+    }  # fmt: skip
+    around = ", ".join(f"{part} {ms * 1e3:.0f} us" for part, ms in parts.items())
+    flags = ("causal" if causal else "full") + " deterministic" * deterministic
+    say(
+        f"{schedule} {dtype} d{head_dim} {seqlen:6d} {flags:6} {row['tile']}: {whole:7.3f} ms {row['tflops']:6.1f} TFLOP/s,"
+        f" main {main:6.1f}; {around}"
+    )
+    return row
+
+
+class _Nothing:
+    def launch(self, *_arguments: int) -> None:
+        """No kernel."""
+
+
+def main() -> int:
+    """Every shape asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--schedules", nargs="+", default=["fa3"])
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--seqlens", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for head_dim in args.head_dims:
+        for seqlen in args.seqlens:
+            for causal in (False, True):
+                for schedule in args.schedules:
+                    rows.append(measure(schedule, head_dim, seqlen, causal, deterministic=args.deterministic))
+                    if args.out:
+                        args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

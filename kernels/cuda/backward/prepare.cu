@@ -1,0 +1,62 @@
+// Before the main kernel: delta = rowsum(dO O) - dLSE of each query, LSE in base 2, and dQ's sums and turns cleared.
+// Rows that are not there or see no key get LSE +inf, hence P = 0. A CTA has one block of BLOCK_M queries of one head.
+// Chosen at compile time: HEAD_DIM, BLOCK_M, BF16, HAS_DLSE.
+#include "narrow.cuh"
+
+struct Rows {  // (batch, heads, rows) by strides in elements
+  const void* data;
+  long long batch, head, row;
+};
+struct Given {
+  Rows o, dO, lse, dlse;
+  float *lse2, *delta;
+  float4* sums;
+  int2* turns;  // or null
+  int heads, seqlen_q, m_tiles;
+};
+
+constexpr int THREADS = 256;
+constexpr int LANES = HEAD_DIM / 8;  // of a row, 16 bytes each
+constexpr int TOGETHER = THREADS / LANES;
+
+__device__ __forceinline__ const char* row_of(const Rows& x, int batch, int head, int row, int bytes) {
+  return (const char*)x.data + (batch * x.batch + head * x.head + row * x.row) * bytes;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) attention_prepare(const __grid_constant__ Given given) {
+  const int m = blockIdx.x % given.m_tiles, flat = blockIdx.x / given.m_tiles, head = flat % given.heads, batch = flat / given.heads;
+  const int lane = threadIdx.x % LANES;
+  const long long index = blockIdx.x;
+#pragma unroll
+  for (int first = 0; first < BLOCK_M; first += TOGETHER) {
+    const int at = first + threadIdx.x / LANES, row = m * BLOCK_M + at;
+    const bool there = at < BLOCK_M && row < given.seqlen_q;
+    float sum = 0.0f;
+    if (there) {
+      const uint4 o = __ldg((const uint4*)row_of(given.o, batch, head, row, 2) + lane);
+      const uint4 dO = __ldg((const uint4*)row_of(given.dO, batch, head, row, 2) + lane);
+      const u32 x[4] = {o.x, o.y, o.z, o.w}, y[4] = {dO.x, dO.y, dO.z, dO.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 a = unpack<BF16>(x[i]), b = unpack<BF16>(y[i]);
+        sum = __fmaf_rn(a.x, b.x, __fmaf_rn(a.y, b.y, sum));
+      }
+    }
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    if (lane == 0 && at < BLOCK_M) {
+      float lse2 = __int_as_float(0x7f800000);
+      if (there) {
+        const float lse = *(const float*)row_of(given.lse, batch, head, row, 4);
+        if (lse != -lse2) lse2 = lse * 1.4426950408889634f;
+        if constexpr (HAS_DLSE) sum -= *(const float*)row_of(given.dlse, batch, head, row, 4);
+      }
+      given.lse2[index * BLOCK_M + at] = lse2;
+      given.delta[index * BLOCK_M + at] = sum;
+    }
+  }
+  if (given.turns && threadIdx.x == 0) given.turns[index] = make_int2(0, 0);
+  float4* sums = given.sums + index * (BLOCK_M * HEAD_DIM / 4);
+#pragma unroll
+  for (int i = threadIdx.x; i < BLOCK_M * HEAD_DIM / 4; i += THREADS) sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}

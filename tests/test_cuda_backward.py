@@ -1,0 +1,63 @@
+"""The CUDA kernels of the backward, compiled without a GPU: registers, shared memory, instructions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from fasim.kernels.calibrate import sass
+from fasim.kernels.compile import build
+from fasim.kernels.cuda.backward.config import ENTRIES, config_for, variants
+from fasim.simulator.errors import UsageError
+
+pytestmark = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
+
+MAX_SMEM_BYTES = 227 * 1024
+CONSUMER_REGISTERS = 240
+CONFIGS = [config for config in variants() if config.dtype == "bf16" or not config.causal]
+DETERMINISTIC = [config_for("fa3", "bf16", head_dim, True, deterministic=True) for head_dim in (64, 128)]
+each = pytest.mark.parametrize("config", [*CONFIGS, *DETERMINISTIC], ids=lambda config: config.name.replace(" ", "-"))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """(config, part) -> its Built, or its CompileError."""
+    keys = [(config, part) for config in [*CONFIGS, *DETERMINISTIC] for part in ENTRIES]
+    return dict(zip(keys, build.build_all([config.source(part) for config, part in keys]), strict=True))
+
+
+@each
+def test_every_part_compiles_without_spills_within_the_shared_memory(compiled, config):
+    for part in ENTRIES:
+        found = compiled[config, part]
+        assert isinstance(found, build.Built), found
+        report = found.report
+        assert (report.spill_bytes, report.stack_bytes, report.remarks) == (0, 0, ()), part
+        assert report.smem_bytes <= MAX_SMEM_BYTES
+
+
+@each
+def test_the_main_kernel_has_five_gemms_and_the_means_of_its_schedule(compiled, config):
+    if sass.disassembler() is None:
+        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
+    code = sass.instructions(compiled[config, "main"].cubin)[ENTRIES["main"]]
+    opcodes = Counter(opcode.split(".")[0] for _, opcode, _ in code)
+    assert opcodes["UTMALDG"] and opcodes["UBLKCP"] and opcodes["UBLKRED"] and opcodes["STSM"] and opcodes["UTMASTG"]
+    assert not {"HMMA", "LDL", "STL", "RED", "ATOMG"} & opcodes.keys()
+    shapes = Counter(re.match(r"HGMMA\.64x(\d+)x16", opcode)[1] for _, opcode, _ in code if opcode.startswith("HGMMA"))
+    queries, head_dim, keys = config.tile.block_m, config.head_dim, config.tile.block_n
+    steps = Counter({str(queries): 2 * head_dim // 16})  # S and dP
+    steps[str(head_dim)] += 2 * queries // 16  # dV and dK
+    steps[str(queries if head_dim == 128 else head_dim)] += keys // 16  # dQ
+    assert all(shapes[n] >= count for n, count in steps.items()) and shapes.keys() == steps.keys()
+    highest = max(int(register) for *_, operands in code for register in re.findall(r"\bR(\d+)\b", operands))
+    assert highest < CONSUMER_REGISTERS
+
+
+def test_what_has_no_kernel_is_said_in_one_sentence():
+    with pytest.raises(UsageError, match="schedule='fa9' has no CUDA backward"):
+        config_for("fa9", "bf16", 128, causal=False)
+    with pytest.raises(UsageError, match="head_dim=96 is not supported"):
+        config_for("fa3", "bf16", 96, causal=False)
