@@ -13,7 +13,7 @@ from .. import config as forward
 from .wgmma import header
 
 HERE = Path(__file__).parent
-SCHEDULES = ("fa3",)
+SCHEDULES = ("fa3", "lagged")
 DTYPES = ("fp16", "bf16")
 WARPGROUP = 128
 ENTRIES = {"prepare": "attention_prepare", "main": "attention_backward", "finish": "attention_finish"}
@@ -23,6 +23,10 @@ TILES = {
     ("fa3", 64, True): Tile(128, 128, 2, 2),
     ("fa3", 128, False): Tile(80, 128, 2, 2),
     ("fa3", 128, True): Tile(64, 128, 2, 2),
+    ("lagged", 64, False): Tile(128, 128, 2, 2),
+    ("lagged", 64, True): Tile(128, 128, 2, 2),
+    ("lagged", 128, False): Tile(64, 128, 2, 2),
+    ("lagged", 128, True): Tile(64, 128, 2, 2),
 }
 """By schedule, head_dim and mask."""
 HEAD_DIMS = tuple(sorted({head_dim for _, head_dim, _ in TILES}))

@@ -14,7 +14,7 @@ __device__ __forceinline__ void step(Consumer& wg, int i) {
   wg.gradient(S, dP, P, dS, i);
   wg.issue_values(P, i);
   wg.put_gradient(dS, i);
-  wg.meet();
+  wg.wait_gradients(i);
   wg.issue_queries(dQ, i);
   wait_for<1>(wg.dV);
   wg.free_do(i);

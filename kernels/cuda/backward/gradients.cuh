@@ -4,7 +4,7 @@
 // A schedule (fa3.cu ...) defines `consume` and ends with ATTENTION_BACKWARD.
 // Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, CAUSAL, BF16, DETERMINISTIC.
 #pragma once
-#include "bulk.cuh"
+#include "narrow.cuh"
 #include "problem.cuh"
 #include "softmax.cuh"
 #include "verbs.cuh"
@@ -41,6 +41,7 @@ struct Shared {
   alignas(16) float lse2[STAGES][BLOCK_M], delta[STAGES][BLOCK_M];
   Ring<1> k, v;
   Ring<STAGES> q, dO_ring;
+  u64 exchanged[DS_STAGES];  // both warpgroups' dS is there
   Outbox outbox[CONSUMERS];
 };
 
@@ -219,6 +220,23 @@ struct Consumer {
       dS[2 * g + 1] = pack<BF16>(x[2] * (y[2] - row.x), x[3] * (y[3] - row.y));
     }
   }
+  // The same from weights already rounded, which take half the registers.
+  __device__ __forceinline__ void gradient(const Operand& P, const Scores& dP, Operand& dS, int i) {
+    const float2* rows = reinterpret_cast<const float2*>(shared.delta[i % STAGES] + 2 * (lane_id() % 4));
+#pragma unroll
+    for (int g = 0; g < BLOCK_M / 8; ++g) {
+      const float2 row = rows[4 * g];
+      const float* y = dP + 4 * g;
+      const float2 low = unpack<BF16>(P[2 * g]), high = unpack<BF16>(P[2 * g + 1]);
+      dS[2 * g] = pack<BF16>(low.x * (y[0] - row.x), low.y * (y[1] - row.y));
+      dS[2 * g + 1] = pack<BF16>(high.x * (y[2] - row.x), high.y * (y[3] - row.y));
+    }
+  }
+  // P as an operand.
+  __device__ __forceinline__ void weights(const Scores& P, Operand& weights) const {
+#pragma unroll
+    for (int e = 0; e < BLOCK_M / 4; ++e) weights[e] = pack<BF16>(P[2 * e], P[2 * e + 1]);
+  }
   // dS^T into shared memory, a row of each query: for dQ of both warpgroups.
   __device__ __forceinline__ void put_gradient(const Operand& dS, int i) {
     const int lane = lane_id();
@@ -227,7 +245,11 @@ struct Consumer {
 #pragma unroll
     for (int k = 0; k < BLOCK_M / 16; ++k) store_transposed(to + k * 16 * ROW_BYTES, dS[4 * k], dS[4 * k + 1], dS[4 * k + 2], dS[4 * k + 3]);
     fence_async();
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&shared.exchanged[i % DS_STAGES]);
   }
+  // Both warpgroups' dS of block i.
+  __device__ __forceinline__ void wait_gradients(int i) const { mbarrier_wait(&shared.exchanged[i % DS_STAGES], i / DS_STAGES & 1); }
   __device__ __forceinline__ void meet() const { barrier_sync(TURN_BARRIER, CONSUMERS * WARPGROUP); }
 
   // This warpgroup's share of dQ into the outbox, in the order of registers: 16 bytes of each thread in turn.
@@ -283,11 +305,20 @@ struct Consumer {
 
 // Keeps the exponentials before the next wait for a WGMMA, past which the compiler would move them: a store that depends on them
 // all, and is never made, as no weight is negative. (A branch would cost registers that there are not.)
+__device__ __forceinline__ void never_store(u32 signs) {
+  asm volatile("{\n\t.reg .pred never;\n\tsetp.ne.u32 never, %0, 0;\n\t@never st.shared.u32 [%1], %0;\n\t}" ::"r"(signs), "r"(0) : "memory");
+}
 __device__ __forceinline__ void pin(const Scores& P) {
   u32 signs = 0;
 #pragma unroll
   for (int e = 0; e < BLOCK_M / 2; ++e) signs |= __float_as_uint(P[e]);
-  asm volatile("{\n\t.reg .pred never;\n\tsetp.lt.s32 never, %0, 0;\n\t@never st.shared.u32 [%1], %0;\n\t}" ::"r"(signs), "r"(0) : "memory");
+  never_store(signs & 0x80000000u);
+}
+__device__ __forceinline__ void pin(const Operand& P) {
+  u32 signs = 0;
+#pragma unroll
+  for (int e = 0; e < BLOCK_M / 4; ++e) signs |= P[e];
+  never_store(signs & 0x80008000u);
 }
 template <int PENDING, int N> __device__ __forceinline__ void wait_for(float (&x)[N]) {
   wgmma_wait<PENDING>();
@@ -308,6 +339,7 @@ __device__ __forceinline__ void attention(const Problem& problem) {
     tma_prefetch(problem.dK), tma_prefetch(problem.dV);
     shared.k.init(1), shared.v.init(1);
     shared.q.init(4 * CONSUMERS), shared.dO_ring.init(4 * CONSUMERS);
+    for (int i = 0; i < DS_STAGES; ++i) mbarrier_init(&shared.exchanged[i], 4 * CONSUMERS);
     for (int wg = 0; wg < CONSUMERS; ++wg) shared.outbox[wg].init();
     mbarrier_init_fence();
   }
