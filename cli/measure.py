@@ -38,9 +38,10 @@ def measure(
 
     The kernel is one of ours by its schedule, PyTorch's (torch-cudnn, torch-fa2, torch-math), another library's where its
     wheel is installed (peer:fa3, peer:fa4, peer:cudnn, peer:fa2, peer:flex) or your own function, given as
-    package.module:function and called as f(q, k, v, causal=..., softmax_scale=...). Its output is held to fp64 first.
-    Time is the median between CUDA events. Exit status: 1 where an output is wrong or a plan's run was refused, 3 without
-    a GPU, or without Nsight Compute for --counters (`fasim doctor` says beforehand).
+    package.module:function and called as f(q, k, v, causal=..., softmax_scale=...). Its output is held to fp64 first. With
+    --pass backward its gradients are, and the backward is timed without the forward. Time is the median between CUDA events.
+    Exit status: 1 where an output is wrong or a plan's run was refused, 3 without a GPU, or without Nsight Compute for
+    --counters (`fasim doctor` says beforehand).
 
     Example: fasim measure fa3 --seqlen 4096 --causal --counters --out runs
 
@@ -67,7 +68,6 @@ def measure(
     out
         Folder to keep the runs in, for `fasim compare`.
     """
-    workload.forward_only("fasim measure")
     if (kernel is None) == (plan is None):
         raise UsageError("give a kernel, or a plan of many runs with --plan")
     if plan is not None and out is None:
@@ -149,7 +149,7 @@ def _one(run: Run) -> RenderableType:
         ("MUFU", shown(metrics.mufu_utilization(run), ""), ""),
         ("issue slots", shown(metrics.issue_utilization(run), ""), ""),
         ("tracing costs", shown(taken.trace_overhead, ""), f"in cycles; {len(run.spans):,} spans kept"),
-        ("relative error", f"{taken.relative_error:.1e}", "of O, against fp64"),
+        ("relative error", f"{taken.relative_error:.1e}", f"of {'dQ, dK, dV' if run.workload.backward else 'O'}, against fp64"),
     ):
         if name != "tracing costs" or taken.trace_overhead is not None:
             table.add_row(Text(name, "dim"), value, Text(remark, "dim"))

@@ -286,7 +286,7 @@ def test_a_backwards_timeline_names_its_gemms_and_what_its_softmax_hides_under()
         (["predict", "fa2", "--pass", "backwards"], "did you mean 'backward'"),
         (["timeline", "fa2", "--pass", "both"], "--pass both is for fasim predict"),
         (["walk", "--pass", "backward"], "fasim walk does the forward alone"),
-        (["measure", "fa2", "--pass", "backward"], "fasim measure does the forward alone"),
+        (["measure", "fa2", "--pass", "both"], "--pass both is for fasim predict"),
         (["predict", "./mine.py:mine", "--pass", "backward"], "a schedule of your own is a forward one"),
         (["predict", "fa3", "--pass", "backward", "--seqlen-q", "9999999", "--seqlen-k", "128"], "blocks of 80 queries is longer"),
         (["predict", "fa3", "--pass", "backward", "--head-dim", "256"], "(64, 128); use --schedule fa2 or wide"),

@@ -203,7 +203,7 @@ def test_a_wrong_kernel_is_not_timed(bench, monkeypatch, dtype):
 
     monkeypatch.setattr(room, "work_of", timed)
     workload = replace(SMALL, dtype=dtype)
-    monkeypatch.setattr(room, "subject_of", lambda kernel, device: made_up(kernel))
+    monkeypatch.setattr(room, "subject_of", lambda kernel, *_: made_up(kernel))
     with pytest.raises(Fault, match="their_attention:wrong is wrong on .* relative error"):
         bench().measure(plan.Entry("their_attention:wrong", workload))
     with pytest.raises(AssertionError, match="it was timed"):
@@ -299,7 +299,7 @@ def test_every_kernel_of_ours_names_its_sources():
     from fasim.kernels.measure import names
 
     for name in ("standard", "fa1", "fa2"):
-        found = names.sources_of(SimpleNamespace(name=name, sources=()))
+        found = names.sources_of(SimpleNamespace(name=name, sources=()), SMALL)
         assert f"kernels/triton/{name}.py" in found and all(len(digest) == 64 for digest in found.values())
 
 
@@ -310,9 +310,9 @@ def test_our_fa3_is_measured_in_e4m3_too_on_its_own_tile_and_by_its_own_sources(
     subject, work = names.subject_of("fa3"), Workload(1, 2, 4096, 128, "e4m3")
     names.accept(subject, work)
     assert names.tile_of("fa3", work).block_n == 192 and names.tile_of("fa3", replace(work, dtype="bf16")).block_n == 128
-    found = names.sources_of(subject, "e4m3")
+    found = names.sources_of(subject, work)
     assert {"kernels/cuda/fa3.cu", "kernels/cuda/fp8/attention.cuh", "kernels/cuda/fp8/wgmma.py"} <= found.keys()
-    assert "kernels/cuda/wgmma.py" in names.sources_of(subject, "bf16").keys() - found.keys()
+    assert "kernels/cuda/wgmma.py" in names.sources_of(subject, replace(work, dtype="bf16")).keys() - found.keys()
     with pytest.raises(UsageError, match="dtype=e4m3 is not supported by 'pingpong'"):
         names.accept(names.subject_of("pingpong"), work)
     with pytest.raises(UsageError, match="no in-kernel trace in e4m3"):

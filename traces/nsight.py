@@ -39,6 +39,8 @@ NEEDED = (
 """What a comparison is made of; all of them answer on an H100 or H200."""
 WELCOME = (MULTICAST, FMA, ALU)
 """What is asked for as well where this version of Nsight Compute knows it."""
+MAIN = "main kernel, "
+"""Before the name of a counter of the longest of a backward's kernels; without it, the counter is of them all."""
 GRID, BLOCK = "launch__grid_size", "launch__block_size"
 LAUNCH = (
     "launch__registers_per_thread", "launch__shared_mem_per_block", "launch__cluster_dim_x", "launch__cluster_dim_y",
@@ -167,6 +169,11 @@ def total(kernels: Sequence[Profiled]) -> dict[str, float]:
     return found
 
 
+def main_of(kernels: Sequence[Profiled]) -> Profiled:
+    """The longest of a call's kernels."""
+    return max(kernels, key=lambda each: each.metrics.get(CYCLES, 0.0))
+
+
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
@@ -176,7 +183,8 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
 
     Cycles become the counted ones where they were, and utilisations busy cycles. L2 bytes are those that crossed between
     SMs and L2, as the model counts them, a multicast once per cluster; the lookups in L2 (sectors) may be fewer, since
-    requests of several SMs for a line merge. HBM writes leave out what was still dirty in L2 when the kernel ended.
+    requests of several SMs for a line merge. HBM writes leave out what was still dirty in L2 when the kernel ended. Of a
+    backward, which is several kernels, the counters of the longest stand beside those of all.
     """
     if run.measurement is None:
         raise ValueError("counters belong to a measured run")
@@ -203,6 +211,8 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
     )
     lookups = round(counted[L2_READ_SECTORS] * SECTOR_BYTES) if L2_READ_SECTORS in counted else None
     hits = 1 - moved.hbm_read / moved.l2_read if moved.l2_read and moved.hbm_read is not None else None
+    if run.workload.backward:
+        counted |= {f"{MAIN}{name}": value for name, value in total([main_of(kernels)]).items()}
     taken = replace(
         run.measurement,
         cycles_from=CYCLES if CYCLES in counted else run.measurement.cycles_from,

@@ -5,8 +5,8 @@ calls that starts on an idle GPU, the first 30 ms are the "burst" regime and the
 in which the power limit has settled (kernels/calibrate/NOTES.md, clock and power). The clock is what the SMs count
 (clock_probe.py); NVML's power and energy are read between batches of calls while others are queued. L2 is "cold" where
 the inputs of consecutive calls rotate through several times L2, "warm" where every call reads the same. Where launching
-takes longer than the kernel, the calls are replayed from a CUDA graph. O is held to the fp64 reference before anything is
-timed.
+takes longer than the kernel, the calls are replayed from a CUDA graph. O, of a backward dQ, dK and dV, are held to the fp64
+reference before anything is timed. A backward is timed alone: each set of inputs has had its forward.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import importlib.metadata
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from ...simulator.problem.workload import Workload
 from ...simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from ..validation.check import Fault
+from ..validation.subjects import Subject
+from . import gradients
 from .names import accept, caller, implementation_of, packages_of, sources_of, subject_of, tile_of
 from .plan import Entry
 from .trains import BURST_S, SUSTAINED_S, Gpu, burst_trains, sustained_train, work_of
@@ -50,12 +53,12 @@ class Bench:
 
     def measure(self, entry: Entry, attend: Callable | None = None) -> Run:
         """One run, without counters, by `attend(q, k, v)` where another build is called; raises as `measure` does."""
-        subject, workload = subject_of(entry.kernel, self.gpu.name), entry.workload
+        subject, workload = subject_of(entry.kernel, self.gpu.name, entry.workload.direction), entry.workload
         accept(subject, workload)
         sets = self.inputs(workload)
-        attend = attend or caller(subject, workload)
-        error = _check(subject.name, workload, attend(*sets[0]), sets[0])
-        work = work_of(self.gpu, lambda number: attend(*sets[number % len(sets)]), len(sets))
+        calls = [partial(attend, *each) for each in sets] if attend else calls_of(subject, workload, sets)
+        error = _check(subject.name, workload, calls[0](), sets[0])
+        work = work_of(self.gpu, lambda number: calls[number % len(calls)](), len(calls))
         if self.regime == "burst":
             trains = burst_trains(self.gpu, work)
             looks = [look for train in trains for look in train.looks_within(0.0, BURST_S)]
@@ -95,7 +98,7 @@ class Bench:
             energy_j=energy,
             relative_error=error,
             packages=_packages() | packages_of(subject.name),
-            sources=sources_of(subject, workload.dtype),
+            sources=sources_of(subject, workload),
         )
         return Run(
             origin="measured",
@@ -113,9 +116,10 @@ class Bench:
         )
 
     def inputs(self, workload: Workload) -> list[tuple]:
-        """Sets of (q, k, v): one for a warm L2, for a cold one enough to rotate through several times its size."""
+        """Sets of inputs: one for a warm L2, for a cold one enough to rotate through several times its size."""
         size = workload.tensor_bytes
-        needed = 1 + math.ceil(L2_TIMES * self.gpu.properties.L2_cache_size / sum(size[name] for name in "QKV"))
+        read = ("Q", "K", "V", "O", "dO") if workload.backward else "QKV"
+        needed = 1 + math.ceil(L2_TIMES * self.gpu.properties.L2_cache_size / sum(size[name] for name in read))
         count = 1 if self.l2 == "warm" else min(MAX_BUFFERS, needed)
         generator = self.gpu.torch.Generator(device=self.gpu.name).manual_seed(workload.seqlen_q + workload.head_dim)
         return [random_inputs(workload, self.gpu.name, generator) for _ in range(count)]
@@ -125,32 +129,52 @@ def _at(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
+def calls_of(subject: Subject, workload: Workload, sets: Sequence[tuple]) -> list[Callable[[], object]]:
+    """What is called with each set of inputs: the forward, or the backward when its forward is done."""
+    attend = gradients.gradient_of(subject, workload) if workload.backward else caller(subject, workload)
+    return [attend(*each) if workload.backward else partial(attend, *each) for each in sets]
+
+
 def random_inputs(workload: Workload, device: str = "cuda", generator=None) -> tuple:
-    """(q, k, v) of the workload, normal, since zeros draw less power: q (B, S_q, H, D), k and v (B, S_k, H_kv, D)."""
+    """(q, k, v) of the workload, and dO of a backward, normal, since zeros draw less power: q and dO are (B, S_q, H, D), k and v
+    (B, S_k, H_kv, D)."""
     import torch
 
     w = workload
     kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
-    shapes = [(w.batch, w.seqlen_q, w.heads, w.head_dim)] + [(w.batch, w.seqlen_k, w.kv_heads, w.head_dim)] * 2
+    of_q, of_k = (w.batch, w.seqlen_q, w.heads, w.head_dim), (w.batch, w.seqlen_k, w.kv_heads, w.head_dim)
+    shapes = [of_q, of_k, of_k, of_q] if w.backward else [of_q, of_k, of_k]
     half = torch.float16 if w.dtype == "e4m3" else kinds[w.dtype]
     return tuple(torch.randn(shape, dtype=half, device=device, generator=generator).to(kinds[w.dtype]) for shape in shapes)
 
 
 def _check(name: str, workload: Workload, got: object, inputs: tuple) -> float:
-    """Relative error of the first and last rows of the first and last head; Fault where it is beyond TOLERANCE."""
-    out = got[0] if isinstance(got, tuple) else got
-    worst = 0.0
-    for head in (0, workload.heads - 1):
-        for ours, theirs in _compared(out, inputs, workload, head):
-            error = float((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-30))
-            worst = max(worst, error) if math.isfinite(error) else math.inf
-    allowed = TOLERANCE[workload.dtype]
+    """`error_of`; Fault where it is beyond TOLERANCE."""
+    worst, allowed = error_of(got, inputs, workload), TOLERANCE[workload.dtype]
     if not worst <= allowed:
         raise Fault(
             f"{name} is wrong on {workload}: relative error {worst:.1e} against fp64, {allowed:.1e} allowed; "
             "`fasim validate` shows where"
         )
     return worst
+
+
+def error_of(got: object, inputs: tuple, workload: Workload) -> float:
+    """Relative error of the first and last head of the first batch entry: of their first and last rows of O, or of dQ, dK, dV."""
+    worst = 0.0
+    for ours, theirs in _pairs(got, inputs, workload):
+        error = float((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-30))
+        worst = max(worst, error) if math.isfinite(error) else math.inf
+    return worst
+
+
+def _pairs(got: object, inputs: tuple, workload: Workload) -> Iterator[tuple]:
+    if workload.backward:
+        yield from gradients.compared(got, inputs, workload)
+        return
+    out = got[0] if isinstance(got, tuple) else got
+    for head in (0, workload.heads - 1):
+        yield from _compared(out, inputs, workload, head)
 
 
 def _compared(out, inputs: tuple, workload: Workload, head: int) -> Iterator[tuple]:

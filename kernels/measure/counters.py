@@ -2,8 +2,8 @@
 
 ncu repeats each kernel until every metric is read, emptying L2 before each pass and leaving the clock alone. The child
 (`python -m fasim.kernels.measure --child PLAN`) launches, for each entry of the plan, a marker kernel and then the call;
-the markers part the rows of ncu's table. Our CUDA kernels are one kernel a call: a plan of these alone needs no markers,
-but for a call that fails, in whose place one stands.
+the markers part the rows of ncu's table. The forward of our CUDA kernels is one kernel a call: a plan of these alone needs no
+markers, but for a call that fails, in whose place one stands.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def profile(plan: Sequence[dict]) -> list[list[Profiled]]:
 
 def marked(plan: Sequence[dict]) -> bool:
     """Whether a marker goes before every call."""
-    return any(entry["kernel"] not in SCHEDULES for entry in plan)
+    return any(entry["kernel"] not in SCHEDULES or entry.get("workload", {}).get("direction") == "backward" for entry in plan)
 
 
 def command(ncu: str, log: Path, metrics: Sequence[str]) -> list[str]:

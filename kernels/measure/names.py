@@ -9,6 +9,7 @@ from pathlib import Path
 from ...simulator.errors import UsageError
 from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
+from ...simulator.schedules import BACKWARD
 from ..cuda.config import DTYPES as CUDA_DTYPES
 from ..cuda.config import HEAD_DIMS, config_for
 from ..cuda.config import SCHEDULES as CUDA_SCHEDULES
@@ -16,6 +17,7 @@ from ..cuda.fp8 import config as fp8
 from ..validation.check import Case
 from ..validation.subjects import Subject, resolve
 from . import peers
+from .gradients import TRITON
 
 ROOM = Path(__file__).parents[1]
 
@@ -31,10 +33,12 @@ def implementation_of(kernel: str) -> str:
     return "cuda" if kernel in CUDA_SCHEDULES else "triton"
 
 
-def subject_of(kernel: str, device: str = "cuda") -> Subject:
+def subject_of(kernel: str, device: str = "cuda", direction: str = "forward") -> Subject:
     """The kernel by its name; raises as `subjects.resolve` does."""
     if peers.is_peer(kernel):
         return peers.subject_of(kernel)
+    if direction == "backward" and kernel in (set(CUDA_SCHEDULES) | set(BACKWARD)) - {TRITON}:
+        raise UsageError(f"the backward of {kernel!r} has no kernel here ({TRITON}); fasim predict has it as a schedule")
     if kernel not in CUDA_SCHEDULES:
         return resolve(kernel, device)
     from ..ops import flash_attn_func
@@ -46,18 +50,18 @@ def subject_of(kernel: str, device: str = "cuda") -> Subject:
     return Subject(name=kernel, forward=forward, head_dims=HEAD_DIMS, dtypes=dtypes, needs_cuda=True, returns_lse=True)
 
 
-def sources_of(subject: Subject, dtype: str = "") -> dict[str, str]:
+def sources_of(subject: Subject, workload: Workload) -> dict[str, str]:
     """Path within the package -> SHA-256, of the files that make up a kernel of ours; of others', their library's or module's."""
-    file = subject.name.replace("-", "_")
+    file = subject.name.replace("-", "_") + ("_backward" if workload.backward else "")
     match implementation_of(subject.name):
         case "cuda":
             room = ROOM / "cuda"
-            own = [*sorted(fp8.HERE.glob("*.cuh")), fp8.HERE / "wgmma.py"] if dtype == "e4m3" else [room / "wgmma.py"]
+            own = [*sorted(fp8.HERE.glob("*.cuh")), fp8.HERE / "wgmma.py"] if workload.dtype == "e4m3" else [room / "wgmma.py"]
             paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), *own]
         case "triton":
             paths = [ROOM / "triton" / f"{each}.py" for each in (file, "arithmetic", "loads", "tiles")]
         case "peer":
-            return peers.sources_of(subject.name)
+            return peers.sources_of(subject.name, workload.backward)
         case _:
             return {path.name: _sha256(path) for path in subject.sources}
     return {path.relative_to(ROOM.parent).as_posix(): _sha256(path) for path in paths}
@@ -79,6 +83,8 @@ def tile_of(kernel: str, workload: Workload) -> Tile | None:
 
 def accept(subject: Subject, workload: Workload) -> None:
     """UsageError where the workload lies outside what the kernel promises."""
+    if workload.backward and workload.dtype == "e4m3":
+        raise UsageError("the backward takes fp16 and bf16: e4m3 is for the forward alone")
     if workload.dtype not in subject.dtypes:
         raise UsageError(f"dtype={workload.dtype} is not supported by '{subject.name}' ({', '.join(subject.dtypes)})")
     if workload.head_dim not in subject.head_dims and implementation_of(subject.name) != "callable":

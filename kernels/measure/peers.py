@@ -28,16 +28,19 @@ from ..validation.subjects import HALF, Subject, resolve
 PREFIX = "peer:"
 Attend = Callable[..., object]
 """f(q, k, v) -> O or (O, LSE), for one workload."""
+Gradient = Callable[..., Callable[[], tuple]]
+"""f(q, k, v, dO) -> a call that gives dQ, dK and dV; the forward that they follow from is done at once, and is no part of it."""
 LONGEST_NAME = 1200
 """Characters kept of a kernel's name: a template's arguments can be thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A library's attention forward.
+    """A library's attention, forward and where it is asked for backward.
 
     `package` is the distribution that brings it and `beside` those whose versions decide what runs too; `files` are the
-    ends of the paths, within the package, of what holds the kernel. `attention` is a part of its kernels' names.
+    ends of the paths, within the package, of what holds the kernel, `backward_files` those of the backward where they are others.
+    `attention` is a part of its kernels' names. `differentiate` is None where the backward is not asked for.
     """
 
     title: str
@@ -45,6 +48,8 @@ class Peer:
     files: tuple[str, ...]
     attention: str
     prepare: Callable[[Workload], Attend]
+    differentiate: Callable[[Workload], Gradient] | None = None
+    backward_files: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = HALF
     head_dims: tuple[int, ...] = (64, 128, 256)
     beside: tuple[str, ...] = ()
@@ -79,6 +84,17 @@ def _fa4(workload: Workload) -> Attend:
     return lambda q, k, v: call(q, k, v, causal=workload.causal)
 
 
+def _fa4_gradient(workload: Workload) -> Gradient:
+    """What its autograd function calls, without autograd."""
+    forward, backward = (_function("flash_attn.cute.interface", f"_flash_attn_{way}", "flash-attn-4") for way in ("fwd", "bwd"))
+
+    def ready(q, k, v, do):
+        o, lse = forward(q, k, v, causal=workload.causal, return_lse=True)[:2]
+        return lambda: backward(q, k, v, o, do, lse, causal=workload.causal)[:3]
+
+    return ready
+
+
 def cudnn(workload: Workload) -> Attend:
     """cuDNN as PyTorch calls it, LSE kept, as for training."""
     import torch
@@ -93,6 +109,38 @@ def fa2(workload: Workload) -> Attend:
 
     kernel = torch.ops.aten._scaled_dot_product_flash_attention
     return lambda q, k, v: kernel(*_by_head(q, k, v), 0.0, workload.causal)[0].transpose(1, 2)
+
+
+def cudnn_gradient(workload: Workload) -> Gradient:
+    """cuDNN's backward as PyTorch's autograd calls it."""
+    import torch
+
+    forward = torch.ops.aten._scaled_dot_product_cudnn_attention
+    backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
+
+    def ready(q, k, v, do):
+        q, k, v, do = _by_head(q, k, v, do)
+        o, lse, of_q, of_k, most_q, most_k, seed, offset, _ = forward(q, k, v, None, True, 0.0, workload.causal)
+        rest = (lse, seed, offset, None, of_q, of_k, most_q, most_k, 0.0, workload.causal)
+        return lambda: _by_head(*backward(do, q, k, v, o, *rest))
+
+    return ready
+
+
+def fa2_gradient(workload: Workload) -> Gradient:
+    """FlashAttention-2's backward as PyTorch's autograd calls it."""
+    import torch
+
+    forward = torch.ops.aten._scaled_dot_product_flash_attention
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+
+    def ready(q, k, v, do):
+        q, k, v, do = _by_head(q, k, v, do)
+        o, lse, of_q, of_k, most_q, most_k, seed, offset, _ = forward(q, k, v, 0.0, workload.causal)
+        rest = (lse, of_q, of_k, most_q, most_k, 0.0, workload.causal, seed, offset)
+        return lambda: _by_head(*backward(do, q, k, v, o, *rest))
+
+    return ready
 
 
 def _flex(workload: Workload) -> Attend:
@@ -135,6 +183,8 @@ PEERS = {
         files=("cute/interface.py", "cute/flash_fwd_sm90.py"),
         attention="FlashAttentionForwardSm90",
         prepare=_fa4,
+        differentiate=_fa4_gradient,
+        backward_files=("cute/interface.py", *(f"cute/flash_bwd_{part}.py" for part in ("sm90", "preprocess", "postprocess"))),
         beside=("nvidia-cutlass-dsl", "quack-kernels"),
     ),
     "cudnn": Peer(
@@ -143,6 +193,7 @@ PEERS = {
         files=("libtorch_cuda.so",),
         attention="sdpa",
         prepare=cudnn,
+        differentiate=cudnn_gradient,
         beside=("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"),
         square_causal=True,  # PyTorch's alignment there is top left
     ),
@@ -152,6 +203,7 @@ PEERS = {
         files=("libtorch_cuda.so",),
         attention="flash_fwd",
         prepare=fa2,
+        differentiate=fa2_gradient,
     ),
     "flex": Peer(
         title="FlexAttention",
@@ -206,6 +258,15 @@ def prepare(kernel: str, workload: Workload) -> Attend:
     return find(kernel).prepare(workload)
 
 
+def differentiate(kernel: str, workload: Workload) -> Gradient:
+    """The backward for one workload. Raises UsageError where it has none here, MissingTool where the library is not installed."""
+    peer = find(kernel)
+    if peer.differentiate is None:
+        able = ", ".join(f"{PREFIX}{name}" for name, each in PEERS.items() if each.differentiate)
+        raise UsageError(f"no backward of {kernel} is asked for here ({able})")
+    return peer.differentiate(workload)
+
+
 # -- what was run -----------------------------------------------------------------------------------------------------
 
 
@@ -221,16 +282,17 @@ def packages_of(kernel: str) -> dict[str, str]:
     return found
 
 
-def sources_of(kernel: str) -> dict[str, str]:
+def sources_of(kernel: str, backward: bool = False) -> dict[str, str]:
     """Path within the library's distribution -> SHA-256 of the files that hold the kernel; empty where it is not installed."""
     peer = find(kernel)
+    files = (backward and peer.backward_files) or peer.files
     try:
         listed = metadata.distribution(peer.package).files or ()
     except metadata.PackageNotFoundError:
         return {}
     found = {}
     for path in listed:
-        if path.as_posix().endswith(peer.files) and (digest := _sha256(Path(path.locate()))):
+        if path.as_posix().endswith(files) and (digest := _sha256(Path(path.locate()))):
             found[path.as_posix()] = digest
     return found
 
@@ -246,11 +308,16 @@ def _sha256(path: Path) -> str | None:
 
 
 def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
-    """A measured run of a peer with what was counted of its attention kernel; all that the call launched stay named."""
+    """A measured run of a peer with what was counted of its attention kernel; all that the call launched stay named.
+
+    A backward is several kernels wherever it comes from: all are counted, as of ours.
+    """
+    if run.workload.backward:
+        return nsight.with_counters(replace(run, tile=tile_of(nsight.main_of(kernels).name)), _shortened(kernels))
     attention = attention_of(run.schedule, kernels)
     tile = tile_of(attention.name)
     counted = nsight.with_counters(replace(run, tile=tile), [attention])
-    named = tuple((each.name[:LONGEST_NAME], each.metrics.get(nsight.CYCLES)) for each in _first(attention, kernels))
+    named = tuple((each.name, each.metrics.get(nsight.CYCLES)) for each in _shortened(_first(attention, kernels)))
     return replace(counted, measurement=replace(counted.measurement, kernels=named))
 
 
@@ -260,13 +327,17 @@ def attention_of(kernel: str, kernels: Sequence[Profiled]) -> Profiled:
     return max([each for each in kernels if part in each.name] or kernels, key=lambda each: each.metrics.get(nsight.CYCLES, 0.0))
 
 
+def _shortened(kernels: Sequence[Profiled]) -> list[Profiled]:
+    return [replace(each, name=each.name[:LONGEST_NAME]) for each in kernels]
+
+
 def _first(one: Profiled, kernels: Sequence[Profiled]) -> list[Profiled]:
     return [one, *(each for each in kernels if each is not one)]
 
 
 _SM90 = re.compile(r"CollectiveMainloopFwdSm90<(\d+),tuple<C<(\d+)>,C<\d+>,C<\d+>>,tuple<C<(\d+)>,C<(\d+)>,C<\d+>>")
 """FlashAttention-3: stages, cluster, tile of queries x keys x head dim."""
-_MMA = re.compile(r"[Ff]lash_fwd_kernel_traits<\d+,(\d+),(\d+),(\d+)")
+_MMA = re.compile(r"[Ff]lash_(?:fwd|bwd)_kernel_traits<\d+,(\d+),(\d+),(\d+)")
 """FlashAttention-2: head dim, queries, keys, warps."""
 
 

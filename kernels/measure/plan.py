@@ -8,8 +8,8 @@
     tokens = 16384     # batch = tokens / seqlen, at least 1
     hidden = 2048      # heads = hidden / head_dim
 
-Every field of a Workload may be given, as one value or a list; `tokens` and `hidden` are the papers' way to say batch and
-heads, `heads_per_kv` that to say kv_heads.
+Every field of a Workload may be given, direction = "backward" among them, as one value or a list; `tokens` and `hidden` are the
+papers' way to say batch and heads, `heads_per_kv` that to say kv_heads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...simulator.problem.workload import Workload
 from ...simulator.reading import read_toml
 from ...simulator.values import Within, number, shown, text
 
-_FIELDS = ("batch", "heads", "kv_heads", "seqlen", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal")
+_FIELDS = ("batch", "heads", "kv_heads", "seqlen", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal", "direction")
 _PAPERS = ("tokens", "hidden", "heads_per_kv")
 _SIZES = Within(1, 1 << 40)
 MAX_ENTRIES = 10_000
@@ -81,7 +81,7 @@ def _expand(block: dict, room: int) -> list[Entry]:
 
 def _workload(given: dict) -> Workload:
     for key, value in given.items():
-        if key not in ("dtype", "causal"):
+        if key not in ("dtype", "causal", "direction"):
             number(value, int, _SIZES, key)
     tokens, hidden, share = (given.pop(key, None) for key in _PAPERS)
     if tokens is not None:

@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 
 from ...simulator.errors import UsageError, did_you_mean
@@ -16,8 +15,8 @@ from ...traces import nsight
 from ..validation.check import Fault, MissingTool
 from . import counters as nsight_process
 from . import peers
-from .bench import Bench, random_inputs
-from .names import accept, caller, subject_of
+from .bench import Bench, calls_of, random_inputs
+from .names import accept, subject_of
 from .plan import Entry
 from .timeline import record
 from .trains import SUSTAINED_S
@@ -171,12 +170,11 @@ def launch_for_profiler(plan: Sequence[Entry]) -> None:
 
     marked = nsight_process.marked([entry.to_dict() for entry in plan])
     for entry in plan:
-        call = attend = inputs = None
+        call = None
         try:
-            subject = subject_of(entry.kernel)
+            subject = subject_of(entry.kernel, direction=entry.workload.direction)
             accept(subject, entry.workload)
-            attend, inputs = caller(subject, entry.workload), random_inputs(entry.workload)
-            call = partial(attend, *inputs)
+            (call,) = calls_of(subject, entry.workload, [random_inputs(entry.workload)])
             call()
         except Exception as error:  # whatever a library raises: the others are counted
             sys.stderr.write(f"{entry.kernel}, {entry.workload}: {_reason(error)}\n")
@@ -189,7 +187,7 @@ def launch_for_profiler(plan: Sequence[Entry]) -> None:
             call()
         torch.cuda.synchronize()
         torch.cuda.cudart().cudaProfilerStop()
-        call = attend = inputs = None
+        call = None
 
 
 def summary(run: Run) -> str:

@@ -1,0 +1,70 @@
+"""The backward of a kernel as a call that can be timed: the forward is done before, and nothing else runs beside it.
+
+Ours is called without autograd, and so are PyTorch's and other people's, each by what its own autograd function calls; whatever
+else is differentiable goes through torch.autograd.grad on a graph that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...simulator.errors import UsageError
+from ...simulator.problem.workload import Workload
+from ..validation.subjects import Subject
+from . import peers
+from .peers import Gradient
+
+TRITON = "fa2"
+"""Whose backward is that of kernels/triton/fa2_backward.py."""
+NAMES = ("dQ", "dK", "dV")
+
+
+def gradient_of(subject: Subject, workload: Workload) -> Gradient:
+    """f(q, k, v, dO) -> a call that gives (dQ, dK, dV). Raises UsageError where the kernel has no backward here."""
+    if peers.is_peer(subject.name):
+        return peers.differentiate(subject.name, workload)
+    if subject.name in ("torch-fa2", "torch-cudnn"):
+        return peers.differentiate(subject.name.replace("torch-", peers.PREFIX), workload)
+    return _of_triton(workload) if subject.name == TRITON else _by_autograd(subject, workload)
+
+
+def _of_triton(workload: Workload) -> Gradient:
+    from ..arguments import default_scale
+    from ..ops import flash_attn_func
+    from ..triton.fa2_backward import backward
+
+    scale = default_scale(workload.head_dim)
+
+    def ready(q, k, v, do):
+        o, lse = flash_attn_func(q, k, v, causal=workload.causal, return_lse=True)
+        return lambda: backward(do, q, k, v, o, lse, scale, workload.causal)
+
+    return ready
+
+
+def _by_autograd(subject: Subject, workload: Workload) -> Gradient:
+    import torch
+
+    def ready(q, k, v, do):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        found = subject.forward(*leaves, causal=workload.causal)
+        o = found[0] if isinstance(found, tuple) else found
+        if not o.requires_grad:
+            raise UsageError(f"{subject.name} has no backward: its O carries no gradient")
+        return lambda: torch.autograd.grad(o, leaves, do, retain_graph=True)
+
+    return ready
+
+
+def compared(found: tuple, inputs: tuple, workload: Workload) -> Iterator[tuple]:
+    """(the kernel's gradient, the reference's) of the first and the last K/V head of the first batch entry, and of its queries."""
+    from ..reference import attention_backward
+
+    q, k, v, do = inputs
+    group = workload.heads_per_kv
+    for head in dict.fromkeys((0, workload.kv_heads - 1)):
+        queries, keys = slice(head * group, (head + 1) * group), slice(head, head + 1)
+        parts = (q[:1, :, queries], k[:1, :, keys], v[:1, :, keys], do[:1, :, queries])
+        expected = attention_backward(*parts, causal=workload.causal)
+        for ours, theirs, heads in zip(found, expected, (queries, keys, keys), strict=True):
+            yield ours[:1, :, heads], theirs
