@@ -28,7 +28,8 @@ SECONDS, SECONDS_A_STEP = 5.0, 0.02
 """Before a recording is stopped: some thousand times what three blocks take, and fifty times what a further one takes."""
 INSTRUCTIONS, INSTRUCTIONS_A_STEP = 20_000, 2_000
 """The same in instructions; ours record at most a hundred a step."""
-_LOOK = 0.02
+_LOOK, _AGAIN = 0.02, 0.5
+"""Seconds between two looks at a recording, and before what was not heard is sent again."""
 
 
 class _Stopped(BaseException):
@@ -177,33 +178,42 @@ def _sentence(error: BaseException, name: str) -> str:
 
 @contextmanager
 def _stopping(seconds: float, too_many: Callable[[], bool]) -> Iterator[None]:
-    """Interrupt this thread's Python code once that long has passed, or once there is too much of something."""
-    over, fired, thread = threading.Event(), threading.Event(), threading.get_ident()
+    """Interrupt this thread's Python code once that long has passed, or once there is too much of something.
+
+    What is sent is lost where it arrives in a callback whose exceptions Python ignores (a finalizer, the collector's), so it is
+    sent again until it has been heard.
+    """
+    over, thread = threading.Event(), threading.get_ident()
     lock, said = threading.Lock(), []
 
     def watch() -> None:
         waited = 0.0
-        while not over.wait(_LOOK):
+        while not over.wait(_AGAIN if said else _LOOK):
             waited += _LOOK
-            if too_many() or waited > seconds:
-                with lock:
-                    if not over.is_set():
-                        said.append("more instructions than its loop can need" if too_many() else f"{seconds:.0f} s")
-                        fired.set()
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
-                return
+            with lock:
+                if not over.is_set() and (said or too_many() or waited > seconds):
+                    said[:] = said or ["more instructions than its loop can need" if too_many() else f"{seconds:.0f} s"]
+                    _send(thread, ctypes.py_object(_Stopped))
+
+    def end() -> None:
+        with lock:
+            over.set()
+        _send(thread, None)  # what has not arrived yet
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield
-        with lock:
-            over.set()
-        if fired.is_set():
-            while True:  # what was sent arrives here
-                pass
+        end()
+        if said:
+            raise _Stopped
     except _Stopped as stopped:
         stopped.args = (said[0] if said else f"{seconds:.0f} s",)
         raise
     finally:
-        over.set()
+        end()
+
+
+def _send(thread: int, what: ctypes.py_object | None) -> None:
+    """Raise it in that thread soon, or take back what was sent."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
