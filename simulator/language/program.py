@@ -10,8 +10,8 @@ import numpy as np
 from ..code.phase import PHASE, Phase
 from ..problem.tile import Tile
 from ..problem.workload import Workload
+from .cta import Cta
 from .ops import COPY, GEMM, INSTRUCTION, Barrier, BarrierKind, Copy, Gemm, Op
-from .verbs import Cta
 from .view import TileView
 
 ACCESS_FIELDS = ("tensor", "block", "step", "write", "multicast")
