@@ -7,199 +7,24 @@ next; in a tie the first warp, then the first tensor core.
 
 from __future__ import annotations
 
-from collections import deque, namedtuple
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
 
 from ..devices.device import Device
-from ..language.ops import INSTRUCTION, BarrierKind, Op
+from ..language.ops import BarrierKind, Op
 from ..language.program import Program
 from ..results.run import SPAN, Lane
-from .engine import AROUND, MAX_QUEUE
-from .machine import DRAWN_UNITS, MACHINE, UNITS, Deadlock, Memory, Replay, machine_of, unit_lanes
+from .engine import AROUND
+from .machine import UNITS, Deadlock, Memory, Replay, unit_lanes
+from .sm import PIPES, Asker, Barrier, Chip, Instruction, Sm, ceil, paced
 
 Step = int | Callable[[], bool]
-Instruction = namedtuple("Instruction", INSTRUCTION.names)
-ARITHMETIC = ("FMA", "ALU", "MUFU", "convert")
-PIPES = (*ARITHMETIC, "STSM")
 
 
-def _ceil(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)
-
-
-def _paced(work: int, slow: int, start: int, until: int) -> int:
-    """Cycles from `start` of what takes `work` alone and `slow` beside WGMMA, which executes `until` then."""
-    if start >= until or slow <= work:
-        return work
-    if start + slow <= until:
-        return slow
-    return until - start + work - (until - start) * work // slow
-
-
-class Server:
-    """Serves one after the other."""
-
-    def __init__(self) -> None:
-        self.free = 0
-
-    def take(self, start: int, cycles: int) -> int:
-        """Hold it for some cycles from `start`, or from when it is free; when they begin."""
-        begin = max(start, self.free)
-        self.free = begin + cycles
-        return begin
-
-    def pass_bytes(self, start: int, nbytes: int, q20: int) -> int:
-        """Move bytes through it at 2^20 / q20 per cycle, at least a cycle; when the last has passed."""
-        self.take(start, max(1, _ceil(nbytes * q20, 1 << 20)))
-        return self.free
-
-
-class Barrier:
-    """Completes a generation at every `expected` arrivals, at the time of the latest arrival so far."""
-
-    def __init__(self, kind: BarrierKind, expected: int, initial: int):
-        self.kind, self.expected = kind, expected
-        self.completions = [0] * initial
-        self.arrivals = self.latest = 0
-
-    def arrive(self, at: int) -> None:
-        """One arrival."""
-        self.latest = max(self.latest, at)
-        self.arrivals += 1
-        if self.arrivals == self.expected:
-            self.arrivals = 0
-            self.completions.append(self.latest)
-
-
-class Chip:
-    """What all SMs share: parameters, L2, HBM; and the record of what happened."""
-
-    def __init__(self, device: Device, memory: Memory, eight_bit: bool):
-        parameters = machine_of(device, memory)[0].tolist()
-        self.cycles = SimpleNamespace(**dict(zip(MACHINE.names, parameters, strict=True)))
-        self.memory = memory
-        self.tensor_rate = self.cycles.tensor_flops_8bit if eight_bit else self.cycles.tensor_flops
-        self.queue_room = min(max(1, self.cycles.queue), MAX_QUEUE)
-        self.l2, self.hbm = Server(), Server()
-        self.last_event = 0
-        self.fetched: dict[tuple, tuple[int, int]] = {}  # (CTA, label) -> tile and step of the code in the instruction caches
-        self.labels: dict[str, int] = {}
-        self.lanes: list[Lane] = []
-        self.spans: list[list[int]] = []
-        self.last_span: dict[int, list[int]] = {}
-
-    def note(self, time: int) -> None:
-        """Something ended at `time`."""
-        self.last_event = max(self.last_event, time)
-
-    def draw(self, lane: str, warp: Warp, ins: Instruction, start: int, end: int, wait: int = 0) -> None:
-        """A span of SM 0; it joins the last one of its lane where that goes on without a gap."""
-        if warp.sm.number > 0 or end <= start:
-            return
-        number = len(self.lanes) - DRAWN_UNITS + UNITS.index(lane) if lane in UNITS else warp.lane
-        label = self.labels[warp.program.labels[ins.label]]
-        what = [number, label, warp.lane, ins.step, ins.tile, wait]
-        last = self.last_span.get(number)
-        if last and last[:6] == what and last[7] == start:
-            last[7] = end
-        else:
-            self.last_span[number] = [*what, start, end]
-            self.spans.append(self.last_span[number])
-
-
-class Sm:
-    """The units of one SM, and its tensor cores as an actor that serves k steps out of the warps' queues."""
-
-    def __init__(self, chip: Chip, number: int):
-        self.chip, self.number, self.order = chip, number, (1, number)
-        self.warps: list[Warp] = []
-        self.busy = dict.fromkeys(UNITS, 0)
-        self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
-        self.pipes = {name: Server() for name in PIPES}
-        self.wgmma_until = self.last_served = 0
-        self.crowded_until = self.crowded_q10 = self.adding_until = 0
-        self.owner: Warp | None = None
-        self.pending = self.pending_bytes = 0  # cycles, and bytes of operands, of all k steps of the GEMMs under way
-        self.waiting: list[Warp] = []  # for room in the queue
-        self.issuer: Warp | None = None  # the last to issue a k step, while its GEMM has more
-        self.turn = 0  # k steps the owner has had in a row
-
-    def in_arithmetic(self, now: int) -> bool:
-        """Whether any warp's arithmetic is under way."""
-        return any(self.pipes[name].free > now for name in ARITHMETIC)
-
-    def tensor_busy_until(self, now: int) -> int:
-        """Until when WGMMA executes that has begun, or whose issue has, by `now`."""
-        return max(now, self.wgmma_until) + self.pending
-
-    def left_for_stores_q10(self) -> int:
-        """Bytes a cycle of shared memory for stores: what the operands of the GEMMs under way leave, within limits."""
-        cycles, left = self.chip.cycles, self.chip.cycles.store_most_q10
-        if self.pending:
-            left = min(left, ((cycles.smem_bytes * self.pending - self.pending_bytes) << 10) // self.pending)
-        return max(1, cycles.store_least_q10, left)
-
-    def crowd(self, start: int, end: int, instructions: int) -> None:
-        """Arithmetic takes from WGMMA what it needs of the register file beyond what that leaves it."""
-        left_q10 = 1024 - min(1024 * instructions // (end - start), 960)
-        longer_q10 = self.chip.cycles.port_q10 * 1024 // left_q10 - 1024
-        if longer_q10 > 0 and (self.crowded_until <= start or longer_q10 > self.crowded_q10):
-            self.crowded_until, self.crowded_q10 = end, longer_q10
-
-    @property
-    def room(self) -> bool:
-        """Whether the queue takes one more k step."""
-        return sum(len(warp.queue) for warp in self.warps) < self.chip.queue_room
-
-    def admits(self, warp: Warp) -> bool:
-        """Whether a waiting warp has the room: who is amid a GEMM goes first, then who has waited longest."""
-        return self.room and warp is (self.issuer if self.issuer in self.waiting else self.waiting[0])
-
-    def ready_at(self) -> int | None:
-        """When the tensor cores can serve the next k step; None while all queues are empty."""
-        issued = [warp.queue[0].issued for warp in self.warps if warp.queue]
-        return max(min(issued), self.tensor.free) if issued else None
-
-    def advance(self) -> None:
-        """Serve one k step."""
-        now = self.ready_at()
-        warp = self._arbitrate(now)
-        self.owner = warp
-        step = warp.queue.popleft()
-        longer = step.cycles * self.crowded_q10 >> 10 if self.crowded_until > now else 0
-        if self.adding_until > now:
-            longer += step.cycles * self.chip.cycles.adding_q10 >> 10
-        cycles = self.chip.cycles
-        both_q10 = (step.nbytes << 10) + step.cycles * cycles.store_least_q10
-        if self.pipes["STSM"].free > now and both_q10 > step.cycles * cycles.smem_bytes << 10:
-            longer += step.cycles * cycles.storing_q10 >> 10
-        self.tensor.take(now, step.cycles + longer)
-        self.wgmma_until, self.last_served = self.tensor.free, now
-        self.pending -= step.cycles
-        self.pending_bytes -= step.nbytes
-        self.busy["tensor cores"] += step.cycles
-        self.chip.draw("tensor cores", warp, step.instruction, now, self.tensor.free)
-        if step.ends_group:
-            warp.groups_done.append(self.tensor.free + self.chip.cycles.wgmma_latency)
-            self.chip.note(warp.groups_done[-1])
-
-    def _arbitrate(self, now: int) -> Warp:
-        """In order of issue, or round robin: `arbitration` k steps, then the next warp that has one to offer."""
-        if self.chip.cycles.arbitration == 0:
-            return min((w for w in self.warps if w.queue), key=lambda w: w.queue[0].issued)
-        offering = [w for w in self.warps if w.queue and w.queue[0].issued <= now]
-        self.turn += 1
-        if self.owner in offering and self.turn <= self.chip.cycles.arbitration:
-            return self.owner
-        self.turn = 1
-        behind = self.owner.order if self.owner else (0, -1)
-        return min(offering, key=lambda w: (w.order <= behind, w.order))
-
-
-class Warp:
+class Warp(Asker):
     """One warp role, executing its stream: a method per instruction, a `yield` wherever time passes."""
 
     def __init__(self, sm: Sm, number: int, program: Program, stream: int, barriers: list[Barrier], ends: np.ndarray):
@@ -284,14 +109,14 @@ class Warp:
             until = sm.tensor_busy_until(now)
             if instructions:
                 slow = (instructions * cycles.fma_beside_q10 if fma_run else issue_q10) >> 10
-                sm.issue.take(begin, _paced(_ceil(instructions, cycles.issue_rate), slow, begin, until))
+                sm.issue.take(begin, paced(ceil(instructions, cycles.issue_rate), slow, begin, until))
                 sm.busy["issue"] += instructions
                 end = sm.issue.free
             for name, pipe in sm.pipes.items():
                 if not counts[name]:
                     continue
                 start = max(begin, pipe.free)
-                pipe.take(start, _paced(counts[name] * held[name], beside_q10[name] >> 10, start, until))
+                pipe.take(start, paced(counts[name] * held[name], beside_q10[name] >> 10, start, until))
                 end = max(end, pipe.free)
                 held_for = {"MUFU": cycles.mufu, "STSM": cycles.stsm * cycles.smem_bytes}.get(name, held[name])
                 sm.busy[{"convert": "ALU", "STSM": "smem bytes"}.get(name, name)] += counts[name] * held_for
@@ -322,8 +147,8 @@ class Warp:
         """Asynchronous: the k steps go into the SM's queue one by one, while it has room; together they are one group."""
         cycles, sm, began, gemm = self.chip.cycles, self.sm, now, self.gemms[ins.record]
         operand_bytes = 32 * (max(1, gemm.m // 64) * gemm.n + (0 if gemm.a_in_registers else gemm.m))
-        products = _ceil(2 * gemm.m * gemm.n * gemm.k_per_step, self.chip.tensor_rate)
-        work = max(products, _ceil(operand_bytes, cycles.smem_bytes))
+        products = ceil(2 * gemm.m * gemm.n * gemm.k_per_step, self.chip.tensor_rate)
+        work = max(products, ceil(operand_bytes, cycles.smem_bytes))
         sm.pending += gemm.k_steps * work
         sm.pending_bytes += gemm.k_steps * operand_bytes
         now += cycles.wgmma_start + (cycles.wgmma_beside if sm.in_arithmetic(now) else 0)
@@ -360,9 +185,9 @@ class Warp:
         """Synchronous: each k step's operands are read under the one before, the last one is waited for."""
         cycles, sm, gemm = self.chip.cycles, self.sm, self.gemms[ins.record]
         m, n, operand_bytes = gemm.m, gemm.n, gemm.smem_bytes
-        work = _ceil(2 * m * n * gemm.k_per_step * 1024, cycles.mma_flops_q10)
+        work = ceil(2 * m * n * gemm.k_per_step * 1024, cycles.mma_flops_q10)
         for step in range(gemm.k_steps):
-            sm.smem.take(now, _ceil(operand_bytes, cycles.smem_bytes))
+            sm.smem.take(now, ceil(operand_bytes, cycles.smem_bytes))
             ready = sm.smem.free + (cycles.smem_latency if step == 0 else 0)
             begin = sm.tensor.take(max(ready, sm.issue.free), work)
             sm.issue.take(begin, work + (operand_bytes // 2048 * cycles.ldmatrix_q10 >> 10))  # nothing else is issued
@@ -415,7 +240,7 @@ class Warp:
         nbytes, shared, latency = copy.nbytes, max(1, copy.sharing), cycles.l2_latency
         if copy.by_warps:  # cp.async: each of four warps issues 16 bytes per lane, instruction after instruction
             instructions = max(1, nbytes // (4 * 32 * 16))
-            sm.issue.take(now, _ceil(instructions, cycles.issue_rate))
+            sm.issue.take(now, ceil(instructions, cycles.issue_rate))
             issued = sm.issue.free
         else:
             instructions, issued = 1, now + copy.boxes * cycles.tma_issue
@@ -457,7 +282,7 @@ class Warp:
         start, nbytes, instructions, issued = max(now, sm.store_port.free), copy.nbytes, 1, now + cycles.tma_issue
         if copy.by_warps:
             instructions = max(1, nbytes // (4 * 32 * copy.by_warps))
-            sm.issue.take(now, _ceil(instructions, cycles.issue_rate))
+            sm.issue.take(now, ceil(instructions, cycles.issue_rate))
             issued = max(sm.issue.free, start)
         else:
             sm.busy["smem bytes"] += nbytes
