@@ -24,12 +24,14 @@ _HOME = {
     "measure": ".kernels.measure.runs",
     "compare": ".traces.compare",
     "timeline": ".cli.notebook",
+    "sweep": ".traces.answers.sweep",
     "walk": ".traces.walk",
     "validate": ".kernels.validation.suite",
 }
 
 __all__ = [
-    "Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict", "timeline", "validate", "walk",
+    "Run", "Tile", "UsageError", "Workload", "__version__", "compare", "measure", "predict", "sweep", "timeline", "validate",
+    "walk",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from .simulator.problem.tile import Tile
     from .simulator.problem.workload import Workload
     from .simulator.results.run import Run
+    from .traces.answers.sweep import sweep
     from .traces.compare import compare
     from .traces.walk import walk
 

@@ -25,6 +25,7 @@ from .commands.listings import devices, disasm, schedules
 from .commands.predict import predict
 from .commands.published import published
 from .commands.roofline import roofline
+from .commands.sweep import sweep
 from .commands.timeline import timeline
 from .commands.validate import validate
 from .commands.walk import walk
@@ -46,6 +47,7 @@ for _place, _command in enumerate(
     (
         learn,
         predict,
+        sweep,
         timeline,
         walk,
         roofline,

@@ -71,13 +71,17 @@ def stdout_is_ours() -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Advance]:
-    """A rich progress bar on stderr, drawn only where stderr is a terminal; yields the function that moves it."""
+def progress(title: str, estimate: bool = False) -> Iterator[Advance]:
+    """A rich progress bar on stderr, drawn only where stderr is a terminal; yields the function that moves it.
+
+    With `estimate` it also says how long the rest will take.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns += (TextColumn("left"), TimeRemainingColumn()) if estimate else ()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 

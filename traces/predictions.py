@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,14 @@ from . import store
 from .files import cache_folder
 from .workers import spawned
 
-MAX_KEPT = 4000
+MAX_KEPT = 20_000
 """Predictions in the folder, some 6 kB each; beyond it the oldest are deleted."""
+LOOKS = 200
+"""So many times while the folder fills it is looked at, which takes as long as a lookup for every few hundred files."""
 MAX_PROCESSES = 8
 """Each holds a compiled engine and one workload's traffic."""
+AHEAD = 4
+"""Questions that a process has at hand."""
 Advance = Callable[[int, int, str], None]
 Predict = Callable[..., Run]
 
@@ -105,6 +110,65 @@ def predict_all(
     return found
 
 
+Elsewhere = Callable[[Sequence[Question]], Iterator[tuple[Question, "Run | UsageError"]]]
+"""What makes predictions somewhere else, and yields each as it comes."""
+
+
+def stream(
+    questions: Iterable[Question], processes: int = 1, elsewhere: Elsewhere | None = None
+) -> Iterator[tuple[Question, Run | UsageError]]:
+    """Every question with its prediction, or with why there is none, as they come: those that are kept first, none twice.
+
+    In that many processes, or `elsewhere`. Nothing is held here, so that there may be any number of them.
+    """
+    missing = []
+    for question in dict.fromkeys(questions):
+        run = _kept(question)
+        if run is None:
+            missing.append(question)
+        else:
+            yield question, run
+    if elsewhere is not None:
+        for question, answer in elsewhere(missing):
+            if isinstance(answer, Run):
+                _keep(question, answer)
+            yield question, answer
+        return
+    left = dict.fromkeys(missing)
+    if processes > 1 and len(missing) > 4 * processes:
+        first, *others = missing
+        yield first, tried(first)  # the engine is compiled once, and kept for the others
+        del left[first]
+        with suppress(OSError, BrokenProcessPool):  # no further process to be had: the rest is made here
+            for question, answer in _in_processes(others, processes, tried):
+                del left[question]
+                yield question, answer
+    for question in left:
+        yield question, tried(question)
+
+
+def tried(question: Question) -> Run | UsageError:
+    """The prediction, made and kept, or the sentence that says why there is none."""
+    try:
+        return _made(question)
+    except UsageError as error:
+        return UsageError(str(error))  # whatever it was, it pickles
+
+
+def content(question: Question) -> str | None:
+    """What a prediction follows from, as the hash that it is kept by; None where a file of the user's decides it too."""
+    if is_own(question.schedule) or is_compiled(question.schedule):
+        return None
+    device = question.device if isinstance(question.device, Device) else load_device(question.device)
+    asked = vars(question) | {
+        "workload": question.workload.to_dict(),
+        "device": {name: getattr(device, name) for name in FIELDS},
+        "tile": question.tile and asdict(question.tile),
+    }
+    text = json.dumps([simulator_hash(), asked], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def processes() -> int:
     """How many processes are worth while here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -122,11 +186,18 @@ def _made(question: Question) -> Run:
     return run
 
 
-def _in_processes(missing: Sequence[Question], processes: int) -> Iterator[tuple[Question, Run]]:
+def _in_processes(
+    missing: Sequence[Question], processes: int, make: Callable[[Question], Run | UsageError] | None = None
+) -> Iterator[tuple[Question, Run | UsageError]]:
+    """As they come; a few more than there are processes are handed out at a time, so that answers do not pile up."""
+    waiting = iter(missing)
     with spawned(processes) as pool:
-        asked = {pool.submit(_made, question): question for question in missing}
-        for each in as_completed(asked):
-            yield asked[each], each.result()
+        asked = {pool.submit(make or _made, question): question for question in islice(waiting, AHEAD * processes)}
+        while asked:
+            done, _ = wait(asked, return_when=FIRST_COMPLETED)
+            for each in done:
+                yield asked.pop(each), each.result()
+            asked |= {pool.submit(make or _made, question): question for question in islice(waiting, len(done))}
 
 
 # -- keeping ----------------------------------------------------------------------------------------------------------
@@ -150,9 +221,16 @@ def _keep(question: Question, run: Run) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store.save(run, path)
-        _delete_the_oldest(path.parent)
+        _added.append(path)
+        if len(_added) * LOOKS > MAX_KEPT:
+            _added.clear()
+            _delete_the_oldest(path.parent)
     except (UsageError, OSError):
         pass  # next time it is made again
+
+
+_added: list[Path] = []
+"""Kept by this process since it last looked at the folder."""
 
 
 def _delete_the_oldest(folder: Path) -> None:
@@ -164,16 +242,8 @@ def _delete_the_oldest(folder: Path) -> None:
 
 def _place(question: Question) -> Path | None:
     folder = cache_folder("predictions")
-    if folder is None or is_own(question.schedule) or is_compiled(question.schedule):  # a user's file may have changed
-        return None
-    device = question.device if isinstance(question.device, Device) else load_device(question.device)
-    asked = vars(question) | {
-        "workload": question.workload.to_dict(),
-        "device": {name: getattr(device, name) for name in FIELDS},
-        "tile": question.tile and asdict(question.tile),
-    }
-    text = json.dumps([simulator_hash(), asked], sort_keys=True)
-    return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.run.json"
+    key = None if folder is None else content(question)
+    return key and folder / f"{key}.run.json"
 
 
 @cache

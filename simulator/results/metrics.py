@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+J_PER_KWH = 3.6e6
+
 
 class Execution(Protocol):
     """The fields of a Run (run.py) that metrics read."""
@@ -39,6 +41,23 @@ def energy_j(run: Execution) -> float | None:
     if run.measurement and run.measurement.energy_j is not None:
         return run.measurement.energy_j
     return None if run.power_w is None else run.power_w * time_s(run)
+
+
+def tokens(run: Execution) -> int:
+    """Tokens of one call: its queries, over the batch."""
+    return run.workload.batch * run.workload.seqlen_q
+
+
+def joules_per_million_tokens(run: Execution) -> float | None:
+    """Joules that a layer's attention takes for a million tokens."""
+    energy = energy_j(run)
+    return None if energy is None else energy / tokens(run) * 1e6
+
+
+def kwh_per_million_tokens(run: Execution) -> float | None:
+    """The same in kWh, of the board alone."""
+    joules = joules_per_million_tokens(run)
+    return None if joules is None else joules / J_PER_KWH
 
 
 def _fraction(run: Execution, busy: float | None) -> float | None:
