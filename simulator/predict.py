@@ -23,9 +23,10 @@ from .problem.workload import Workload
 from .replay.engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
 from .replay.extrapolation import beyond_recorded
 from .replay.fit import occupancy
+from .replay.l2 import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, WALKED
 from .replay.sample import chosen_kernel, copies
 from .replay.settle import Grid, Problem, Settled, breakdown, memory_of, settle
-from .replay.traffic import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, WALKED, Launch, TensorLayout, replay_traffic
+from .replay.traffic import Launch, TensorLayout, replay_traffic
 from .results import bottleneck
 from .results.run import Activity, Run, Sample, Traffic
 from .schedules import Kernel, Schedule, find_schedule

@@ -10,7 +10,8 @@ from fasim.simulator.predict import predict
 from fasim.simulator.problem.order import splits_that_fill, work_items
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay.extrapolation import beyond_recorded
-from fasim.simulator.replay.traffic import ACCESS, ON_EXIT, STATIC, Launch
+from fasim.simulator.replay.l2 import ACCESS, ON_EXIT, STATIC
+from fasim.simulator.replay.traffic import Launch
 from fasim.simulator.results import metrics
 
 DEFAULT = Workload(4, 16, 8448)

@@ -37,7 +37,7 @@ def test_ctrl_c_ends_what_never_comes_back_from_compiled_code():
     assert process.wait(timeout=60) == 130
 
 
-@pytest.mark.parametrize(("module", "loop"), [(traffic, "_replay"), (engine, "_replay"), (chip, "deal")])
+@pytest.mark.parametrize(("module", "loop"), [(traffic, "walk"), (engine, "_replay"), (chip, "deal")])
 def test_ctrl_c_is_heard_between_two_slices_of_a_jitted_loop(monkeypatch, module, loop):
     """A signal that arrives during the first slice ends the replay before the second."""
     work, calls, inner = Workload(2, 4, 2048), [], getattr(module, loop)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,25 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_l2 import plain_replay
 
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.problem.order import ITEM, work_items
 from fasim.simulator.problem.workload import LSE_BYTES, Workload
 from fasim.simulator.replay import traffic as traffic_module
-from fasim.simulator.replay.traffic import (
-    ACCESS,
-    KV,
-    ON_EXIT,
-    PAIR,
-    ROW,
-    STATIC,
-    WEIGHTS,
-    Launch,
-    TensorLayout,
-    paces,
-    replay_traffic,
-    stripe_bytes,
-)  # fmt: skip
+from fasim.simulator.replay.l2 import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, WEIGHTS
+from fasim.simulator.replay.traffic import Launch, TensorLayout, paces, replay_traffic, stripe_bytes
 
 H200 = load_device("h200")
 NAMES = [TensorLayout(name) for name in ("Q", "K", "V", "O", "LSE")]
@@ -145,114 +133,6 @@ def test_bytes_shrink_from_algorithmic_over_l2_to_hbm_and_never_below_compulsory
     for name in ("O", "LSE"):
         moved = traffic.by_tensor[name]
         assert moved.algorithmic_write == moved.l2_write == moved.hbm_write == work.tensor_bytes[name]
-
-
-class PlainL2:
-    """The same L2 by ordered dicts, one per partition and stripe, and entries named (tile, home)."""
-
-    def __init__(self, device, counts):
-        self.homes = range(device.l2_partitions)
-        self.capacity = stripe_bytes(device)
-        self.held = [[OrderedDict() for _ in WEIGHTS] for _ in self.homes]  # entry -> [bytes, tensor, dirty]
-        self.counts = counts
-
-    def touch(self, partition, entry, size, tensor, dirty):
-        """The weight of the stripes that did not hold the entry; a store marks all of them dirty."""
-        missed = 0
-        for stripe, most, weight in zip(self.held[partition], self.capacity, WEIGHTS, strict=True):
-            old = stripe.pop(entry, None)
-            missed += weight * (old is None)
-            stripe[entry] = [size, tensor, dirty or bool(old and old[2])]
-            while sum(kept[0] for kept in stripe.values()) > most and len(stripe) > 1:
-                gone, owner, was_dirty = stripe.popitem(last=False)[1]
-                self.counts[owner, 5] += weight * gone * was_dirty
-        return missed
-
-    def access(self, near, tile, size, tensor, write):
-        for home in self.homes:
-            entry = (tile, home)
-            if write:
-                self.touch(home, entry, size, tensor, True)
-                continue
-            missed = self.touch(near, entry, size, tensor, False)
-            if home != near and missed:
-                missed = min(missed, self.touch(home, entry, size, tensor, False))
-            self.counts[tensor, 4] += missed * size
-
-    def flush(self):
-        for partition in self.held:
-            for stripe, weight in zip(partition, WEIGHTS, strict=True):
-                for size, owner, dirty in stripe.values():
-                    self.counts[owner, 5] += weight * size * dirty
-
-
-def plain_replay(work, launch, tensors, device):
-    """The traffic counters of one launch, by the plain L2 and tiles named by their coordinates."""
-    counts = np.zeros((tensors, 6), np.int64)
-    l2 = PlainL2(device, counts)
-    items, rows = launch.items, launch.accesses
-    longest = items["blocks"].max()
-
-    def access(i, slot, row):
-        item, tensor = items[i], int(row["tensor"])
-        m = int(item["m"] + row["m_offset"])
-        n = int(item["n"] + (item["blocks"] - 1 - row["block"] if launch.descending else row["block"]))
-        queries = min(launch.block_m, work.seqlen_q - m * launch.block_m)
-        keys = min(launch.block_n, work.seqlen_k - n * launch.block_n)
-        tile, size = {
-            ROW: ((tensor, int(item["q_head"]), m), queries * row["elements"] * row["element_bytes"]),
-            KV: ((tensor, int(item["kv_head"]), n), keys * row["elements"] * row["element_bytes"]),
-            PAIR: ((tensor, int(item["q_head"]), m, n), queries * keys * row["element_bytes"]),
-        }[int(row["mode"])]
-        write = int(row["write"])
-        counts[tensor, write] += size
-        leader = items[i - i % launch.cluster]
-        if row["multicast"] and i % launch.cluster and all(leader[f] == item[f] for f in ("kv_head", "blocks")):
-            return
-        counts[tensor, 2 + write] += size
-        l2.access((slot // launch.cluster).bit_count() % device.l2_partitions, tile, size, tensor, write)
-
-    slots = min(launch.slots, len(items))
-    waiting = iter(range(slots, len(items)))
-
-    def steps(i):
-        """The accesses of each loop step of item i, one group a turn."""
-        groups = []
-        for row in rows:
-            last = groups[-1][-1] if groups else None
-            if groups and last["step"] == row["step"] and last["write"] <= row["write"]:
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-        whole = items[i]["blocks"] == longest
-        return iter([(i, group) for group in groups if whole or group[0]["step"] < items[i]["blocks"]])
-
-    present = list(range(slots))
-    turns = [steps(i) for i in present]
-    left = [len(list(steps(i))) for i in present]
-    behind, pace = [0.5] * slots, paces(slots)
-    while any(left):
-        for slot in range(slots):
-            if left[slot] == 0:
-                continue
-            behind[slot] += pace[slot]
-            if behind[slot] < 1:
-                continue
-            behind[slot] -= 1
-            i, group = next(turns[slot])
-            for row in group:
-                access(i, slot, row)
-            left[slot] -= 1
-            if left[slot]:
-                continue
-            static = i + slots if i + slots < len(items) else None
-            new = static if launch.dealing == STATIC else next(waiting, None)
-            if new is not None:
-                turns[slot] = steps(new)
-                left[slot] = len(list(steps(new)))
-    l2.flush()
-    counts[:, 4:] = -(-counts[:, 4:] // (sum(WEIGHTS) * device.l2_partitions))
-    return counts
 
 
 @given(shapes())

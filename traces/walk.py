@@ -24,8 +24,9 @@ from ..simulator.predict import default_tile, laid_out
 from ..simulator.problem.tile import Tile
 from ..simulator.problem.workload import Workload
 from ..simulator.replay.chip import recorded
+from ..simulator.replay.l2 import KV, PAIR, ROW
 from ..simulator.replay.settle import Grid, Problem
-from ..simulator.replay.traffic import KV, PAIR, ROW, Launch, TensorLayout, replay_traffic, stripe_bytes
+from ..simulator.replay.traffic import Launch, TensorLayout, replay_traffic, stripe_bytes
 from ..simulator.results.html import table
 from ..simulator.results.run import Traffic
 from ..simulator.units import scaled

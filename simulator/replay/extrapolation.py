@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .traffic import STATIC, Launch
+from .l2 import STATIC
+from .traffic import Launch
 
 WALKED = {"one after another": 8_000, "from a queue": 16_000}
 """K/V blocks that an SM walks in the longest recorded runs whose HBM bytes the model met (traces/recorded/runs): 16 heads of 32k

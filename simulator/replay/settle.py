@@ -22,7 +22,8 @@ from . import account
 from .chip import Durations, burst_rate, ends_of_sms, measure_durations, queue_wait
 from .engine import U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory
 from .fit import Occupancy
-from .traffic import ROW, Launch, Moved
+from .l2 import ROW
+from .traffic import Launch, Moved
 
 ROUNDS, SETTLED = 16, 0.02
 """Load and clock are found by repeating the replay until neither moves by more than 2 %, at most 16 times (fa3 takes 3, standard
