@@ -92,13 +92,15 @@ __device__ __forceinline__ void fill_normal(unsigned char* smem, int bytes, u32 
 """
 
 
-def wgmma_wrapper(n):
-    """`Wgmma<n>::ss` and `::rs`: wgmma.m64n{n}k16, fp16 operands, fp32 accumulators in n / 2 registers.
+def wgmma_wrapper(n, eight_bit=False):
+    """`Wgmma<n>::ss` and `::rs`: wgmma.m64n{n}k16, fp16 operands, fp32 accumulators in n / 2 registers; or k32, e4m3.
 
     ss: A and B from shared memory, both K-major (as S = Q K^T).
-    rs: A from four registers, B from shared memory, MN-major (as O += P V).
+    rs: A from four registers, B from shared memory, MN-major (as O += P V), in 8 bits K-major, the only way it has.
     """
     count = n // 2
+    shape = f"m64n{n}k32.f32.e4m3.e4m3" if eight_bit else f"m64n{n}k16.f32.f16.f16"
+    from_shared, from_registers = ("1, 1", "1, 1") if eight_bit else ("1, 1, 0, 0", "1, 1, 1")
     accumulators = ", ".join(f"%{i}" for i in range(count))
     outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
 
@@ -106,22 +108,22 @@ def wgmma_wrapper(n):
         b, scale = count + operands, count + operands + 1
         return f"""
     asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{scale}, 0; "
-      "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.f16.f16 {{{accumulators}}}, {a}, %{b}, p, {tail}; }}"
+      "wgmma.mma_async.sync.aligned.{shape} {{{accumulators}}}, {a}, %{b}, p, {tail}; }}"
       : {outputs} : {inputs}, "l"(b), "r"(accumulate) : "memory");"""
 
     registers = "{" + ", ".join(f"%{count + i}" for i in range(4)) + "}"
     return f"""
 template <> struct Wgmma<{n}> {{
   static __device__ __forceinline__ void ss(float* d, u64 a, u64 b, int accumulate) {{
-{body(f"%{count}", '"l"(a)', 1, "1, 1, 0, 0")}
+{body(f"%{count}", '"l"(a)', 1, from_shared)}
   }}
   static __device__ __forceinline__ void rs(float* d, const u32* a, u64 b, int accumulate) {{
-{body(registers, '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])', 4, "1, 1, 1")}
+{body(registers, '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])', 4, from_registers)}
   }}
 }};
 """
 
 
-def wgmma_wrappers(widths):
+def wgmma_wrappers(widths, eight_bit=False):
     """The wrappers for every n in `widths`, and the primary template."""
-    return "template <int N> struct Wgmma;\n" + "".join(wgmma_wrapper(n) for n in sorted(set(widths)))
+    return "template <int N> struct Wgmma;\n" + "".join(wgmma_wrapper(n, eight_bit) for n in sorted(set(widths)))

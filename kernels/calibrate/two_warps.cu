@@ -1,4 +1,4 @@
-// Two warpgroups of arithmetic, 0 and 3, beside two of GEMMs: what two warps of a sub-partition cost each other (two_warps.py).
+// Arithmetic in warpgroups 0 and 3 beside the GEMMs of 1 and 2: what two warps of a sub-partition cost each other (two_warps.py).
 
 template <class First, class Second>
 __device__ __forceinline__ void contended(u64* out, long long reps, long long gemms, int two, First first, Second second) {
@@ -11,15 +11,20 @@ __device__ __forceinline__ void contended(u64* out, long long reps, long long ge
   long long done = 0;
   float keep = 0.0f;
   u64 start = clock_wide(), end = start;
-  if (wg == 0) {
-    while (clock_wide() - start < 4000) {}
+  if (wg == 0 || wg == 3) {
+    while (clock_wide() - start < 4000) {}  // let the queue fill
     start = clock_wide();
-    keep = first(reps);
-    end = clock_wide();
-    *stop = 1;
-    done = reps;
-  } else if (wg == 3) {
-    while (two && *stop == 0) keep += second(1);
+    if (wg == 0) {
+      keep = first(reps);
+      end = clock_wide();
+      *stop = 1;
+      done = reps;
+    } else {
+      while (two && *stop == 0) {
+        keep += second(8);
+        if (*stop == 0) { done += 8; end = clock_wide(); }
+      }
+    }
   } else {
     Accumulator<128> c;
     Fragments f;
