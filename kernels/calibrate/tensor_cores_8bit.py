@@ -13,7 +13,8 @@ REPS = 200
 STEPS = (2, 8, 16)
 WIDTHS = {"SS": (64, 128, 160, 224, 256), "RS": (64, 128, 256)}
 # S = Q K^T at head_dim 64, 128 and 256, O += P V over 224, 160 and 128 keys
-QK, PV, QK_D64, PV_D64, QK_D256, PV_D256 = ("SS", 224, 4), ("RS", 128, 7), ("SS", 160, 2), ("RS", 64, 5), ("SS", 128, 8), ("RS", 256, 4)
+QK, PV, QK_D64, PV_D64 = ("SS", 224, 4), ("RS", 128, 7), ("SS", 160, 2), ("RS", 64, 5)
+QK_D256, PV_D256 = ("SS", 128, 8), ("RS", 256, 4)
 STREAMS = [(QK,), (PV,), (QK, QK), (PV, PV), (QK, PV), (QK_D64, PV_D64), (QK_D256, PV_D256), (QK_D64, PV_D64, QK_D64)]
 
 
@@ -27,7 +28,8 @@ def source():
     widths = [n for roles in [chains(), *STREAMS] for _, n, _ in roles]
     parts = [(HERE / part).read_text() for part in ("gemm.cuh", "tensor_cores.cu")]
     lines = []
-    for macro, prefix, sets, suffix in (("STAMPED", "solo", [[role] for role in chains()], "false"), ("STREAMED", "stream", STREAMS, "0")):
+    alone = [[role] for role in chains()]
+    for macro, prefix, sets, suffix in (("STAMPED", "solo", alone, "false"), ("STREAMED", "stream", STREAMS, "0")):
         for roles in sets:
             name = f"{prefix}_{'__'.join(map(label, roles))}"
             filled = list(roles) + [roles[-1]] * (3 - len(roles))

@@ -3,7 +3,8 @@
 `python -m kernels.calibrate.two_warps --out DIR` writes `DIR/two_warps.json`: cycles that one warp a sub-partition takes for a
 mix of instructions while the other does nothing ("one") or repeats its own ("two": both are given), and the rate that the
 GEMMs of two further warpgroups keep. A mix is a string of instructions in the order in which the warp issues them, each on a
-register last written seventeen instructions before: F(FMA), A (FADD), M (FMNMX), E (EX2), C (F2FP). "E|F": EX2 in one, FFMA in the other.
+register last written seventeen instructions before: F (FFMA), A (FADD), M (FMNMX), E (EX2), C (F2FP). "E|F": EX2 in one warp,
+FFMA in the other.
 """
 
 import numpy as np
