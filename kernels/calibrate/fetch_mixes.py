@@ -51,7 +51,6 @@ def main():
         cases = results["mixes"][mix] = {}
         for name, (warps, delay) in CASES.items():
             cases[name] = {f"{pieces * PIECE_KIB}KiB": measure(module, mix, warps, delay, pieces) for pieces in PIECES}
-            print(mix, name, {size: row["cycles"][0] for size, row in cases[name].items()}, flush=True)
     write(out, "fetch_mixes", "kernels/calibrate/fetch_mixes.py", text, results)
 
 

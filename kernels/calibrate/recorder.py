@@ -14,9 +14,9 @@ from ..measure.runs import require_gpu
 from ..validation.check import MissingTool
 
 BENCHMARKS = (
-    "tensor_cores", "pipes", "softmax", "contention", "running", "pipes_contended", "switching", "pace", "chains",
-    "branches", "fetch", "mma_sync", "fp8_accumulation", "memory", "l2_capacity", "l2_sets", "loaded", "reduce_add", "launch",
-    "power",
+    "tensor_cores", "tensor_cores_8bit", "pipes", "softmax", "contention", "running", "pipes_contended", "two_warps", "switching",
+    "pace", "chains", "branches", "fetch", "fetch_mixes", "mma_sync", "fp8_accumulation", "memory", "l2_capacity", "l2_sets",
+    "loaded", "reduce_add", "launch", "power",
 )  # fmt: skip
 """In the order they run; power last, since it heats the board."""
 TIMEOUT_S = 600

@@ -53,7 +53,6 @@ def main():
         for n in widths:
             waited = [solo[label((operand, n, steps))]["median"] for steps in STEPS]
             fits[f"{operand.lower()}_n{n}"] = line(STEPS, waited) | {"cycles_at_peak": n / 2}
-    print(fits, flush=True)
     for roles in STREAMS:
         name = f"stream_{'__'.join(map(label, roles))}"
         raw = torch.zeros(2 * SM_COUNT_H200 * 4 * len(roles), dtype=torch.int64, device="cuda")
@@ -66,7 +65,6 @@ def main():
             "cycles_per_gemm": [spread(cycles[:, w]) for w in range(len(roles))],
             "tensor_utilisation": round(ideal / np.median(cycles), 4),
         }
-    print({name: row["tensor_utilisation"] for name, row in streams.items()}, flush=True)
     results = {"solo_fit_cycles_per_k32_step": fits, "solo_waited": solo, "streams": streams}
     write(out, "tensor_cores_8bit", "kernels/calibrate/tensor_cores_8bit.py", text, results)
 

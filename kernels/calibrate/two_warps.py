@@ -97,7 +97,6 @@ def main():
                 if gemms:
                     rate = cycles[:, 1:3, :, 1].mean(axis=2) / np.maximum(cycles[:, 1:3, :, 0].mean(axis=2), 1)
                     row[f"tensor_utilisation_{warps}"] = spread(rate.sum(axis=1) * GEMM_CYCLES)
-        print(name, {key: value["median"] for key, value in row.items() if isinstance(value, dict)}, flush=True)
     counts = loop_counts(module.cubin, [entry for entry, one, other in kernels().values() if one == other])
     write(out, "two_warps", "kernels/calibrate/two_warps.py", text, {"cycles_per_mix": results, "sass_loop": counts})
 
