@@ -315,8 +315,10 @@ def test_our_fa3_is_measured_in_e4m3_too_on_its_own_tile_and_by_its_own_sources(
     assert "kernels/cuda/wgmma.py" in names.sources_of(subject, replace(work, dtype="bf16")).keys() - found.keys()
     with pytest.raises(UsageError, match="dtype=e4m3 is not supported by 'pingpong'"):
         names.accept(names.subject_of("pingpong"), work)
-    with pytest.raises(UsageError, match="no in-kernel trace in e4m3"):
-        timeline.record(None, plan.Entry("fa3", work))
+    traced = timeline.Traced(plan.Entry("fa3", work)).config
+    assert traced.fit.tile.block_n == 192 and traced.source.defines["TRACE"] == 1
+    with pytest.raises(UsageError, match="'pingpong' has no FP8 kernel"):
+        timeline.Traced(plan.Entry("pingpong", work))
 
 
 def test_without_a_gpu_measuring_says_so():

@@ -15,6 +15,7 @@ from ...simulator.errors import UsageError
 from ...simulator.results.run import Run
 from ...traces.kernel_trace import BLOCKS, ROWS, SLOTS, recording
 from ..cuda.config import SCHEDULES, config_for
+from ..cuda.fp8 import config as fp8
 from .plan import Entry
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ class Traced:
 
     def __init__(self, entry: Entry) -> None:
         w = entry.workload
-        self.causal = w.causal
-        self.config = config_for(entry.kernel, w.dtype, w.head_dim, w.causal, trace=True)
+        if w.dtype == "e4m3":
+            plain = fp8.config_for(entry.kernel, "bf16", w.head_dim, w.causal, w.seqlen_k)
+            self.config = replace(plain, trace=True)
+        else:
+            self.config = config_for(entry.kernel, w.dtype, w.head_dim, w.causal, trace=True)
         self.plan = self.buffer = None
 
     def __call__(self, q, k, v) -> tuple:
@@ -35,13 +39,20 @@ class Traced:
         if self.plan is None:
             import torch
 
-            from ..cuda.launch import Plan, kernel_for
-
-            device = q.get_device()
-            strides = (q.stride(), k.stride(), v.stride())
-            self.plan = Plan(kernel_for(self.config, device), tuple(q.shape), tuple(k.shape), strides, device)
+            self.plan = self._plan(q, k, v)
             self.buffer = torch.zeros((self.plan.grid, ROWS, BLOCKS, SLOTS), dtype=torch.int32, device=q.device)
-        return self.plan.run(q, k, v, 1 / math.sqrt(q.shape[3]), trace=self.buffer)
+        descales = ((None, None, None),) if isinstance(self.config, fp8.Fp8Config) else ()
+        return self.plan.run(q, k, v, *descales, 1 / math.sqrt(q.shape[3]), trace=self.buffer)
+
+    def _plan(self, q, k, v):
+        shapes, strides, device = (tuple(q.shape), tuple(k.shape)), (q.stride(), k.stride(), v.stride()), q.get_device()
+        if isinstance(self.config, fp8.Fp8Config):
+            from ..cuda.fp8.launch import Plan
+
+            return Plan(self.config, *shapes, strides, device)
+        from ..cuda.launch import Plan, kernel_for
+
+        return Plan(kernel_for(self.config, device), *shapes, strides, device)
 
     def stamps(self, q, k, v) -> np.ndarray:
         """What one call leaves: uint32 of (CTAs, ROWS, BLOCKS, SLOTS)."""
@@ -58,8 +69,6 @@ def record(bench: Bench, entry: Entry) -> Run:
     """
     if entry.kernel not in SCHEDULES:
         raise UsageError(f"{entry.kernel} has no in-kernel trace, our CUDA kernels have ({', '.join(SCHEDULES)})")
-    if entry.workload.dtype == "e4m3":
-        raise UsageError(f"{entry.kernel} has no in-kernel trace in e4m3: give fp16 or bf16")
     plain, traced = bench.measure(entry), Traced(entry)
     run = bench.measure(entry, traced)
     words = traced.stamps(*bench.inputs(entry.workload)[0])

@@ -58,11 +58,12 @@ class Fp8Config:
     fit: Fit
     block_scales: bool = False  # for 64 rows of Q and for each block of K and V; else for a head
     two_levels: bool = False  # P V of some blocks added up apart
+    trace: bool = False  # stores the clock at each event into Params::trace
 
     @property
     def name(self) -> str:
         """As it is spoken of: "fa3 e4m3 d128 causal"."""
-        more = " block scales" * self.block_scales + " two levels" * self.two_levels
+        more = " block scales" * self.block_scales + " two levels" * self.two_levels + " trace" * self.trace
         return f"{self.schedule} e4m3 d{self.head_dim} {'causal' if self.causal else 'full'} to {self.output}{more}"
 
     @property
@@ -94,7 +95,7 @@ class Fp8Config:
             "SHIFT": SHIFT,
             "BLOCK_SCALES": int(self.block_scales),
             "TWO_LEVELS": int(self.two_levels),
-            "TRACE": 0,
+            "TRACE": int(self.trace),
         }
         return Source(f"fp8_{self.path.name}", self.path.read_text(encoding="utf-8"), headers(), defines)
 

@@ -95,12 +95,13 @@ class Plan:
         self.o = _Operand(config.output, q_shape, contiguous, (ROW_BYTES // 2, launch.WARP_ROWS))
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, descales: tuple[Tensor | None, ...], scale: float, two_level: int = 0
+        self, q: Tensor, k: Tensor, v: Tensor, descales: tuple[Tensor | None, ...], scale: float, two_level: int = 0,
+        trace: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Launch on the device's current stream; (O, LSE)."""
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
-                return self.run(q, k, v, descales, scale, two_level)
+                return self.run(q, k, v, descales, scale, two_level, trace)
         o = torch.empty(self.o_shape, dtype=self.dtype, device=q.device)
         lse = torch.empty(self.lse_shape, dtype=torch.float32, device=q.device)
         if self.empty:
@@ -111,7 +112,7 @@ class Plan:
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         queue = launch._queue(self.device, stream)
         scale_log2 = scale * launch.LOG2_E
-        params = PARAMS.pack(lse.data_ptr(), queue.data_ptr(), 0, *self.sizes, scale_log2)
+        params = PARAMS.pack(lse.data_ptr(), queue.data_ptr(), 0 if trace is None else trace.data_ptr(), *self.sizes, scale_log2)
         fields = ((0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:2]) for x in descales)
         scales = DESCALES.pack(*(field for each in fields for field in each), two_level)
         blocks = [ctypes.create_string_buffer(block, len(block)) for block in (params, scales)]
