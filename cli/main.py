@@ -27,6 +27,7 @@ from .commands.published import published
 from .commands.roofline import roofline
 from .commands.sweep import sweep
 from .commands.timeline import timeline
+from .commands.tune import tune
 from .commands.validate import validate
 from .commands.walk import walk
 from .compare import compare
@@ -48,6 +49,7 @@ for _place, _command in enumerate(
         learn,
         predict,
         sweep,
+        tune,
         timeline,
         walk,
         roofline,

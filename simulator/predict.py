@@ -20,7 +20,8 @@ from .limits import affordable, recordable
 from .problem.order import splits_that_fill, work_items
 from .problem.tile import HEAD_DIMS, Tile, default_for
 from .problem.workload import Workload
-from .replay.engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, Replay, replay
+from .replay.chip import recorded as one_tile
+from .replay.engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, replay
 from .replay.extrapolation import beyond_recorded
 from .replay.fit import occupancy
 from .replay.l2 import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, WALKED
@@ -48,13 +49,15 @@ def predict(
     regime: str = "sustained",
     kernel: str | None = None,
     why: bool = False,
+    spans: bool = True,
 ) -> Run:
     """What the device would do with this workload under this schedule.
 
     `tile` defaults to the schedule's own (see `default_tile`); `clock_hz` pins the SM clock in Hz, otherwise power
     decides it, after seconds of load or in a "burst" (see `clock.sustained`). `kernel`, by name or number from 1, is the
     one whose spans the run keeps for the timeline (default: the one with the softmax); all are predicted. With `why` the
-    run also says what each resource twice as fast would save. Raises UsageError, one sentence, for whatever is not possible.
+    run also says what each resource twice as fast would save; without `spans` it keeps none, which takes less time.
+    Raises UsageError, one sentence, for whatever is not possible.
     """
     chosen, gpu, tile = _agreed(workload, schedule, device, tile)
     number = chosen_kernel(chosen, kernel, workload, tile)
@@ -63,7 +66,7 @@ def predict(
     found = settle(problem, gpu)
     grids, busy = problem.grids, found.busy
     whole = replace(problem.traffic, smem_bytes=int(busy[U_SMEM]))
-    sampled, sample = _sample(problem, number, gpu, found)
+    shown = _sample(problem, number, gpu, found) if spans else None
     whole_time, by_kernel = breakdown(problem, gpu, found)
     run = Run(
         origin="predicted",
@@ -80,10 +83,7 @@ def predict(
         traffic=whole,
         bottleneck=bottleneck.UNKNOWN,
         warnings=tuple(_warnings(workload, tile, gpu, found.state, grids, whole)),
-        lanes=sampled.lanes,
-        labels=sampled.labels,
-        spans=sampled.spans,
-        sample=sample,
+        **(shown or {}),
         breakdown=whole_time,
         kernels=tuple((grid.kernel.name, float(taken)) for grid, taken in zip(grids, found.by_kernel, strict=True)),
     )
@@ -118,6 +118,20 @@ def laid_out(workload: Workload, schedule: str, device: str | Device, tile: Tile
     """
     chosen, gpu, tile = _agreed(workload, schedule, device, tile)
     return _laid_out(chosen, workload, tile, gpu)
+
+
+def fits(workload: Workload, schedule: str, device: str | Device, tile: Tile) -> int:
+    """CTAs of this tile that share an SM, of the schedule's kernels the fewest.
+
+    Raises UsageError, one sentence, where the tile is not possible or does not fit.
+    """
+    chosen, gpu, tile = _agreed(workload, schedule, device, tile)
+    rooms = []
+    for kernel in chosen.kernels:
+        kernel = _dealt(kernel, chosen, workload, tile, gpu)
+        program = trace(kernel, workload, tile, [(1, 0)])
+        rooms.append(occupancy(chosen, workload, tile, gpu, program, kernel).ctas_per_sm)
+    return min(rooms)
 
 
 def programs(
@@ -256,7 +270,7 @@ def _checked(kernel: Kernel, program: Program) -> None:
 def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tensors: tuple[str, ...]) -> np.ndarray:
     """One CTA's global loads and stores at the longest loop, with the coordinates the traffic replay needs."""
     whole_head = kernel.grid == "heads"
-    program = trace(kernel, workload, tile, [(1 if whole_head else max(1, longest), 0)])
+    program = one_tile(kernel, workload, tile, 1 if whole_head else max(1, longest), 0, 1)
     recorded = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
     if kernel.by_row:  # tiles are too coarse to see single rows: a tile's readings come one after another, its writing last
         recorded = recorded[np.argsort(recorded["step"], kind="stable")]
@@ -314,8 +328,9 @@ def _facts(grids: list[Grid], number: int) -> bottleneck.Facts:
     )
 
 
-def _sample(problem: Problem, number: int, device: Device, found: Settled) -> tuple[Replay, Sample]:
-    """The spans of one SM's first two tiles, or the one it has (loops cut short), of one kernel, and what they are of."""
+def _sample(problem: Problem, number: int, device: Device, found: Settled) -> dict[str, object]:
+    """The spans of one SM's first two tiles, or the one it has (loops cut short), of one kernel, and what they are of; as a Run's
+    fields."""
     workload, tile, grid = problem.workload, problem.tile, problem.grids[number]
     whole = max(1, int(grid.items["blocks"].max()))
     longest = min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, whole)
@@ -333,7 +348,8 @@ def _sample(problem: Problem, number: int, device: Device, found: Settled) -> tu
         eight_bit=workload.element_bytes == 1,
     )  # fmt: skip
     names = tuple(each.kernel.name for each in problem.grids)
-    return replayed, Sample(names, number + 1, grid.kernel.step, *steps, copies(program, memory))
+    sample = Sample(names, number + 1, grid.kernel.step, *steps, copies(program, memory))
+    return {"lanes": replayed.lanes, "labels": replayed.labels, "spans": replayed.spans, "sample": sample}
 
 
 def _warnings(

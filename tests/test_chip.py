@@ -1,6 +1,6 @@
 """The composition of the chip from one SM, held to a brute-force replay of every SM at once on small problems."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -20,11 +20,12 @@ from fasim.simulator.replay.chip import (
     compose,
     deal,
     measure_durations,
+    recorded,
     replayed_lengths,
 )
 from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.replay.settle import _start
-from fasim.simulator.schedules import SCHEDULES
+from fasim.simulator.schedules import SCHEDULES, find_schedule
 
 H200 = load_device("h200")
 MISSES = {"Q": 0.2, "K": 0.2, "V": 0.2}
@@ -147,3 +148,18 @@ def test_the_first_loads_of_all_ctas_wait_for_each_other():
     assert _start(laid_out(Workload(1, 1, 128), "fa3", "h200").grids[0], H200, 1.9e9) == 0.0
     slow = replace(H200, hbm_bytes_per_s=H200.hbm_bytes_per_s / 2)
     assert _start(many.grids[0], slow, 1.9e9) > 2 * start
+
+
+@pytest.mark.parametrize(("name", "direction"), [("fa3", "forward"), ("standard", "forward"), ("fa2", "backward")])
+def test_batch_heads_and_lengths_are_no_part_of_a_program(name, direction):
+    """What is recorded once for many workloads is what each of them would record."""
+    odd = Workload(3, 8, seqlen_q=500, seqlen_k=1000, kv_heads=2, causal=True)
+    for workload in (odd, Workload(1, 4, 256)):
+        workload = replace(workload, direction=direction)
+        schedule = find_schedule(name, workload.direction)
+        tile = default_tile(workload, name, "h200")
+        for kernel in schedule.kernels:
+            shared, own = recorded(kernel, workload, tile, 4, 1, 2), trace(kernel, workload, tile, [(4, 1)] * 2)
+            for field in fields(own):
+                ours, theirs = getattr(shared, field.name), getattr(own, field.name)
+                assert np.array_equal(ours, theirs) if isinstance(theirs, np.ndarray) else ours == theirs, field.name

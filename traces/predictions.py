@@ -14,19 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from ..simulator.devices.device import FIELDS, Device, load_device
 from ..simulator.errors import UsageError
 from ..simulator.problem.tile import Tile
 from ..simulator.problem.workload import Workload
-from ..simulator.results.run import SPAN, Run
+from ..simulator.results.run import Run
 from ..simulator.schedules import is_compiled
 from ..simulator.schedules.own import is_own
 from . import store
@@ -181,7 +179,7 @@ def processes() -> int:
 def _made(question: Question) -> Run:
     from ..simulator.predict import predict
 
-    run = replace(predict(**question.asked()), lanes=(), labels=(), spans=np.zeros(0, SPAN), sample=None)
+    run = predict(**question.asked(), spans=False)
     _keep(question, run)
     return run
 

@@ -9,7 +9,7 @@ its fair share. A brute-force replay of all SMs on small problems holds the comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numba
@@ -90,9 +90,20 @@ def _spread(known: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> np.nd
     return out
 
 
-@lru_cache(maxsize=64)
 def recorded(kernel: Kernel, workload: Workload, tile: Tile, blocks: int, masked: int, tiles: int) -> Program:
-    """The kernel's program over `tiles` tiles of one length; no device decides it, so replays share it."""
+    """The kernel's program over `tiles` tiles of one length; no device decides it, so replays share it.
+
+    Nor do batch, heads and lengths, which are in the length of the loop: workloads that differ in them share it too, unless the
+    kernel is a user's own, or walks all Q blocks of a head.
+    """
+    if kernel.grid != "heads" and not kernel.where:
+        group = workload.heads_per_kv
+        workload = replace(workload, batch=1, heads=group, kv_heads=1, seqlen=None, seqlen_q=tile.block_m, seqlen_k=tile.block_n)
+    return _recorded(kernel, workload, tile, blocks, masked, tiles)
+
+
+@lru_cache(maxsize=128)
+def _recorded(kernel: Kernel, workload: Workload, tile: Tile, blocks: int, masked: int, tiles: int) -> Program:
     return trace(kernel, workload, tile, [(blocks, masked)] * tiles)
 
 

@@ -1,0 +1,104 @@
+"""Tune: every tile that fits, ranked as predict has them, and a choice that the model can tell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fasim.simulator.errors import UsageError
+from fasim.simulator.predict import default_tile, fits, predict
+from fasim.simulator.problem.tile import Tile
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.results import metrics
+from fasim.traces.answers import tune as room
+from fasim.traces.answers.tune import Tuned, legal_tiles, spoken, tune
+
+SMALL = Workload(1, 1, 512, 256)
+
+
+@pytest.mark.parametrize("workload", [replace(SMALL, causal=True), replace(SMALL, seqlen=300, seqlen_q=300, seqlen_k=300)])
+def test_a_tile_is_legal_where_a_prediction_is_possible(workload):
+    found = legal_tiles(workload, "fa3", "h200")
+    assert found and all(fits(workload, "fa3", "h200", tile) == 1 for tile in found)
+    for tile in (Tile(128, 64, 2, 2, 2), Tile(128, 64, 4, 2), Tile(128, 96, 2, 2), Tile(192, 64, 2, 3)):
+        try:
+            predict(workload, "fa3", "h200", tile)
+        except UsageError:
+            assert tile not in found
+        else:
+            assert tile in found
+
+
+def test_a_schedule_of_mma_sync_has_other_tiles(monkeypatch):
+    monkeypatch.setattr(room, "MIN_KEYS", 64)
+    monkeypatch.setattr(room, "MAX_KEYS", 64)
+    monkeypatch.setattr(room, "STAGES", (1, 2))
+    found = legal_tiles(SMALL, "fa2", "h200")
+    assert found and {tile.cluster for tile in found} == {1} and default_tile(SMALL, "fa2", "h200") in found
+
+
+def test_the_ranking_is_that_of_predict(monkeypatch):
+    monkeypatch.setattr(room, "STAGES", (1, 2))
+    monkeypatch.setattr(room, "MIN_KEYS", 48)
+    monkeypatch.setattr(room, "CONSUMERS", (2,))
+    heard = []
+    found = tune(SMALL, "fa3", "h200", advance=lambda done, total, what: heard.append((done, total)), workers=1)
+    times = [metrics.time_s(run) for run in found.runs]
+    assert times[1:] == sorted(times[1:]) and times[0] <= times[1] * (1 + room.SAME)
+    assert found.usual.tile == default_tile(SMALL, "fa3", "h200") and found.usual in found.runs
+    assert {run.tile for run in found.runs} == {found.usual.tile, *legal_tiles(SMALL, "fa3", "h200")}
+    best = found.runs[0]
+    assert best.cycles == predict(SMALL, "fa3", "h200", best.tile).cycles
+    assert heard[-1][0] == heard[-1][1]
+    assert found.sentence.startswith(spoken(found.choice.tile))
+
+
+@pytest.fixture
+def ranked(pingpong_run) -> list:
+    from fasim.simulator.results.breakdown import Breakdown
+
+    even = Breakdown(**dict.fromkeys(Breakdown.__dataclass_fields__, 0.0) | {"useful": 0.8, "softmax": 0.2})
+    run = replace(pingpong_run, breakdown=even)
+    tiles = (Tile(128, 144), Tile(128, 144, 3), Tile(128, 128), Tile(128, 96))
+    return [replace(run, tile=tile, cycles=int(run.cycles * by)) for tile, by in zip(tiles, (1, 1.001, 1.03, 1.2), strict=True)]
+
+
+def test_the_sentence_says_what_to_take_and_over_what(ranked):
+    said = Tuned(tuple(ranked), ranked[3], 7).sentence
+    assert said.startswith("128x144, 2 stages, 2 consumers is the fastest of 4 legal tiles, ")
+    assert "20.0% faster than the table's 128x96" in said and "128x128, 2 stages, 2 consumers is 3.0% slower" in said
+    assert "and is the table's; 128x128" in Tuned(tuple(ranked), ranked[0], 0).sentence
+    assert "3.0% slower" in Tuned(tuple(ranked), ranked[2], 0).sentence
+
+
+def test_the_tables_tile_is_kept_where_the_model_cannot_tell(ranked):
+    near = replace(ranked[2], cycles=int(ranked[0].cycles * 1.015))
+    found = Tuned((ranked[0], near, ranked[3]), near, 0)
+    assert found.choice is near and "within 1.5% of the fastest of 3 legal tiles" in found.sentence
+    assert Tuned((ranked[0], ranked[2]), ranked[2], 0).choice is ranked[0]
+
+
+def test_the_command(fasim, monkeypatch):
+    monkeypatch.setattr(room, "STAGES", (2,))
+    monkeypatch.setattr(room, "MIN_KEYS", 64)
+    monkeypatch.setattr(room, "CONSUMERS", (2,))
+    shape = ("--batch", "1", "--heads", "1", "--seqlen", "512", "--head-dim", "256")
+    asked = ("tune", "fa3", *shape, "--device", "h200", "--workers", "1")
+    status, out, _ = fasim(*asked)
+    assert status == 0 and "legal tiles" in out.splitlines()[0] and "the table's" in out
+    found = json.loads(fasim(*asked, "--json")[1])
+    assert found["runs"][0]["tile"]["block_n"] in (64, 80) and found["sentence"]
+    wrong = {("--tile", "128x64"): "tries every tile", ("--top", "0"): "give 1 or more", ("--dtype", "fp4"): "fp16"}
+    for more, says in wrong.items():
+        status, out, err = fasim(*asked, *more)
+        assert (status, out) == (2, "") and says in err
+
+
+def test_what_is_timed_on_a_gpu_holds_the_tables_tile():
+    from fasim.kernels.measure.tiles import shapes, tiles_of
+
+    workload = next(shape for shape in shapes() if shape.head_dim == 256 and shape.causal)
+    found = tiles_of(workload)
+    assert found[0] == Tile(128, 64, 2, 2) and len(found) == len(set(found)) > 2
