@@ -57,13 +57,13 @@ def _number(softmax_scale: object) -> float:
     raise UsageError(f"softmax_scale is a {name} and must be a number: {hint}")
 
 
-def flag_of(causal: object) -> bool:
-    """`causal` as bool: True, False, 0, 1, and numpy's. Raises UsageError for anything else, which is often another argument."""
-    if type(causal) is bool:
-        return causal
-    if isinstance(causal, Integral | numpy.bool_) and causal in (0, 1):
-        return bool(causal)
-    raise UsageError(f"causal is {_shown(causal)} and must be True or False")
+def flag_of(value: object, name: str = "causal") -> bool:
+    """A flag as bool: True, False, 0, 1, and numpy's. Raises UsageError for anything else, which is often another argument."""
+    if type(value) is bool:
+        return value
+    if isinstance(value, Integral | numpy.bool_) and value in (0, 1):
+        return bool(value)
+    raise UsageError(f"{name} is {_shown(value)} and must be True or False")
 
 
 def is_dense(x: Tensor) -> bool:

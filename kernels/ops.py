@@ -1,7 +1,7 @@
 """The kernels as PyTorch operators: `flash_attn_func`, differentiable, traceable by torch.compile, on any stream.
 
-Two operators are registered here: `fasim::attention` (O and LSE) and `fasim::attention_backward` (dQ, dK, dV); those of FP8
-are in `fp8/operator.py`, that of few queries in `decode/operator.py`. Kernels are imported on first use. Where nobody traces,
+`fasim::attention` (O and LSE) is registered here, `fasim::attention_backward` (dQ, dK, dV) in `backward.py`, those of FP8 in
+`fp8/operator.py`, that of few queries in `decode/operator.py`. Kernels are imported on first use. Where nobody traces,
 a CUDA kernel is launched past the dispatcher, whose price is several times the launch's.
 """
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..simulator.errors import UsageError
-from .arguments import check_gradients, check_inputs, check_storage, flag_of, is_dense, scale_of
+from .arguments import check_inputs, check_storage, flag_of, is_dense, scale_of
+from .backward import asked, attention_backward, differentiate, keep
 from .compile import build
 from .cuda import config as cuda
 from .decode import operator as few_queries
@@ -62,6 +63,8 @@ def flash_attn_func(
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
     num_splits: int | None = None,
+    deterministic: bool = False,
+    backward: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * Q K^T) V by a kernel of ours, O shaped as q; with return_lse, (O, LSE).
 
@@ -84,11 +87,18 @@ def flash_attn_func(
     kernel with so many parts, at any shape; None has the kernel and the parts chosen. Deterministic. Launching it costs the host
     more than a short cache takes the GPU: below some 100 MB of K and V it pays in a CUDA graph, else schedule="fa3" is sooner.
 
+    Gradients are taken by one of backward.SCHEDULES, by "auto" with a CUDA kernel where there is one that was validated on such
+    a GPU (backward.READY), else with Triton's. With `deterministic`, or under torch.use_deterministic_algorithms, they have the
+    same bits every time; O, LSE, dK and dV always have.
+
     Raises UsageError, one sentence, for whatever is not supported, and when a second derivative is asked for.
     """
     causal, schedule = flag_of(causal), _known(schedule)
+    how = (False, "auto")
+    if deterministic is not False or backward != "auto":
+        how = asked(deterministic, backward, _head_dim(q))
     if num_splits is not None:
-        o, lse = _in_parts(q, k, v, (q_descale, k_descale, v_descale), softmax_scale, causal, schedule, num_splits)
+        o, lse = _in_parts(q, k, v, (q_descale, k_descale, v_descale), softmax_scale, causal, schedule, num_splits, how)
         return (o, lse) if return_lse else o
     found = None
     if q_descale is k_descale is v_descale is None:
@@ -102,9 +112,9 @@ def flash_attn_func(
     plan, head_dim = found
     softmax_scale = scale_of(softmax_scale, head_dim)
     if plan is None:
-        o, lse = attention(q, k, v, softmax_scale, causal, schedule)
+        o, lse = attention(q, k, v, softmax_scale, causal, schedule, *how)
     elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        o, lse = _Recorded.apply(q, k, v, softmax_scale, causal, plan)
+        o, lse = _Recorded.apply(q, k, v, softmax_scale, causal, plan, *how)
     else:
         o, lse = plan.run(q, k, v, softmax_scale)
     return (o, lse) if return_lse else o
@@ -124,7 +134,15 @@ def _in_fp8(
 
 
 def _in_parts(
-    q: Tensor, k: Tensor, v: Tensor, descales: Descales, softmax_scale: float | None, causal: bool, schedule: str, num_splits: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    descales: Descales,
+    softmax_scale: float | None,
+    causal: bool,
+    schedule: str,
+    num_splits: int,
+    how: tuple[bool, str],
 ) -> tuple[Tensor, Tensor]:
     """O and LSE by the decode kernel's operator."""
     num_splits = few_queries.checked_splits(num_splits)
@@ -135,7 +153,7 @@ def _in_parts(
     if not torch.compiler.is_compiling():
         _check_tangents(q, k, v)
         check_inputs(q, k, v, "decode")
-    return few_queries.decode(q, k, v, scale_of(softmax_scale, q.shape[-1]), causal, num_splits)
+    return few_queries.decode(q, k, v, scale_of(softmax_scale, q.shape[-1]), causal, num_splits, *how)
 
 
 def runnable(device: str | torch.device) -> tuple[str, ...]:
@@ -263,9 +281,16 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
 
 @torch.library.custom_op("fasim::attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool = False, schedule: str = "auto"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float,
+    causal: bool = False,
+    schedule: str = "auto",
+    deterministic: bool = False,
+    backward: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """O and LSE by the schedule's kernel; arguments as of flash_attn_func."""
+    """O and LSE by the schedule's kernel; arguments as of flash_attn_func, the last two for the gradients alone."""
     if not (is_dense(q) and is_dense(k) and is_dense(v)):  # the rest is _plan's to check
         check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     plan, softmax_scale = _plan(q, k, v, causal, _known(schedule)), scale_of(softmax_scale, q.shape[3])
@@ -282,83 +307,26 @@ def attention(
 
 
 @attention.register_fake
-def _(q, k, v, softmax_scale, causal=False, schedule="auto"):
+def _(q, k, v, softmax_scale, causal=False, schedule="auto", deterministic=False, backward="auto"):
     check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     batch, seqlen_q, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)
 
 
-@torch.library.custom_op("fasim::attention_backward", mutates_args=())
-def attention_backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    dlse: Tensor | None,
-    softmax_scale: float,
-    causal: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK and dV, contiguous, by recomputation from LSE; `dlse` is the gradient of LSE, if any."""
-    check_inputs(q, k, v)
-    check_gradients(do, q, o, lse, dlse)
-    check_runnable(q)
-    for x in (do, q, k, v, o, lse) if dlse is None else (do, q, k, v, o, lse, dlse):
-        check_storage(x)
-    softmax_scale = scale_of(softmax_scale, q.shape[3])
-    kernel = import_module(".triton.fa2_backward", __package__)
-    with on_device(q):
-        return kernel.backward(do, q, k, v, o, lse, softmax_scale, causal, dlse=dlse)
-
-
-@attention_backward.register_fake
-def _(do, q, k, v, o, lse, dlse, softmax_scale, causal=False):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _refuse(ctx, *_):
-    raise UsageError(
-        "attention has no second derivative here: leave create_graph=True out, or use torch's scaled_dot_product_attention"
-        " with the math backend"
-    )
-
-
-# Without this node a second derivative would end in silence wherever None is allowed.
-attention_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
-
-
-def _keep(ctx, inputs, output):
-    q, k, v, ctx.softmax_scale, ctx.causal, _ = inputs
-    o, lse = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, o, lse)
-
-
-def _differentiate(ctx, do, dlse):
-    q, k, v, o, lse = ctx.saved_tensors
-    if do is None and dlse is None:
-        return None, None, None, None, None, None
-    if do is None:
-        do = torch.zeros_like(o)
-    dq, dk, dv = attention_backward(do, q, k, v, o, lse, dlse, ctx.softmax_scale, ctx.causal)
-    return dq, dk, dv, None, None, None
-
-
-attention.register_autograd(_differentiate, setup_context=_keep)
-few_queries.decode.register_autograd(_differentiate, setup_context=_keep)
+attention.register_autograd(differentiate, setup_context=keep)
+few_queries.decode.register_autograd(differentiate, setup_context=keep)
 
 
 class _Recorded(torch.autograd.Function):
     """The operator's gradient without the operator: recording through the dispatcher takes 30 us more."""
 
     @staticmethod
-    def forward(ctx, q, k, v, softmax_scale, causal, plan):
+    def forward(ctx, q, k, v, softmax_scale, causal, plan, deterministic, backward_schedule):
         o, lse = plan.run(q, k, v, softmax_scale)
-        _keep(ctx, (q, k, v, softmax_scale, causal, None), (o, lse))
+        keep(ctx, (q, k, v, softmax_scale, causal, None, deterministic, backward_schedule), (o, lse))
         return o, lse
 
-    backward = staticmethod(_differentiate)
+    backward = staticmethod(differentiate)
 
 
 def _resolve(schedule: str, q: Tensor, causal: bool) -> str:
@@ -382,6 +350,11 @@ def _fastest(device: int, dtype: torch.dtype, head_dim: int, causal: bool) -> st
     kernel = cuda.config_for(FASTEST_ON_HOPPER, {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
     can_be_had = build.compiler_version() is not None or build.lookup(kernel.source) is not None
     return FASTEST_ON_HOPPER if can_be_had else FASTEST_ANYWHERE
+
+
+def _head_dim(q: Tensor) -> int:
+    """Of tensors that are not checked yet: one that every backward takes where q has none."""
+    return q.shape[-1] if isinstance(q, Tensor) and q.dim() else 128
 
 
 def _known(schedule: str) -> str:

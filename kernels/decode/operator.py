@@ -85,9 +85,16 @@ def checked_splits(num_splits: object) -> int | None:
 
 @torch.library.custom_op("fasim::decode", mutates_args=())
 def decode(
-    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool = False, num_splits: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float,
+    causal: bool = False,
+    num_splits: int | None = None,
+    deterministic: bool = False,
+    backward: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """O and LSE with the keys in `num_splits` parts; the other arguments as of flash_attn_func."""
+    """O and LSE with the keys in `num_splits` parts; the other arguments as of flash_attn_func, the last two for the gradients."""
     _check(q, k, v)
     num_splits, softmax_scale = checked_splits(num_splits), scale_of(softmax_scale, q.shape[3])
     check_runnable(q)
@@ -95,7 +102,7 @@ def decode(
 
 
 @decode.register_fake
-def _(q, k, v, softmax_scale, causal=False, num_splits=None):
+def _(q, k, v, softmax_scale, causal=False, num_splits=None, deterministic=False, backward="auto"):
     _check(q, k, v)
     batch, seqlen_q, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((batch, heads, seqlen_q), dtype=torch.float32)

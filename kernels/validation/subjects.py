@@ -18,11 +18,15 @@ from pathlib import Path
 
 from ...simulator.errors import UsageError, did_you_mean
 from ..cuda import config as cuda
+from ..cuda.backward import config as backward
 from .check import Case, HeadDim, MissingTool
 from .layouts import HEAD_DIM_STRIDED
 
 OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES)
 """Schedules with a kernel of their own behind `kernels.ops.flash_attn_func`."""
+_SAME_BITS = "-deterministic"
+GRADIENTS = tuple(f"{schedule}-backward{how}" for schedule in backward.SCHEDULES for how in ("", _SAME_BITS))
+"""CUDA backwards, each behind the forward that "auto" takes, in their two modes."""
 
 HALF = ("fp16", "bf16")
 CALLABLE = "f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE)"
@@ -68,7 +72,7 @@ class Subject:
 
 def names() -> tuple[str, ...]:
     """Every subject that has a name."""
-    return (*OURS, *_TORCH)
+    return (*OURS, *GRADIENTS, *_TORCH)
 
 
 def look_up(name: str) -> None:
@@ -91,6 +95,8 @@ def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> S
         raise UsageError(f"--with is for your own package.module:function; {name} takes no other arguments")
     if name in OURS:
         return _ours(name, device)
+    if name in GRADIENTS:
+        return _gradients(name)
     if name in _TORCH:
         return _TORCH[name]()
     keywords = dict(map(parse_argument, arguments))
@@ -205,6 +211,34 @@ def _ours(schedule: str, device: str) -> Subject:
         returns_lse=True,
         differentiable=True,
         sources=(rooms / "ops.py", rooms / "arguments.py", *own),
+    )
+
+
+def _gradients(name: str) -> Subject:
+    """`flash_attn_func` with a CUDA backward."""
+    try:
+        from ..backward import head_dims
+        from ..ops import flash_attn_func
+    except ImportError as error:
+        raise MissingTool(f"the kernel {name!r} cannot be loaded: {error}") from error
+    schedule, deterministic = name.removesuffix(_SAME_BITS).removesuffix("-backward"), name.endswith(_SAME_BITS)
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        return flash_attn_func(q, k, v, softmax_scale, causal, return_lse=True, deterministic=deterministic, backward=schedule)
+
+    room, rooms = backward.HERE, Path(__file__).parents[1]
+    own = [*room.glob("*.cuh"), *(room / f"{part}.cu" for part in ("prepare", "finish", schedule.replace("-", "_")))]
+    own += [room / f"{part}.py" for part in ("launch", "config", "wgmma")]
+    return Subject(
+        name=name,
+        forward=forward,
+        head_dims=tuple(map(HeadDim, head_dims(schedule))),
+        dtypes=HALF,
+        needs_cuda=True,
+        returns_lse=True,
+        differentiable=True,
+        dq_is_deterministic=deterministic,
+        sources=(rooms / "ops.py", rooms / "arguments.py", rooms / "backward.py", *sorted(own)),
     )
 
 
