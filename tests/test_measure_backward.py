@@ -87,7 +87,8 @@ def test_what_is_differentiable_is_measured_through_autograd(bench):
     ("kernel", "workload", "said"),
     [
         ("peer:fa3", WORK, "no backward of peer:fa3 is asked for here"),
-        ("lagged", WORK, "the backward of 'lagged' has no kernel here"),
+        ("drained", WORK, "the backward of 'drained' has no kernel here"),
+        ("fa3", replace(WORK, head_dim=80), "head_dim=80 is not supported by 'fa3'"),
         ("pingpong", WORK, "the backward of 'pingpong' has no kernel here"),
         ("peer:fa2", replace(WORK, dtype="e4m3"), "e4m3"),
     ],
@@ -110,6 +111,25 @@ def test_of_a_backward_all_kernels_are_counted_and_the_longest_apart(bench):
     assert taken.kernels == (("dot", 10_000.0), (LOOP, 80_000.0), ("convert", 10_000.0))
     assert taken.counters[nsight.TENSOR] == pytest.approx(40.0) and taken.counters[nsight.MAIN + nsight.TENSOR] == 50.0
     assert taken.counters[f"{nsight.MAIN}launch__registers_per_thread"] == 255.0
+
+
+def test_a_cuda_backward_of_ours_is_called_without_autograd_in_either_mode(bench, monkeypatch):
+    seen = []
+
+    def stand_in(q, k, v, o, lse, do, *, causal, scale, schedule, deterministic):
+        seen.append((schedule, deterministic))
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        return torch.autograd.grad(attend(*leaves, causal=causal), leaves, do)
+
+    monkeypatch.setitem(sys.modules, "fasim.kernels.cuda.backward.launch", SimpleNamespace(backward=stand_in))
+    forward = SimpleNamespace(flash_attn_func=lambda q, k, v, causal, return_lse: (attend(q, k, v, causal=causal), None))
+    monkeypatch.setitem(sys.modules, "fasim.kernels.ops", forward)
+    for name in ("lagged", "lagged-deterministic"):
+        run = bench.measure(plan.Entry(name, WORK))
+        assert (run.schedule, run.measurement.implementation, run.tile) == (name, "cuda", Tile(128, 128, 2, 2))
+        assert {"kernels/cuda/backward/lagged.cu", "kernels/cuda/backward/prepare.cu"} <= run.measurement.sources.keys()
+        assert set(seen) == {("lagged", name.endswith("deterministic"))}
+        seen.clear()
 
 
 def test_a_backward_of_ours_is_several_kernels_and_marked():

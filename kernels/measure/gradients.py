@@ -10,13 +10,17 @@ from collections.abc import Iterator
 
 from ...simulator.errors import UsageError
 from ...simulator.problem.workload import Workload
+from ..cuda.backward.config import SCHEDULES as CUDA
 from ..validation.subjects import Subject
 from . import peers
 from .peers import Gradient
 
 TRITON = "fa2"
 """Whose backward is that of kernels/triton/fa2_backward.py."""
-NAMES = ("dQ", "dK", "dV")
+OURS = (TRITON, *CUDA)
+"""Schedules whose backward has a kernel."""
+SAME_BITS = "-deterministic"
+"""Behind the name of a CUDA backward: its deterministic mode."""
 
 
 def gradient_of(subject: Subject, workload: Workload) -> Gradient:
@@ -25,7 +29,23 @@ def gradient_of(subject: Subject, workload: Workload) -> Gradient:
         return peers.differentiate(subject.name, workload)
     if subject.name in ("torch-fa2", "torch-cudnn"):
         return peers.differentiate(subject.name.replace("torch-", peers.PREFIX), workload)
+    if subject.name.removesuffix(SAME_BITS) in CUDA:
+        return _of_cuda(subject.name, workload)
     return _of_triton(workload) if subject.name == TRITON else _by_autograd(subject, workload)
+
+
+def _of_cuda(name: str, workload: Workload) -> Gradient:
+    from ..cuda.backward.launch import backward
+    from ..ops import flash_attn_func
+
+    how = {"causal": workload.causal, "scale": None}
+    how |= {"schedule": name.removesuffix(SAME_BITS), "deterministic": name.endswith(SAME_BITS)}
+
+    def ready(q, k, v, do):
+        o, lse = flash_attn_func(q, k, v, causal=workload.causal, return_lse=True)
+        return lambda: backward(q, k, v, o, lse, do, **how)
+
+    return ready
 
 
 def _of_triton(workload: Workload) -> Gradient:

@@ -9,15 +9,16 @@ from pathlib import Path
 from ...simulator.errors import UsageError
 from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
-from ...simulator.schedules import BACKWARD
+from ...simulator.schedules import BACKWARD as SIMULATED
+from ..cuda.backward import config as backward
 from ..cuda.config import DTYPES as CUDA_DTYPES
 from ..cuda.config import HEAD_DIMS, config_for
 from ..cuda.config import SCHEDULES as CUDA_SCHEDULES
 from ..cuda.fp8 import config as fp8
-from ..validation.check import Case
+from ..validation.check import Case, HeadDim
 from ..validation.subjects import Subject, resolve
-from . import peers
-from .gradients import TRITON
+from . import gradients, peers
+from .gradients import SAME_BITS
 
 ROOM = Path(__file__).parents[1]
 
@@ -30,15 +31,19 @@ def implementation_of(kernel: str) -> str:
         return "callable"
     if kernel.startswith("torch-"):
         return "pytorch"
-    return "cuda" if kernel in CUDA_SCHEDULES else "triton"
+    return "cuda" if kernel.removesuffix(SAME_BITS) in (*CUDA_SCHEDULES, *backward.SCHEDULES) else "triton"
 
 
 def subject_of(kernel: str, device: str = "cuda", direction: str = "forward") -> Subject:
     """The kernel by its name; raises as `subjects.resolve` does."""
     if peers.is_peer(kernel):
         return peers.subject_of(kernel)
-    if direction == "backward" and kernel in (set(CUDA_SCHEDULES) | set(BACKWARD)) - {TRITON}:
-        raise UsageError(f"the backward of {kernel!r} has no kernel here ({TRITON}); fasim predict has it as a schedule")
+    if direction == "backward":
+        if kernel.removesuffix(SAME_BITS) in backward.SCHEDULES:
+            return _backward_of(kernel)
+        if kernel in (*CUDA_SCHEDULES, *SIMULATED) and kernel not in gradients.OURS:
+            possible = ", ".join(gradients.OURS)
+            raise UsageError(f"the backward of {kernel!r} has no kernel here ({possible}); fasim predict has it as a schedule")
     if kernel not in CUDA_SCHEDULES:
         return resolve(kernel, device)
     from ..ops import flash_attn_func
@@ -50,10 +55,24 @@ def subject_of(kernel: str, device: str = "cuda", direction: str = "forward") ->
     return Subject(name=kernel, forward=forward, head_dims=HEAD_DIMS, dtypes=dtypes, needs_cuda=True, returns_lse=True)
 
 
+def _backward_of(kernel: str) -> Subject:
+    """A CUDA backward; what is called is gradients.py's."""
+    dims = tuple(sorted({head_dim for schedule, head_dim, _ in backward.TILES if schedule == kernel.removesuffix(SAME_BITS)}))
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        raise NotImplementedError("a backward is prepared for one workload before it is called")
+
+    return Subject(name=kernel, forward=forward, head_dims=tuple(map(HeadDim, dims)), dtypes=backward.DTYPES, needs_cuda=True)
+
+
 def sources_of(subject: Subject, workload: Workload) -> dict[str, str]:
     """Path within the package -> SHA-256, of the files that make up a kernel of ours; of others', their library's or module's."""
     file = subject.name.replace("-", "_") + ("_backward" if workload.backward else "")
     match implementation_of(subject.name):
+        case "cuda" if workload.backward:
+            room, main = backward.HERE, subject.name.removesuffix(SAME_BITS).replace("-", "_")
+            own = [room / f"{part}.cu" for part in ("prepare", main, "finish")] + [room / "wgmma.py", *sorted(room.glob("*.cuh"))]
+            paths = [*own, *sorted(room.parent.glob("*.cuh"))]
         case "cuda":
             room = ROOM / "cuda"
             own = [*sorted(fp8.HERE.glob("*.cuh")), fp8.HERE / "wgmma.py"] if workload.dtype == "e4m3" else [room / "wgmma.py"]
@@ -76,6 +95,8 @@ def tile_of(kernel: str, workload: Workload) -> Tile | None:
     """The tile our CUDA kernel takes for a workload; None where it is not known."""
     if implementation_of(kernel) != "cuda":
         return None
+    if workload.backward:
+        return backward.config_for(kernel.removesuffix(SAME_BITS), workload.dtype, workload.head_dim, workload.causal).tile
     if workload.dtype == "e4m3":
         return fp8.config_for(kernel, "bf16", workload.head_dim, workload.causal, workload.seqlen_k).fit.tile
     return config_for(kernel, workload.dtype, workload.head_dim, workload.causal).tile
