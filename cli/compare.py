@@ -12,14 +12,13 @@ from . import output
 from .options import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import RenderableType
 
     from ..traces.compare import Column, Report
     from ..traces.comparison import Comparison, Quantity
 
 _BRIEF = ("cycles", "SM clock", "time", "HBM read", "HBM written", "L2 read", "tensor cores", "MUFU", "issue slots")
+_MAIN = "main kernel"
 
 
 def compare(
@@ -119,6 +118,8 @@ def _one(found: Comparison) -> RenderableType:
     )
     table = house_table("", ">predicted", ">measured", ">error")
     for row in found.rows:
+        if row.quantity.name == _MAIN and not found.measured.workload.backward:
+            continue
         cells = [_value(row.quantity, value) for value in (row.predicted, row.measured)]
         table.add_row(Text(row.quantity.name, "dim"), *cells, _error(row.quantity, row.error))
     parts: list[RenderableType] = [title, Text(""), table, Text(""), Text(found.explanation)]
@@ -153,9 +154,10 @@ def _runs(report: Report) -> RenderableType:
 
     from .tables import house_table
 
-    table = house_table("kernel", "workload", *(f">{name}" for name in _BRIEF), gap=1)
+    names = _names(report)
+    table = house_table("kernel", "workload", *(f">{name}" for name in names), gap=1)
     for found in report.comparisons:
-        rows = [found.row(name) for name in _BRIEF]
+        rows = [found.row(name) for name in names]
         cells = [_error(row.quantity, row.error) for row in rows] if found.predicted else [_NONE]
         table.add_row(Text(found.measured.schedule, "bold"), str(found.measured.workload), *cells)
     return table
@@ -167,13 +169,23 @@ def _means(report: Report, which: str) -> RenderableType:
 
     from .tables import house_table
 
-    table = house_table("", ">runs", *(f">{name}" for name in _HEADS), gap=1)
+    table = house_table("", ">runs", *(f">{name}" for name in _heads(report)), gap=1)
     for name, count, cells in _table(report, which):
         table.add_row(Text(name, "bold" if count else "dim"), count, *cells)
     return table
 
 
-_HEADS = ("cycles", "worst", *_BRIEF[1:])
+def _names(report: Report) -> tuple[str, ...]:
+    """The quantities of a table: of backwards, the main kernel beside all that the call launched."""
+    first, *rest = _BRIEF
+    return (first, _MAIN, *rest) if any(each.measured.workload.backward for each in report.comparisons) else _BRIEF
+
+
+def _heads(report: Report) -> tuple[str, ...]:
+    first, *rest = _names(report)
+    return (first, "worst", *rest)
+
+
 _NONE = "no schedule"
 
 
@@ -182,25 +194,26 @@ def _table(report: Report, which: str) -> list[tuple[str, str, list[str]]]:
     found = []
     for kernel, chosen in report.kernels(which).items():
         predicted = any(each.predicted for each in chosen)
-        cells = _cells(report.columns(which, kernel)) if predicted else [_NONE, *["-"] * (len(_HEADS) - 1)]
+        cells = _cells(report, which, kernel) if predicted else [_NONE, *["-"] * len(_names(report))]
         found.append((kernel, str(len(chosen)), cells))
-    columns = report.columns(which)
     compared = sum(each.predicted is not None for each in report.of(which))
     if len(found) > 1 and compared:
-        found.append(("all that have a schedule" if compared < len(report.of(which)) else "all", str(compared), _cells(columns)))
-    worst = [_error(column.quantity, column.worst) for column in _brief(columns)]
+        every = "all that have a schedule" if compared < len(report.of(which)) else "all"
+        found.append((every, str(compared), _cells(report, which)))
+    worst = [_error(column.quantity, column.worst) for column in _brief(report, which)]
     if compared > 1:
         found.append(("worst", "", [worst[0], "", *worst[1:]]))
     return found
 
 
-def _brief(columns: Sequence[Column]) -> list[Column]:
-    return [next(column for column in columns if column.quantity.name == name) for name in _BRIEF]
+def _brief(report: Report, which: str, kernel: str | None = None) -> list[Column]:
+    columns = {column.quantity.name: column for column in report.columns(which, kernel)}
+    return [columns[name] for name in _names(report)]
 
 
-def _cells(columns: Sequence[Column]) -> list[str]:
+def _cells(report: Report, which: str, kernel: str | None = None) -> list[str]:
     """Mean errors, those of the cycles with the worst."""
-    cycles, *rest = _brief(columns)
+    cycles, *rest = _brief(report, which, kernel)
     means = [_error(column.quantity, column.mape, signed=False) for column in (cycles, *rest)]
     return [means[0], _error(cycles.quantity, cycles.worst), *means[1:]]
 
@@ -218,7 +231,7 @@ def _markdown(report: Report) -> str:
         dates = sorted({run.measurement.date for run in runs})
         when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         lines += ["" if lines else None, f"**{title[0].upper()}{title[1:]}** ({len(runs)} runs, {places}, {when})", ""]
-        lines += [f"| | runs | {' | '.join(_HEADS)} |", "|" + "---|" * (len(_HEADS) + 2)]
+        lines += [f"| | runs | {' | '.join(_heads(report))} |", "|" + "---|" * (len(_heads(report)) + 2)]
         lines += [f"| {' | '.join((name, count, *cells))} |" for name, count, cells in _table(report, which)]
     return "\n".join([line for line in lines if line is not None] + ["", "Mean absolute errors; shares in percentage points (pp)."])
 

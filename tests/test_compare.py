@@ -45,8 +45,37 @@ def predicted() -> Run:
 
 def test_a_run_that_is_as_predicted_has_no_error(predicted):
     found = book.compare(predicted, measured(predicted))
-    assert all(row.error == pytest.approx(0.0) for row in found.rows)
+    assert all(row.error == pytest.approx(0.0) for row in found.rows if row.quantity.name != "main kernel")
     assert len(found.rows) == len(book.QUANTITIES) and found.belongs == "beside"
+
+
+def test_of_a_backward_the_main_kernel_is_compared_beside_the_whole_call():
+    work = Workload(1, 2, 512, 128, "bf16", direction="backward")
+    found = predict(work, schedule="fa3", device="h200")
+    assert book.compare(found, measured(found)).row("main kernel").measured is None
+    kernels = tuple((name, cycles * 1.1) for name, cycles in found.kernels)
+    taken = measured(found)
+    run = replace(taken, measurement=replace(taken.measurement, kernels=kernels))
+    (row,) = (row for row in book.compare(found, run).rows if row.quantity.name == "main kernel")
+    assert row.predicted == max(cycles for _, cycles in found.kernels) and row.error == pytest.approx(1 / 1.1 - 1)
+    assert book.compare(found, run).kernel == "fa3 backward"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "head_dim", "schedule"),
+    [
+        ("peer:fa4", 128, "fa3"),
+        ("peer:fa4", 256, "wide"),
+        ("peer:fa2", 64, "fa2"),
+        ("peer:cudnn", 128, None),
+        ("lagged", 64, "lagged"),
+    ],
+)
+def test_the_schedule_of_a_backward_that_stands_for_a_kernel(predicted, kernel, head_dim, schedule):
+    work = Workload(1, 2, 512, head_dim, "bf16", direction="backward")
+    whose = "cuda" if kernel == "lagged" else "peer"
+    run = replace(measured(predicted, implementation=whose), workload=work, schedule=kernel)
+    assert book.counterpart("a run", run, None)[0] == schedule
 
 
 def test_errors_are_relative_and_of_shares_in_points(predicted):
@@ -257,7 +286,7 @@ def test_one_file_shows_every_quantity(fasim, folder):
     (path,) = folder.glob("pingpong*")
     status, out, _ = fasim("compare", str(path))
     assert status == 0
-    assert all(quantity.name in out for quantity in book.QUANTITIES)
+    assert all((quantity.name in out) == (quantity.name != "main kernel") for quantity in book.QUANTITIES)
 
 
 def test_a_file_that_no_schedule_stands_for_shows_what_was_measured(fasim, folder):

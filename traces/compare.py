@@ -18,13 +18,16 @@ from ..simulator.errors import UsageError
 from ..simulator.problem.tile import Tile
 from ..simulator.results import metrics
 from ..simulator.results.run import Run
-from ..simulator.schedules import SCHEDULES
+from ..simulator.schedules import BACKWARD, SCHEDULES
 from .comparison import QUANTITIES, SETS, Comparison, Quantity, Row
 from .explanation import explain
 from .predictions import Advance, Predict, Question, predict_all
 
 STANDS_FOR = {"peer:fa3": "fa3-published", "peer:fa2": "fa2-pytorch", "torch-fa2": "fa2-pytorch"}
 """Kernels that are not ours -> the schedule they are set beside."""
+STANDS_FOR_BACKWARD = {"peer:fa4": "fa3", "peer:fa2": "fa2", "torch-fa2": "fa2"}
+WIDE = {"fa3": "wide"}
+"""Schedules of the backward -> those that take their place at a head dim which they do not have."""
 SPLITS = "splitkv"
 """In the name of a FlashAttention-2 kernel that deals the keys of a row to several CTAs, which no schedule here does."""
 LIBRARIES = ("peer", "pytorch")
@@ -159,9 +162,7 @@ def compare_all(
         chosen, notes[name] = counterpart(name, run, schedule)
         questions[name] = chosen and Question(run.workload, chosen, model_of(name, run, device), tile_of(run))
     predicted = {None: None} | predict_all(filter(None, questions.values()), predict, advance, processes)
-    return Report(
-        tuple(compare(predicted[questions[name]], run, name, notes[name], name in after) for name, run in runs.items())
-    )
+    return Report(tuple(compare(predicted[questions[name]], run, name, notes[name], name in after) for name, run in runs.items()))
 
 
 def model_of(name: str, run: Run, device: str | None = None) -> str:
@@ -174,9 +175,12 @@ def model_of(name: str, run: Run, device: str | None = None) -> str:
 def counterpart(name: str, run: Run, schedule: str | None) -> tuple[str | None, str]:
     """The schedule to predict, None where none stands for a library's kernel, and a remark where it is not that kernel's own."""
     implementation = run.measurement.implementation
-    if implementation == "cuda" and run.schedule in SCHEDULES:
+    known, stands_for = (BACKWARD, STANDS_FOR_BACKWARD) if run.workload.backward else (SCHEDULES, STANDS_FOR)
+    if implementation == "cuda" and run.schedule in known:
         return run.schedule, ""
-    nearest = schedule or (run.schedule if run.schedule in SCHEDULES else STANDS_FOR.get(run.schedule))
+    nearest = schedule or (run.schedule if run.schedule in known else stands_for.get(run.schedule))
+    if nearest in WIDE and run.workload.backward and run.workload.head_dim not in known[nearest].head_dims:
+        nearest = WIDE[nearest]
     if schedule is None and any(SPLITS in kernel for kernel, _ in run.measurement.kernels):
         return None, f"{run.schedule} splits the keys of short rows, which no schedule here does: listed without a prediction"
     if nearest is None and implementation in LIBRARIES:

@@ -39,8 +39,16 @@ def _written(run: Run) -> float | None:
     return None if written is None else written - (run.traffic.dirty_bytes or 0)
 
 
+def _main(run: Run) -> float | None:
+    """Cycles of the longest of a backward's kernels."""
+    kernels = run.measurement.kernels if run.measurement else run.kernels
+    counted = [cycles for _, cycles in kernels if cycles is not None]
+    return max(counted) if run.workload.backward and len(counted) > 1 else None
+
+
 QUANTITIES = (
     Quantity("cycles", "cycles", lambda run: run.cycles),
+    Quantity("main kernel", "cycles", _main),
     Quantity("SM clock", "Hz", lambda run: run.sm_clock_hz),
     Quantity("time", "s", metrics.time_s),
     Quantity("throughput", "FLOP/s", lambda run: metrics.tflops(run) * 1e12),
@@ -98,7 +106,8 @@ class Comparison:
     @property
     def kernel(self) -> str:
         """Whose errors are averaged together: a kernel of ours by its name, others' by name and dtype."""
-        return self.measured.schedule if self.belongs in ("beside", "after") else _of_others(self.measured)
+        ours = self.belongs in ("beside", "after")
+        return (self.measured.schedule if ours else _of_others(self.measured)) + " backward" * self.measured.workload.backward
 
     @property
     def largest(self) -> Row | None:

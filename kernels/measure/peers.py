@@ -50,6 +50,7 @@ class Peer:
     prepare: Callable[[Workload], Attend]
     differentiate: Callable[[Workload], Gradient] | None = None
     backward_files: tuple[str, ...] = ()
+    backward_tile: Callable[[Workload], Tile | None] = lambda workload: None  # where no kernel's name tells it
     dtypes: tuple[str, ...] = HALF
     head_dims: tuple[int, ...] = (64, 128, 256)
     beside: tuple[str, ...] = ()
@@ -93,6 +94,13 @@ def _fa4_gradient(workload: Workload) -> Gradient:
         return lambda: backward(q, k, v, o, do, lse, causal=workload.causal)[:3]
 
     return ready
+
+
+def _fa4_tile(workload: Workload) -> Tile:
+    """By its own table."""
+    table = _function("flash_attn.cute.interface", "_tile_size_bwd_sm90", "flash-attn-4")
+    found = table(workload.head_dim, workload.head_dim, workload.causal, False)
+    return Tile(found.m_block_size, found.n_block_size, found.num_stages_Q, found.num_wg)
 
 
 def cudnn(workload: Workload) -> Attend:
@@ -185,6 +193,7 @@ PEERS = {
         prepare=_fa4,
         differentiate=_fa4_gradient,
         backward_files=("cute/interface.py", *(f"cute/flash_bwd_{part}.py" for part in ("sm90", "preprocess", "postprocess"))),
+        backward_tile=_fa4_tile,
         beside=("nvidia-cutlass-dsl", "quack-kernels"),
     ),
     "cudnn": Peer(
@@ -313,7 +322,8 @@ def with_counters(run: Run, kernels: Sequence[Profiled]) -> Run:
     A backward is several kernels wherever it comes from: all are counted, as of ours.
     """
     if run.workload.backward:
-        return nsight.with_counters(replace(run, tile=tile_of(nsight.main_of(kernels).name)), _shortened(kernels))
+        tile = tile_of(nsight.main_of(kernels).name) or find(run.schedule).backward_tile(run.workload)
+        return nsight.with_counters(replace(run, tile=tile), _shortened(kernels))
     attention = attention_of(run.schedule, kernels)
     tile = tile_of(attention.name)
     counted = nsight.with_counters(replace(run, tile=tile), [attention])
