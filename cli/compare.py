@@ -9,20 +9,27 @@ from cyclopts import Parameter
 
 from ..simulator.errors import UsageError
 from . import output
-from .options import Json
+from .options import Json, WorkloadOptions
+from .own_measurement import OwnOptions, compare_own
+from .quantities import MAIN, error_of, quantities
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ..traces.compare import Column, Report
-    from ..traces.comparison import Comparison, Quantity
+    from ..traces.comparison import Comparison
 
 _BRIEF = ("cycles", "SM clock", "time", "HBM read", "HBM written", "L2 read", "tensor cores", "MUFU", "issue slots")
-_MAIN = "main kernel"
+
+
+_OWN = OwnOptions()
+_WORKLOAD = WorkloadOptions()
 
 
 def compare(
     *paths: Path,
+    own: OwnOptions = _OWN,
+    workload: WorkloadOptions = _WORKLOAD,
     schedule: str | None = None,
     device: str | None = None,
     markdown: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -44,7 +51,12 @@ def compare(
     was recorded to do under what the model says it does, and says how long each phase takes in both. Needs no GPU. Exit
     status: 1 where a kernel's recorded order is not its schedule's.
 
+    A measurement of your own is set beside its prediction with --ncu or --time-us, without torch and GPU: the first line says how
+    far off the kernel is, and which part, by the counters, or by what one fault at a time would take.
+
     Example: fasim compare
+
+    Example: fasim compare --time-us 512 --clock 1700 --schedule fa3 --seqlen 4096 --device h200
 
     Theory: a model that fits what it was made beside proves nothing; kernels that others wrote say what a prediction of yours
     is worth. Errors of cycles and of the clock can cancel in the time, so they are shown apart.
@@ -54,7 +66,8 @@ def compare(
     paths
         Recorded runs, or folders of them. [default: the runs that came with the source]
     schedule
-        What kernels that are not ours are set beside. [default: fa3-published for FlashAttention-3, fa2 for FlashAttention-2]
+        What kernels that are not ours are set beside. [default: fa3-published for FlashAttention-3, fa2 for FlashAttention-2; fa3
+        for a measurement of your own]
     device
         Device model, where the GPU has none by its name: a name or a TOML file.
     markdown
@@ -80,6 +93,13 @@ def compare(
     if idle:
         without = "beside" if timeline else "without"
         raise UsageError(f"{', '.join(idle)}: nothing to do {without} --timeline, so not taken {without} it")
+    if own.given:
+        others = {"PATHS": bool(paths), "--markdown": markdown, "--timeline": timeline}
+        if named := [name for name, given in others.items() if given]:
+            raise UsageError(f"{', '.join(named)}: recorded runs are compared without --ncu and --time-us")
+        return compare_own(own, workload, schedule, device, json)
+    if own != _OWN or workload != _WORKLOAD:
+        raise UsageError("a workload and its tile belong to a measurement of your own: give --ncu or --time-us")
     if timeline:
         from .overlay import Drawing, timelines
 
@@ -108,21 +128,13 @@ def _one(found: Comparison) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from .tables import house_table
-
     taken = found.measured.measurement
     title = Text.assemble(
         (found.measured.schedule, "bold"),
         f" on {taken.gpu}, {found.measured.workload}\n"
         f"measured {taken.date}: {taken.calls:,} calls, {taken.regime}, L2 {taken.l2}; cycles from {taken.cycles_from}",
     )
-    table = house_table("", ">predicted", ">measured", ">error")
-    for row in found.rows:
-        if row.quantity.name == _MAIN and not found.measured.workload.backward:
-            continue
-        cells = [_value(row.quantity, value) for value in (row.predicted, row.measured)]
-        table.add_row(Text(row.quantity.name, "dim"), *cells, _error(row.quantity, row.error))
-    parts: list[RenderableType] = [title, Text(""), table, Text(""), Text(found.explanation)]
+    parts: list[RenderableType] = [title, Text(""), quantities(found), Text(""), Text(found.explanation)]
     return Group(*parts, *([Text(found.note, "yellow")] if found.note else []))
 
 
@@ -158,7 +170,7 @@ def _runs(report: Report) -> RenderableType:
     table = house_table("kernel", "workload", *(f">{name}" for name in names), gap=1)
     for found in report.comparisons:
         rows = [found.row(name) for name in names]
-        cells = [_error(row.quantity, row.error) for row in rows] if found.predicted else [_NONE]
+        cells = [error_of(row.quantity, row.error) for row in rows] if found.predicted else [_NONE]
         table.add_row(Text(found.measured.schedule, "bold"), str(found.measured.workload), *cells)
     return table
 
@@ -178,7 +190,7 @@ def _means(report: Report, which: str) -> RenderableType:
 def _names(report: Report) -> tuple[str, ...]:
     """The quantities of a table: of backwards, the main kernel beside all that the call launched."""
     first, *rest = _BRIEF
-    return (first, _MAIN, *rest) if any(each.measured.workload.backward for each in report.comparisons) else _BRIEF
+    return (first, MAIN, *rest) if any(each.measured.workload.backward for each in report.comparisons) else _BRIEF
 
 
 def _heads(report: Report) -> tuple[str, ...]:
@@ -200,7 +212,7 @@ def _table(report: Report, which: str) -> list[tuple[str, str, list[str]]]:
     if len(found) > 1 and compared:
         every = "all that have a schedule" if compared < len(report.of(which)) else "all"
         found.append((every, str(compared), _cells(report, which)))
-    worst = [_error(column.quantity, column.worst) for column in _brief(report, which)]
+    worst = [error_of(column.quantity, column.worst) for column in _brief(report, which)]
     if compared > 1:
         found.append(("worst", "", [worst[0], "", *worst[1:]]))
     return found
@@ -214,8 +226,8 @@ def _brief(report: Report, which: str, kernel: str | None = None) -> list[Column
 def _cells(report: Report, which: str, kernel: str | None = None) -> list[str]:
     """Mean errors, those of the cycles with the worst."""
     cycles, *rest = _brief(report, which, kernel)
-    means = [_error(column.quantity, column.mape, signed=False) for column in (cycles, *rest)]
-    return [means[0], _error(cycles.quantity, cycles.worst), *means[1:]]
+    means = [error_of(column.quantity, column.mape, signed=False) for column in (cycles, *rest)]
+    return [means[0], error_of(cycles.quantity, cycles.worst), *means[1:]]
 
 
 def _markdown(report: Report) -> str:
@@ -234,22 +246,3 @@ def _markdown(report: Report) -> str:
         lines += [f"| | runs | {' | '.join(_heads(report))} |", "|" + "---|" * (len(_heads(report)) + 2)]
         lines += [f"| {' | '.join((name, count, *cells))} |" for name, count, cells in _table(report, which)]
     return "\n".join([line for line in lines if line is not None] + ["", "Mean absolute errors; shares in percentage points (pp)."])
-
-
-def _value(quantity: Quantity, value: float | None) -> str:
-    from ..simulator.units import percent, scaled
-
-    if value is None:
-        return "missing"
-    if quantity.is_share:
-        return percent(value)
-    if quantity.unit == "cycles":
-        return f"{value:,.0f}"
-    return f"{value / 1e6:,.0f} MHz" if quantity.unit == "Hz" else scaled(value, quantity.unit)
-
-
-def _error(quantity: Quantity, error: float | None, signed: bool = True) -> str:
-    if error is None:
-        return "-"
-    sign = "+" if signed else ""
-    return f"{error * 100:{sign}.1f} {'pp' if quantity.is_share else '%'}"

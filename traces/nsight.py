@@ -93,12 +93,42 @@ def parse(text: str) -> list[Profiled]:
         raise UsageError(f"Nsight Compute wrote no table: {complaint(text)}")
     header, *body = parse_csv("\n".join(line for line in lines[start:] if line.startswith('"')), "Nsight Compute's table")
     if "Kernel Name" not in header:
-        raise UsageError("Nsight Compute's table has no column 'Kernel Name': it must be of --page raw")
+        raise UsageError("Nsight Compute's table has no column 'Kernel Name': it must be of --page raw, or of --page details")
+    if "Metric Name" in header:
+        return _of_details(header, body)
     units = [""] * len(header)
     if body and not body[0][0].strip():
         units, body = body[0], body[1:]
     name = header.index("Kernel Name")
     return [Profiled(printable(row[name]), _metrics(header, units, row)) for row in body]
+
+
+LABELS = {
+    "Elapsed Cycles": CYCLES,
+    "Duration": DURATION,
+    "L2 Hit Rate": L2_HIT_RATE,
+    "Executed Instructions": INSTRUCTIONS,
+    "Issue Slots Busy": ISSUE,
+}
+"""What --page details calls some of them; others stand there by their own names where they were asked for."""
+
+
+def _of_details(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[Profiled]:
+    """The kernels of a table with a row per metric, as --page details has it."""
+    missing = [name for name in ("ID", "Metric Unit", "Metric Value") if name not in header]
+    if missing:
+        raise UsageError(f"Nsight Compute's table has no column {missing[0]!r}: export it without --print-summary")
+    at = {name: header.index(name) for name in ("ID", "Kernel Name", "Metric Name", "Metric Unit", "Metric Value")}
+    found: dict[str, Profiled] = {}
+    for row in body:
+        kernel = found.setdefault(row[at["ID"]], Profiled(printable(row[at["Kernel Name"]]), {}))
+        label = row[at["Metric Name"]].strip()
+        if label:
+            name = LABELS.get(label, label)
+            value = _quantity(name, row[at["Metric Unit"]].strip(), row[at["Metric Value"]].strip())
+            if value is not None:
+                kernel.metrics.setdefault(printable(name), value)
+    return list(found.values())
 
 
 def complaint(text: str) -> str:
