@@ -18,6 +18,7 @@ from ..simulator.values import printable
 from . import process, usage
 from .calibrate import calibrate
 from .commands.accuracy import accuracy
+from .commands.advise import advise
 from .commands.inspect import inspect
 from .commands.kernels import kernels
 from .commands.learn import learn
@@ -50,6 +51,7 @@ for _place, _command in enumerate(
         predict,
         sweep,
         tune,
+        advise,
         timeline,
         walk,
         roofline,

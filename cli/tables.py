@@ -145,6 +145,7 @@ class Figures:
             ("SM clock", f"{run.sm_clock_hz / 1e6:.0f} MHz"),
             ("power", f"{run.power_w:.0f} W"),
             ("energy", scaled(metrics.energy_j(run), "J") + " per call"),
+            ("", scaled(metrics.joules_per_million_tokens(run), "J") + " per Mtoken"),
         ):
             left.add_row(Text(name, "dim"), value)
         for name, value in (

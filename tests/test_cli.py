@@ -21,7 +21,8 @@ from fasim.simulator.schedules import BACKWARD, SCHEDULES
 SMALL = ("--batch", "1", "--heads", "4", "--seqlen", "1024")
 KEYS = (
     "schema origin workload pass schedule tile device cycles sm_clock_hz time_s flops tflops tensor_utilization "
-    "mufu_utilization issue_utilization power_w energy_j traffic kernels breakdown savings bottleneck warnings"
+    "mufu_utilization issue_utilization power_w energy_j joules_per_million_tokens kwh_per_million_tokens traffic kernels "
+    "breakdown savings bottleneck warnings"
 ).split()
 TRAFFIC_KEYS = (
     "hbm_read_bytes hbm_write_bytes l2_read_bytes l2_write_bytes l2_hit_rate smem_bytes algorithmic_read_bytes "

@@ -222,6 +222,8 @@ class Run:
             "issue_utilization": metrics.issue_utilization(self),
             "power_w": self.power_w,
             "energy_j": metrics.energy_j(self),
+            "joules_per_million_tokens": metrics.joules_per_million_tokens(self),
+            "kwh_per_million_tokens": metrics.kwh_per_million_tokens(self),
             "traffic": {
                 "hbm_read_bytes": traffic.total("hbm_read"),
                 "hbm_write_bytes": traffic.total("hbm_write"),
