@@ -26,9 +26,13 @@ from .decode import operator as few_queries
 from .device import check_runnable, on_device
 from .fp8.arguments import Descales
 from .fp8.operator import attend, flash_attn_fp8, is_e4m3
+from .gluon import config as gluon
 
 if TYPE_CHECKING:
-    from .cuda.launch import Plan
+    from .cuda.launch import Plan as CudaPlan
+    from .gluon.launch import Plan as GluonPlan
+
+    Plan = CudaPlan | GluonPlan
 
 try:
     from torch._C._dynamo.guards import TensorGuards
@@ -50,6 +54,9 @@ TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.
 SCHEDULES = (*TRITON, *cuda.available())
 """Every schedule that has a kernel."""
 
+BACKENDS = {"triton": tuple(TRITON), "cuda": cuda.available(), "gluon": gluon.SCHEDULES}
+"""What a kernel is written in -> the schedules that are."""
+
 
 def flash_attn_func(
     q: Tensor,
@@ -65,12 +72,14 @@ def flash_attn_func(
     num_splits: int | None = None,
     deterministic: bool = False,
     backward: str = "auto",
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * Q K^T) V by a kernel of ours, O shaped as q; with return_lse, (O, LSE).
 
     q is (B, S_q, H, D), k and v are (B, S_k, H_kv, D): fp16 or bf16, D of 64, 128 or 256, H a multiple of H_kv, any
     lengths and strides. LSE is (B, H, S_q), fp32, natural logarithm. A causal mask is bottom-right aligned; a row that sees
     no key gives O = 0, LSE = -inf. `schedule` is one of SCHEDULES or "auto". Both outputs are differentiable, once.
+    `backend` is "auto" or one of BACKENDS, and then `schedule` one of that backend's.
 
     `softmax_scale` is a number within -65,536 and 65,536; None is 1/sqrt(D). A negative one prefers the lowest scores. At 0,
     -0.0 and magnitudes below 2^-126, which are 0 in the GPU's fp32, all keys that a row sees weigh the same and dQ = dK = 0.
@@ -93,7 +102,7 @@ def flash_attn_func(
 
     Raises UsageError, one sentence, for whatever is not supported, and when a second derivative is asked for.
     """
-    causal, schedule = flag_of(causal), _known(schedule)
+    causal, schedule = flag_of(causal), _known(schedule) if backend == "auto" else _written_in(backend, schedule)
     how = (False, "auto")
     if deterministic is not False or backward != "auto":
         how = asked(deterministic, backward, _head_dim(q))
@@ -270,8 +279,12 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
     name = _resolve(schedule, q, causal)
     plan = few_queries.plan_for(q, k, causal) if schedule == "auto" else None
     if plan is None and name not in TRITON:
-        from .cuda.launch import plan_for
+        if name.startswith(gluon.PREFIX):
+            from .gluon.launch import plan_for
 
+            name = name.removeprefix(gluon.PREFIX)
+        else:
+            from .cuda.launch import plan_for
         plan = plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), q.dtype, causal, name, q.get_device())
     if len(_plans) >= _PLANS_KEPT:
         _plans.clear()
@@ -358,7 +371,18 @@ def _head_dim(q: Tensor) -> int:
 
 
 def _known(schedule: str) -> str:
-    """`schedule`; UsageError unless it is "auto" or one of SCHEDULES."""
-    if isinstance(schedule, str) and (schedule == "auto" or schedule in SCHEDULES):
+    """`schedule`; UsageError unless it is "auto", one of SCHEDULES, or one in Gluon by its name among kernels."""
+    if isinstance(schedule, str) and (schedule == "auto" or schedule in SCHEDULES or schedule in gluon.NAMES):
         return schedule
     raise UsageError(f"schedule={schedule!r} has no kernel here (auto, {', '.join(SCHEDULES)})")
+
+
+def _written_in(backend: str, schedule: str) -> str:
+    """The name of a backend's kernel, its fastest for "auto"; UsageError where there is none."""
+    if not (isinstance(backend, str) and backend in BACKENDS):
+        raise UsageError(f"backend={backend!r} is not known (auto, {', '.join(BACKENDS)})")
+    if schedule == "auto":
+        schedule = FASTEST_ANYWHERE if backend == "triton" else FASTEST_ON_HOPPER
+    if schedule not in BACKENDS[backend]:
+        raise UsageError(f"schedule={schedule!r} has no kernel in backend={backend!r} (auto, {', '.join(BACKENDS[backend])})")
+    return gluon.PREFIX + schedule if backend == "gluon" else schedule

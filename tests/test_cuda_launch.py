@@ -44,7 +44,7 @@ TENSORS = {
 def test_what_tma_can_describe_is_read_in_place_and_the_rest_copied(name):
     make, expected = TENSORS[name]
     x = make(torch.randn(2, 3, 4, 64).half())
-    operand = launch._Operand("fp16", tuple(x.shape), x.stride(), (64, 64))
+    operand = launch.Operand("fp16", tuple(x.shape), x.stride(), (64, 64))
     assert operand.copied is not expected
     seen = operand.readable(x)
     assert torch.equal(seen, x) and (seen.data_ptr() == x.data_ptr()) is expected
@@ -55,7 +55,7 @@ def test_what_tma_can_describe_is_read_in_place_and_the_rest_copied(name):
 
 def test_a_base_off_16_bytes_is_copied():
     x = torch.randn(2 * 3 * 4 * 64 + 1).half()[1:].view(2, 3, 4, 64)
-    operand = launch._Operand("fp16", tuple(x.shape), x.stride(), (64, 64))
+    operand = launch.Operand("fp16", tuple(x.shape), x.stride(), (64, 64))
     assert x.data_ptr() % 16 and not operand.copied
     seen = operand.readable(x)
     assert seen.data_ptr() % 16 == 0 and torch.equal(seen, x)

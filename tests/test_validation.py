@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fasim.kernels.cuda import config as cuda  # noqa: E402
+from fasim.kernels.gluon import config as gluon  # noqa: E402
 from fasim.kernels.validation import bench as bench_room  # noqa: E402
 from fasim.kernels.validation import criteria, isolation, kinds, mutants, sanitize, subjects, suite  # noqa: E402
 from fasim.kernels.validation import guards as guards_room  # noqa: E402
@@ -329,7 +330,8 @@ def test_sanitize_without_the_tool_says_so(monkeypatch):
 
 
 def test_only_names_that_exist_resolve():
-    assert set(subjects.names()) == {"standard", "fa1", "fa2", *cuda.SCHEDULES, "torch-cudnn", "torch-fa2", "torch-math"}
+    ours = {"standard", "fa1", "fa2", *cuda.SCHEDULES, *gluon.NAMES}
+    assert set(subjects.names()) == ours | {"torch-cudnn", "torch-fa2", "torch-math"}
     with pytest.raises(UsageError, match="torch-math"):
         subjects.resolve("flash")
 

@@ -31,6 +31,8 @@ WIDE = {"fa3": "wide"}
 SPLITS = "splitkv"
 """In the name of a FlashAttention-2 kernel that deals the keys of a row to several CTAs, which no schedule here does."""
 LIBRARIES = ("peer", "pytorch")
+GLUON = "gluon-"
+"""Before the schedule in the name of a kernel in Gluon."""
 """Implementations whose kernels are listed even where no schedule stands for them."""
 DISTINCT = 0.02
 """Two schedules whose measured times differ by more than this must rank as on the hardware."""
@@ -136,7 +138,7 @@ def _set(predicted: Run | None, measured: Run, after: bool) -> str:
         return "aside"
     if taken.implementation == "cuda" and predicted and measured.schedule == predicted.schedule:
         return "after" if after else "beside"
-    return "aside" if taken.implementation in ("cuda", "triton") else "others"
+    return "aside" if taken.implementation in ("cuda", "gluon", "triton") else "others"
 
 
 def compare_all(
@@ -178,6 +180,9 @@ def counterpart(name: str, run: Run, schedule: str | None) -> tuple[str | None, 
     known, stands_for = (BACKWARD, STANDS_FOR_BACKWARD) if run.workload.backward else (SCHEDULES, STANDS_FOR)
     if implementation == "cuda" and run.schedule in known:
         return run.schedule, ""
+    if implementation == "gluon" and schedule is None and run.schedule.removeprefix(GLUON) in known:
+        rung = run.schedule.removeprefix(GLUON)
+        return rung, f"{run.schedule} has the order of {rung}, whose code is another compiler's"
     nearest = schedule or (run.schedule if run.schedule in known else stands_for.get(run.schedule))
     if nearest in WIDE and run.workload.backward and run.workload.head_dim not in known[nearest].head_dims:
         nearest = WIDE[nearest]

@@ -86,7 +86,7 @@ class Plan:
         sharing = heads // kv_heads if kv_heads else 1
         section = min(batch * heads, section_heads(seqlen_k, head_dim, sharing)) if seqlen_k else 1
         self.sizes = (batch, heads, kv_heads, seqlen_q, seqlen_k, self.m_tiles, section)
-        self.grid = grid_of(batch * heads, self.m_tiles, tile.cluster, _sm_count(device))
+        self.grid = grid_of(batch * heads, self.m_tiles, tile.cluster, sm_count(device))
         self.threads = config.threads
         self.function = kernel.function
         self.smem_bytes = kernel.smem_bytes
@@ -94,7 +94,7 @@ class Plan:
         self.contiguous = strides[0] == contiguous
         q_box, kv_box = (BOX_COLUMNS, CONSUMER_ROWS), (BOX_COLUMNS, config.kv_box_rows)
         self.q, self.k, self.v, self.o = (
-            _Operand(config.dtype, shape, stride, box)
+            Operand(config.dtype, shape, stride, box)
             for shape, stride, box in (
                 (q_shape, strides[0], q_box),
                 (k_shape, strides[1], kv_box),
@@ -153,7 +153,7 @@ class Plan:
             raise driver.DriverError("cuLaunchKernel", code)
 
 
-class _Operand:
+class Operand:
     """One tensor of a plan: how TMA sees it, and its tensor maps by address."""
 
     def __init__(self, dtype: str, shape: tuple, strides: tuple, box: tuple[int, int]) -> None:
@@ -257,7 +257,7 @@ def section_heads(seqlen_k: int, head_dim: int, sharing: int) -> int:
 
 
 @cache
-def _sm_count(device: int) -> int:
+def sm_count(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

@@ -15,6 +15,7 @@ from ..cuda.config import DTYPES as CUDA_DTYPES
 from ..cuda.config import HEAD_DIMS, config_for
 from ..cuda.config import SCHEDULES as CUDA_SCHEDULES
 from ..cuda.fp8 import config as fp8
+from ..gluon import config as gluon
 from ..validation.check import Case, HeadDim
 from ..validation.subjects import Subject, resolve
 from . import gradients, peers
@@ -24,13 +25,15 @@ ROOM = Path(__file__).parents[1]
 
 
 def implementation_of(kernel: str) -> str:
-    """Whose kernel it is: "cuda" or "triton" (ours), "pytorch", "peer", or "callable"."""
+    """Whose kernel it is: "cuda", "gluon" or "triton" (ours), "pytorch", "peer", or "callable"."""
     if peers.is_peer(kernel):
         return "peer"
     if ":" in kernel:
         return "callable"
     if kernel.startswith("torch-"):
         return "pytorch"
+    if kernel in gluon.NAMES:
+        return "gluon"
     return "cuda" if kernel.removesuffix(SAME_BITS) in (*CUDA_SCHEDULES, *backward.SCHEDULES) else "triton"
 
 
@@ -77,6 +80,8 @@ def sources_of(subject: Subject, workload: Workload) -> dict[str, str]:
             room = ROOM / "cuda"
             own = [*sorted(fp8.HERE.glob("*.cuh")), fp8.HERE / "wgmma.py"] if workload.dtype == "e4m3" else [room / "wgmma.py"]
             paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), *own]
+        case "gluon":
+            paths = gluon.sources_of(subject.name.removeprefix(gluon.PREFIX))
         case "triton":
             paths = [ROOM / "triton" / f"{each}.py" for each in (file, "arithmetic", "loads", "tiles")]
         case "peer":
@@ -92,7 +97,10 @@ def packages_of(kernel: str) -> dict[str, str]:
 
 
 def tile_of(kernel: str, workload: Workload) -> Tile | None:
-    """The tile our CUDA kernel takes for a workload; None where it is not known."""
+    """The tile our CUDA or Gluon kernel takes for a workload; None where it is not known."""
+    if implementation_of(kernel) == "gluon":
+        config = gluon.config_for(kernel.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal)
+        return Tile(gluon.BLOCK_M, config.block_n, config.stages, 2)
     if implementation_of(kernel) != "cuda":
         return None
     if workload.backward:

@@ -19,10 +19,11 @@ from pathlib import Path
 from ...simulator.errors import UsageError, did_you_mean
 from ..cuda import config as cuda
 from ..cuda.backward import config as backward
+from ..gluon import config as gluon
 from .check import Case, HeadDim, MissingTool
 from .layouts import HEAD_DIM_STRIDED
 
-OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES)
+OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES, *gluon.NAMES)
 """Schedules with a kernel of their own behind `kernels.ops.flash_attn_func`."""
 _SAME_BITS = "-deterministic"
 GRADIENTS = tuple(f"{schedule}-backward{how}" for schedule in backward.SCHEDULES for how in ("", _SAME_BITS))
@@ -185,7 +186,7 @@ def _ours(schedule: str, device: str) -> Subject:
     """`flash_attn_func` of one schedule."""
     if importlib.util.find_spec("triton") is None:
         raise MissingTool(f"the kernel {schedule!r} needs triton, which is not installed: pip install 'fasim[kernels]' on Linux")
-    on_hopper = schedule in cuda.SCHEDULES  # its backward is Triton's all the same
+    on_hopper = schedule in cuda.SCHEDULES or schedule in gluon.NAMES  # its backward is Triton's all the same
     if device == "cpu" and not on_hopper:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
     try:
@@ -198,7 +199,9 @@ def _ours(schedule: str, device: str) -> Subject:
 
     rooms = Path(__file__).parents[1]
     own = sorted((rooms / "triton").glob("*.py"))
-    if on_hopper:
+    if schedule in gluon.NAMES:
+        own = gluon.sources_of(schedule.removeprefix(gluon.PREFIX))
+    elif on_hopper:
         room = rooms / "cuda"
         own = [room / "launch.py", room / "wgmma.py", cuda.path_of(schedule), *sorted(room.glob("*.cuh"))]
     return Subject(

@@ -111,7 +111,7 @@ class Measurement:
     """
 
     kernel: str  # what ran: a kernel of ours by schedule, torch-cudnn, .., or package.module:function
-    implementation: str  # "cuda" or "triton" (ours), "pytorch", "callable"
+    implementation: str  # "cuda", "gluon" or "triton" (ours), "pytorch", "callable"
     gpu: str
     driver: str
     cuda: str

@@ -81,7 +81,7 @@ class Plan:
         # Half the bytes of a 16-bit head: as many as one of half the width.
         section = min(batch * heads, launch.section_heads(seqlen_k, head_dim // 2, heads // kv_heads))
         self.sizes = (batch, heads, kv_heads, seqlen_q, seqlen_k, m_tiles, section)
-        self.grid = launch.grid_of(batch * heads, m_tiles, 1, launch._sm_count(device))
+        self.grid = launch.grid_of(batch * heads, m_tiles, 1, launch.sm_count(device))
         columns = min(head_dim, ROW_BYTES)
         contiguous = (seqlen_q * heads * head_dim, heads * head_dim, head_dim, 1)
         self.inputs = [
