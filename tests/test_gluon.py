@@ -1,0 +1,111 @@
+"""Every rung in Gluon, compiled without a GPU: its instructions, and that nothing spills where it counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton.experimental.gluon")
+
+import torch
+
+from fasim.kernels import ops
+from fasim.kernels.gluon import config as gluon
+from fasim.kernels.gluon import launch
+from fasim.kernels.measure import names
+from fasim.simulator.errors import UsageError
+from fasim.simulator.problem.workload import Workload
+
+CONFIGS = [
+    gluon.config_for("tma", "bf16", 128, True),
+    gluon.config_for("warp-specialized", "fp16", 64, False),
+    gluon.config_for("pingpong", "bf16", 64, True),
+    gluon.config_for("overlap-2stage", "fp16", 256, False),
+    gluon.config_for("fa3", "bf16", 128, True),
+]
+each = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name.replace(" ", "-"))
+
+# In a process of its own: Triton's interpreter, once chosen for other tests, is chosen for Gluon's library too.
+COMPILE = """
+import json, sys
+from collections import Counter
+from fasim.kernels.compile import disassemble
+from fasim.kernels.gluon import build, config
+from fasim.simulator.code import sass
+for name in sys.argv[1:]:
+    schedule, dtype, head_dim, mask = name.split()
+    built = build.build(config.config_for(schedule, dtype, int(head_dim[1:]), mask == "causal"))
+    (code,) = disassemble.of_cubin(built.cubin)
+    opcodes = [each.name for each in code.instructions]
+    # Over K and V: a block's two GEMMs. Around them lies the loop over tiles.
+    loops = [loop for loop in sass.loops(code) if loop.scores and sum(point.what == "gemm" for point in loop.points) == 2]
+    local = sum(opcode in ("LDL", "STL") for loop in loops for opcode in opcodes[loop.start : loop.end + 1])
+    steps = [[point.steps for point in loop.points if point.what == "gemm"] for loop in loops]
+    print(json.dumps({"name": name, "opcodes": Counter(opcodes), "local": local, "steps": steps,
+                      "threads": [built.threads, code.threads], "smem": built.smem_bytes}))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Name -> what its code is made of."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE, *(config.name for config in CONFIGS)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {found["name"]: found for found in map(json.loads, done.stdout.splitlines())}
+
+
+@each
+def test_it_loads_by_tma_multiplies_by_wgmma_and_spills_nothing_in_its_walk(compiled, config):
+    found = compiled[config.name]
+    assert found["opcodes"]["HGMMA"] and found["opcodes"]["UTMALDG"] and found["opcodes"]["UTMASTG"]
+    assert "HMMA" not in found["opcodes"] and found["local"] == 0
+    assert found["smem"] <= 227 * 1024
+
+
+@each
+def test_its_gemms_are_issued_whole_two_a_block(compiled, config):
+    """A WGMMA that is a group of its own was serialised by the assembler."""
+    steps = compiled[config.name]["steps"]
+    scores, values = config.head_dim // 16, config.block_n // 16
+    assert steps == [[scores, values]] * (1 if config.one_partition else 4)  # two consumers, with a mask and without
+
+
+@each
+def test_its_partitions_have_the_threads_it_is_launched_with(compiled, config):
+    threads = 256 if config.one_partition else 384
+    assert compiled[config.name]["threads"] == [threads, threads]
+    assert ("USETMAXREG" in compiled[config.name]["opcodes"]) is not config.one_partition
+
+
+def test_a_backend_is_asked_for_by_name():
+    q = torch.zeros(1, 4, 1, 64).half()
+    for schedule in (*gluon.SCHEDULES, "auto"):
+        with pytest.raises(UsageError, match="the Gluon kernels run on an H100 or H200"):
+            ops.flash_attn_func(q, q, q, schedule=schedule, backend="gluon")
+    with pytest.raises(UsageError, match="backend='mojo' is not known \\(auto, triton, cuda, gluon\\)"):
+        ops.flash_attn_func(q, q, q, backend="mojo")
+    for backend, schedule in (("gluon", "fa1"), ("cuda", "fa2"), ("triton", "tma")):
+        with pytest.raises(UsageError, match=f"schedule='{schedule}' has no kernel in backend='{backend}'"):
+            ops.flash_attn_func(q, q, q, schedule=schedule, backend=backend)
+
+
+def test_the_argument_block_is_the_kernels():
+    """Four tensor maps with sizes and strides, LSE, seven whole numbers, the scale, and Triton's two pointers to scratch memory."""
+    if not torch.cuda.is_available():
+        pytest.skip("the block asks the driver for its launch")
+    assert len(launch._Block().pointers) == 4 * launch.MAP_ARGUMENTS + 1 + 7 + 1 + 2
+
+
+@pytest.mark.parametrize("schedule", gluon.SCHEDULES)
+def test_its_files_and_its_tile_are_known_to_the_measurement(schedule):
+    name = gluon.PREFIX + schedule
+    assert names.implementation_of(name) == "gluon"
+    assert all(path.is_file() for path in gluon.sources_of(schedule))
+    tile = names.tile_of(name, Workload(1, 4, 1024, 128, "bf16", True))
+    assert (tile.block_m, tile.block_n, tile.stages, tile.consumers) == (128, 128, 2, 2)
