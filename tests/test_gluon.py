@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +16,10 @@ pytest.importorskip("triton.experimental.gluon")
 import torch
 
 from fasim.kernels import ops
+from fasim.kernels.cuda import driver
 from fasim.kernels.gluon import config as gluon
-from fasim.kernels.gluon import launch
 from fasim.kernels.measure import names
+from fasim.kernels.triton.arguments import ArgumentBlock
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.workload import Workload
 
@@ -95,11 +98,14 @@ def test_a_backend_is_asked_for_by_name():
             ops.flash_attn_func(q, q, q, schedule=schedule, backend=backend)
 
 
-def test_the_argument_block_is_the_kernels():
-    """Four tensor maps with sizes and strides, LSE, seven whole numbers, the scale, and Triton's two pointers to scratch memory."""
-    if not torch.cuda.is_available():
-        pytest.skip("the block asks the driver for its launch")
-    assert len(launch._Block().pointers) == 4 * launch.MAP_ARGUMENTS + 1 + 7 + 1 + 2
+def test_the_argument_block_is_tritons(monkeypatch):
+    """Four tensor maps, each with four sizes and strides, LSE, whole numbers and the scale, two pointers to scratch memory."""
+    monkeypatch.setattr(driver, "library", lambda: SimpleNamespace(cuLaunchKernel=SimpleNamespace()))
+    signature = [(name, "tensordesc<bf16[1,1,64,128],NVMMASharedLayout(..)>") for name in "qkvo"]
+    block = ArgumentBlock([*signature, ("lse", "*fp32"), ("heads", "i32"), ("stride", "i64"), ("scale_log2", "fp32")])
+    assert block.maps == {"q": 0, "k": 9, "v": 18, "o": 27} and len(block.pointers) == 4 * 9 + 4 + 2
+    block.values["stride"].value = 1 << 40
+    assert ctypes.c_int64.from_address(block.pointers[38]).value == 1 << 40
 
 
 @pytest.mark.parametrize("schedule", gluon.SCHEDULES)

@@ -26,6 +26,7 @@ class Built:
     smem_bytes: int
     threads: int
     compiler: str
+    signature: tuple[tuple[str, str], ...]  # (name, Triton's type) of the arguments of a launch
 
 
 @cache
@@ -71,4 +72,6 @@ def build(config: GluonConfig) -> Built:
         cause = " ".join(str(error).split())[-200:]
         raise UsageError(f"Triton {triton.__version__} does not compile the Gluon kernel {config.name!r}: {cause}") from error
     threads = int(re.search(r"\.reqntid (\d+)", compiled.asm["ptx"])[1])
-    return Built(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared, threads, f"Triton {triton.__version__}")
+    arguments = tuple((name, kind) for name, kind in signature.items() if kind != "constexpr")
+    smem_bytes, compiler = compiled.metadata.shared, f"Triton {triton.__version__}"
+    return Built(compiled.asm["cubin"], compiled.asm["ptx"], smem_bytes, threads, compiler, arguments)
