@@ -60,6 +60,7 @@ def _cases(bench: Bench) -> Iterator[tuple[Case, str]]:
         ("batch 3, 3 heads", "every batch entry has its own gradients", {"batch": 3, "heads": 3}),
         ("4 query heads on 2 key heads", summed, {"batch": 2, "heads": 4, "kv_heads": 2}),
         ("4 query heads on 1 key head, causal", summed, {"heads": 4, "kv_heads": 1, "causal": True}),
+        ("many tiles", "dQ adds up over more tiles than a ring has stages", {"seqlen_q": 3 * tile + 5, "seqlen_k": 5 * tile + 9}),
         ("rows fully masked", "a row that sees no key has no gradient", {"seqlen_q": 2 * tile, "seqlen_k": tile, "causal": True}),
         ("large logits", "P is recomputed from LSE", {"inputs": "large logits"}),
     ):

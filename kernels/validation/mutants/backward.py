@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from .tiled import TiledAttention, contiguous, strided
+from .tiled import TILE, TiledAttention, contiguous, strided
 
 
 class WrongDqScale(TiledAttention):
@@ -103,3 +103,53 @@ class BackwardRandomOrder(TiledAttention):
 
     def accumulate_dq(self, total, part, dtype):
         return super().accumulate_dq(total, part, dtype).to(dtype).to(total.dtype)
+
+
+class DqTileLost(TiledAttention):
+    """The last K/V tile's share of dQ is never added, where there are more than two."""
+
+    def kv_tiles_backward(self, *where):
+        tiles = super().kv_tiles_backward(*where)
+        self.tiles = self.left = len(tiles)
+        return tiles
+
+    def accumulate_dq(self, total, part, dtype):
+        self.left -= 1
+        return total if self.left == 0 and self.tiles > 2 else super().accumulate_dq(total, part, dtype)
+
+
+class StaleDqSums(TiledAttention):
+    """The memory that dQ is added up in is not cleared: what a call of the same shape left in it is added."""
+
+    def backward(self, *saved):
+        dq, dk, dv = super().backward(*saved)
+        before = getattr(self, "sums", None)
+        if before is not None and (before.shape, before.dtype) == (dq.shape, dq.dtype):
+            dq = dq + before
+        self.sums = dq.clone()
+        return dq, dk, dv
+
+
+class UnscaledKeyGradient(TiledAttention):
+    """dK lacks softmax_scale."""
+
+    def backward(self, q, k, v, out, lse, do, dlse, scale, causal):
+        dq, dk, dv = super().backward(q, k, v, out, lse, do, dlse, scale, causal)
+        return dq, dk / scale if scale else dk, dv
+
+
+class DkTransposed(TiledAttention):
+    """dK is written transposed within its blocks of 16 keys and 16 columns."""
+
+    def backward(self, *saved):
+        dq, dk, dv = super().backward(*saved)
+        whole = dk.shape[1] // TILE * TILE
+        blocks = dk[:, :whole].unflatten(3, (-1, TILE)).unflatten(1, (-1, TILE))
+        return dq, torch.cat([blocks.transpose(2, 5).flatten(1, 2).flatten(3, 4), dk[:, whole:]], 1), dv
+
+
+class BackwardMaskTopLeft(TiledAttention):
+    """The backward pass aligns its causal mask top left: wrong where the lengths differ."""
+
+    def mask_backward(self, rows, cols, seqlen_q, seqlen_k, causal, device):
+        return super().mask_backward(rows, cols, seqlen_q, seqlen_q, causal, device)
