@@ -34,7 +34,7 @@ class Quantity:
 
 
 def _written(run: Run) -> float | None:
-    """HBM writes up to the end of the last kernel, which is as far as counters see: what is dirty in L2 then comes later."""
+    """HBM writes up to the end of each kernel, which is as far as counters see: what is dirty in L2 then comes later."""
     written = run.traffic.total("hbm_write")
     return None if written is None else written - (run.traffic.dirty_bytes or 0)
 

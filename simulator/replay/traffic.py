@@ -31,6 +31,8 @@ from .l2 import ACCESS, ASKED, FROM_HBM, KV, LOST, ON_EXIT, ROW, SHARES, STRIPES
 SM_SPREAD = 0.0005
 """Standard deviation of the SMs' pace: most pairs of two warpgroups' GEMMs last 0.16 to 0.21 % longer at the 95th than at
 the 5th percentile (traces/recorded/calibration/contention.json, n176; other pairs less, softmax beside a GEMM more)."""
+
+
 @dataclass(frozen=True)
 class TensorLayout:
     """A tensor of the call, by the name it has in `Traffic.by_tensor`."""
@@ -70,7 +72,7 @@ def replay_traffic(
     and what each launch moves.
 
     Bytes are exact for ragged tiles, but what TMA delivers to an SM is the whole tile. HBM writes include what is still dirty
-    in L2 at the end, which `dirty_bytes` counts.
+    in L2 at the end; `dirty_bytes` counts that, and what is dirty when each kernel before ends.
     `smem_bytes` is left 0. `scattered` is False where all that is read is one contiguous buffer.
     """
     layout = _Layout(workload, launches, len(tensors))
@@ -93,6 +95,7 @@ def replay_traffic(
     late = np.zeros(len(tensors))  # bytes read in the turn in which HBM delivered them, in shares as `counts`
 
     shares, moved = SHARES * homes, [Moved(0, 0, 0)]  # all launches up to each
+    dirty, earlier = 0, np.zeros(len(links), links.dtype)  # in L2 when a launch ends, and the stripes that were so before it
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
         item_of, position, steps = np.arange(slots), np.zeros(slots, np.int64), np.full(slots, 0.5)
@@ -108,11 +111,14 @@ def replay_traffic(
                 block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
             )  # fmt: skip
         moved.append(_moved(counts, shares, lookups[0]))
-    written = int(counts[:, FROM_HBM + 1].sum())
+        left, fresh, before = counts.copy(), links.copy(), links[:, 3].copy()
+        fresh[:, 3] &= ~earlier
+        flush(homes, block, fresh, left)
+        dirty, earlier = dirty + int((left - counts)[:, FROM_HBM + 1].sum()), before
     flush(homes, block, links, counts)
     moved[-1] = _moved(counts, shares, lookups[0])
     each = [Moved(b.l2 - a.l2, b.lookups - a.lookups, b.hbm - a.hbm) for a, b in pairwise(moved)]
-    return *_report(counts, late, tensors, shares, int(counts[:, FROM_HBM + 1].sum()) - written, lookups[0]), each
+    return *_report(counts, late, tensors, shares, dirty, lookups[0]), each
 
 
 def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:

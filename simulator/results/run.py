@@ -70,7 +70,7 @@ class Traffic:
     # fraction of read bytes requested from L2 that HBM did not have to deliver; counted, HBM can deliver more than was asked for
     l2_hit_rate: Annotated[float, Within(-1e6, 1)] | None
     smem_bytes: Count | None = 0
-    dirty_bytes: Count | None = 0  # of the bytes written to HBM, those still in L2 when the last kernel ends; counters miss them
+    dirty_bytes: Count | None = 0  # dirty in L2 when each kernel ends: counters miss them, L2 being emptied before the next
     l2_lookup_bytes: Count | None = 0  # reads that L2 serves, misses twice: SMs that ask for a line together are answered at once
 
     def total(self, name: str) -> int | None:
