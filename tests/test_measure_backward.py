@@ -21,7 +21,7 @@ from fasim.traces.nsight import Profiled
 torch = pytest.importorskip("torch")
 RECORDED = Path(fasim.__file__).parent / "traces" / "recorded" / "backward"
 WORK = Workload(2, 4, 96, 64, "bf16", causal=True, kv_heads=2, direction="backward")
-LOOP = "void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits<128, 64, 128, 8, 2, 4, 2>>"
+LOOP = "void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits<128, 64, 128, 8, 2, 4, 2, 0, 0>>"
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_of_a_backward_all_kernels_are_counted_and_the_longest_apart(bench):
     kernels = [Profiled("dot", small), Profiled(LOOP, counted(80_000.0, 50.0)), Profiled("convert", small)]
     found = peers.with_counters(replace(run, schedule="peer:fa2"), kernels)
     taken = found.measurement
-    assert (found.cycles, found.traffic.total("hbm_read"), found.tile) == (100_000, 300, Tile(64, 128, 1, 2))
+    assert (found.cycles, found.traffic.total("hbm_read"), found.tile) == (100_000, 300, Tile(64, 128, 2, 2))
     assert taken.kernels == (("dot", 10_000.0), (LOOP, 80_000.0), ("convert", 10_000.0))
     assert taken.counters[nsight.TENSOR] == pytest.approx(40.0) and taken.counters[nsight.MAIN + nsight.TENSOR] == 50.0
     assert taken.counters[f"{nsight.MAIN}launch__registers_per_thread"] == 255.0

@@ -347,17 +347,23 @@ def _first(one: Profiled, kernels: Sequence[Profiled]) -> list[Profiled]:
 
 _SM90 = re.compile(r"CollectiveMainloopFwdSm90<(\d+),tuple<C<(\d+)>,C<\d+>,C<\d+>>,tuple<C<(\d+)>,C<(\d+)>,C<\d+>>")
 """FlashAttention-3: stages, cluster, tile of queries x keys x head dim."""
-_MMA = re.compile(r"[Ff]lash_(?:fwd|bwd)_kernel_traits<\d+,(\d+),(\d+),(\d+)")
+_MMA = re.compile(r"[Ff]lash_fwd_kernel_traits<\d+,(\d+),(\d+),(\d+)")
 """FlashAttention-2: head dim, queries, keys, warps."""
+_MMA_BACKWARD = re.compile(r"[Ff]lash_bwd_kernel_traits<\d+,(\d+),(\d+),(\d+),\d+,\d+,\d+,\w+,(\w+)")
+"""Its backward: head dim, queries, keys, warps, three atoms, whether V is in registers, whether Q has one buffer, not two."""
 
 
 def tile_of(name: str) -> Tile | None:
     """The tile that a kernel's name tells, as Nsight Compute prints it; None where it tells none."""
-    plain = re.sub(r"\(int\)|cute::|flash::|\s", "", name)
+    plain = re.sub(r"\((?:int|bool)\)|cute::|flash::|\s", "", name)
     if found := _SM90.search(plain):
         stages, cluster, rows, keys = map(int, found.groups())
         return Tile(rows, keys, stages, max(1, rows // 64), cluster)
     if found := _MMA.search(plain):
         rows, keys, warps = map(int, found.groups())
         return Tile(rows, keys, 1, max(1, warps // 4))
+    if found := _MMA_BACKWARD.search(plain):
+        *sizes, single = found.groups()
+        rows, keys, warps = map(int, sizes)
+        return Tile(rows, keys, 1 if single in ("1", "true") else 2, max(1, warps // 4))
     return None
