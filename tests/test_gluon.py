@@ -18,8 +18,8 @@ import torch
 from fasim.kernels import ops
 from fasim.kernels.cuda import driver
 from fasim.kernels.gluon import config as gluon
+from fasim.kernels.launch.arguments import ArgumentBlock
 from fasim.kernels.measure import names
-from fasim.kernels.triton.arguments import ArgumentBlock
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.workload import Workload
 

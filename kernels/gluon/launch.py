@@ -13,7 +13,7 @@ from ...simulator.errors import UsageError
 from ..arguments import scale_of
 from ..cuda import driver
 from ..cuda.launch import BOX_COLUMNS, DTYPES, LOG2_E, Operand, section_heads, sm_count
-from ..triton.arguments import ArgumentBlock
+from ..launch.arguments import ArgumentBlock
 from . import build
 from .config import BLOCK_M, HEAD_DIMS, SCHEDULES, GluonConfig, config_for
 
