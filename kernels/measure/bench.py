@@ -15,7 +15,7 @@ import datetime
 import importlib.metadata
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from ...simulator.problem.workload import Workload
@@ -161,8 +161,13 @@ def _check(name: str, workload: Workload, got: object, inputs: tuple) -> float:
 
 def error_of(got: object, inputs: tuple, workload: Workload) -> float:
     """Relative error of the first and last head of the first batch entry: of their first and last rows of O, or of dQ, dK, dV."""
+    return largest_error(_pairs(got, inputs, workload))
+
+
+def largest_error(pairs: Iterable[tuple]) -> float:
+    """Of (ours, theirs): the norm of the difference over theirs, infinity where it is no number."""
     worst = 0.0
-    for ours, theirs in _pairs(got, inputs, workload):
+    for ours, theirs in pairs:
         error = float((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-30))
         worst = max(worst, error) if math.isfinite(error) else math.inf
     return worst
@@ -170,7 +175,7 @@ def error_of(got: object, inputs: tuple, workload: Workload) -> float:
 
 def _pairs(got: object, inputs: tuple, workload: Workload) -> Iterator[tuple]:
     if workload.backward:
-        yield from gradients.compared(got, inputs, workload)
+        yield from gradients.compared(got, gradients.expected(inputs, workload), workload)
         return
     out = got[0] if isinstance(got, tuple) else got
     for head in (0, workload.heads - 1):

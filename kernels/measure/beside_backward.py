@@ -21,14 +21,15 @@ from pathlib import Path
 import torch
 
 from ...simulator.problem.workload import Workload
-from . import beside, peers
-from .bench import TOLERANCE, calls_of, error_of
+from . import beside, gradients, peers
+from .bench import TOLERANCE, calls_of, largest_error
 from .beside_cuda import BURST_S, REST_S, host_us
 from .names import accept, packages_of, sources_of, subject_of
 
 LENGTHS = {128: (1024, 2048, 4096, 8192, 16384), 64: (1024, 4096, 16384), 256: (1024, 4096, 16384)}
 PEERS = ("peer:fa4", "peer:cudnn")
 ROUNDS = 6
+HOST_CALLS = 12
 
 
 def workloads(head_dims: Iterable[int], seqlens: Sequence[int] | None = None) -> list[Workload]:
@@ -44,6 +45,7 @@ def workloads(head_dims: Iterable[int], seqlens: Sequence[int] | None = None) ->
 def run_case(workload: Workload, kernels: Sequence[str], meter: beside.Meter, rounds: int) -> list[dict]:
     """One row per kernel; a kernel that is wrong, or that cannot run, says so and has no time."""
     sets = beside.buffers(beside.Case(True, workload))
+    right = gradients.expected(sets[0], workload)
     rows, calls = {}, {}
     for name in kernels:
         rows[name] = {"pass": "backward", **workload.to_dict(), "kernel": name}
@@ -51,12 +53,12 @@ def run_case(workload: Workload, kernels: Sequence[str], meter: beside.Meter, ro
             subject = subject_of(name, direction="backward")
             accept(subject, workload)
             each = calls_of(subject, workload, sets)
-            error = rows[name]["relative_error"] = error_of(each[0](), sets[0], workload)
+            error = rows[name]["relative_error"] = largest_error(gradients.compared(each[0](), right, workload))
             if not error <= TOLERANCE[workload.dtype]:
                 rows[name]["refused"] = f"its relative error {error:.1e} is above {TOLERANCE[workload.dtype]:.1e}"
                 continue
             calls[name] = lambda i, each=each: each[i]()
-            rows[name]["host_us"] = round(host_us(calls[name]), 1)
+            rows[name]["host_us"] = round(host_us(calls[name], HOST_CALLS), 1)
         except Exception as error:  # a peer that refuses a shape is a finding, and so is a kernel that does not compile
             rows[name]["refused"] = f"{type(error).__name__}: {error}"[:300]
     timed = beside.in_turns(calls, workload.paper_flops, meter, rounds, BURST_S, REST_S, seed=workload.seqlen)

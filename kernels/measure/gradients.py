@@ -76,15 +76,27 @@ def _by_autograd(subject: Subject, workload: Workload) -> Gradient:
     return ready
 
 
-def compared(found: tuple, inputs: tuple, workload: Workload) -> Iterator[tuple]:
-    """(the kernel's gradient, the reference's) of the first and the last K/V head of the first batch entry, and of its queries."""
+def expected(inputs: tuple, workload: Workload) -> list[tuple[int, tuple]]:
+    """The reference's (dQ, dK, dV) of the first and the last K/V head of the first batch entry, each beside the K/V head."""
     from ..reference import attention_backward
 
     q, k, v, do = inputs
-    group = workload.heads_per_kv
+    found = []
     for head in dict.fromkeys((0, workload.kv_heads - 1)):
-        queries, keys = slice(head * group, (head + 1) * group), slice(head, head + 1)
+        keys, queries = slice(head, head + 1), _queries_of(head, workload)
         parts = (q[:1, :, queries], k[:1, :, keys], v[:1, :, keys], do[:1, :, queries])
-        expected = attention_backward(*parts, causal=workload.causal)
-        for ours, theirs, heads in zip(found, expected, (queries, keys, keys), strict=True):
-            yield ours[:1, :, heads], theirs
+        found.append((head, attention_backward(*parts, causal=workload.causal)))
+    return found
+
+
+def compared(got: tuple, right: list, workload: Workload) -> Iterator[tuple]:
+    """(the kernel's gradient, the reference's) of what `expected` gave."""
+    for head, theirs in right:
+        keys, queries = slice(head, head + 1), _queries_of(head, workload)
+        for ours, reference, heads in zip(got, theirs, (queries, keys, keys), strict=True):
+            yield ours[:1, :, heads], reference
+
+
+def _queries_of(head: int, workload: Workload) -> slice:
+    """The query heads that share a K/V head."""
+    return slice(head * workload.heads_per_kv, (head + 1) * workload.heads_per_kv)
