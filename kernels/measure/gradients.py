@@ -7,9 +7,11 @@ else is differentiable goes through torch.autograd.grad on a graph that is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ...simulator.errors import UsageError
 from ...simulator.problem.workload import Workload
+from ..cuda.backward.config import HERE
 from ..cuda.backward.config import SCHEDULES as CUDA
 from ..validation.subjects import Subject
 from . import peers
@@ -21,6 +23,12 @@ OURS = (TRITON, *CUDA)
 """Schedules whose backward has a kernel."""
 SAME_BITS = "-deterministic"
 """Behind the name of a CUDA backward: its deterministic mode."""
+
+
+def files_of(name: str) -> list[Path]:
+    """What a CUDA backward is compiled from: all of its room but the other schedules' kernels."""
+    others = {schedule.replace("-", "_") for schedule in CUDA if schedule != name.removesuffix(SAME_BITS)}
+    return [*(path for path in sorted(HERE.glob("*.cu*")) if path.stem not in others), HERE / "wgmma.py"]
 
 
 def gradient_of(subject: Subject, workload: Workload) -> Gradient:

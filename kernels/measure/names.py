@@ -73,8 +73,7 @@ def sources_of(subject: Subject, workload: Workload) -> dict[str, str]:
     file = subject.name.replace("-", "_") + ("_backward" if workload.backward else "")
     match implementation_of(subject.name):
         case "cuda" if workload.backward:
-            room, main = backward.HERE, subject.name.removesuffix(SAME_BITS).replace("-", "_")
-            own = [room / f"{part}.cu" for part in ("prepare", main, "finish")] + [room / "wgmma.py", *sorted(room.glob("*.cuh"))]
+            room, own = backward.HERE, gradients.files_of(subject.name)
             paths = [*own, *sorted(room.parent.glob("*.cuh"))]
         case "cuda":
             room = ROOM / "cuda"

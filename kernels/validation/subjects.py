@@ -230,7 +230,8 @@ def _gradients(name: str) -> Subject:
         return flash_attn_func(q, k, v, softmax_scale, causal, return_lse=True, deterministic=deterministic, backward=schedule)
 
     room, rooms = backward.HERE, Path(__file__).parents[1]
-    own = [*room.glob("*.cuh"), *(room / f"{part}.cu" for part in ("prepare", "finish", schedule.replace("-", "_")))]
+    others = {each.replace("-", "_") for each in backward.SCHEDULES if each != schedule}
+    own = [path for path in sorted(room.glob("*.cu*")) if path.stem not in others]
     own += [room / f"{part}.py" for part in ("launch", "config", "wgmma")]
     return Subject(
         name=name,
@@ -241,7 +242,7 @@ def _gradients(name: str) -> Subject:
         returns_lse=True,
         differentiable=True,
         dq_is_deterministic=deterministic,
-        sources=(rooms / "ops.py", rooms / "arguments.py", rooms / "backward.py", *sorted(own)),
+        sources=(rooms / "ops.py", rooms / "arguments.py", rooms / "backward.py", *own),
     )
 
 
