@@ -1,6 +1,7 @@
 """Train a tiny transformer with fasim's attention and with PyTorch's, and set the loss curves side by side.
 
     python examples/train_tiny.py --steps 300 --schedule fa2
+    python examples/train_tiny.py --schedule auto --backward lagged
 
 A byte-level language model (2 layers, 4 heads of 64) learns the source of Python's argparse from the same seed three
 times: with PyTorch's FlashAttention-2 backend, with its math backend, and with `flash_attn_func`. The two PyTorch runs
@@ -70,11 +71,11 @@ def pytorch(backend: SDPBackend) -> Attend:
     return attend
 
 
-def ours(schedule: str) -> Attend:
-    """`flash_attn_func` by one schedule."""
+def ours(schedule: str, backward: str) -> Attend:
+    """`flash_attn_func` by one schedule, its gradients by another."""
     from fasim.kernels.ops import flash_attn_func
 
-    return lambda q, k, v: flash_attn_func(q, k, v, causal=True, schedule=schedule)
+    return lambda q, k, v: flash_attn_func(q, k, v, causal=True, schedule=schedule, backward=backward)
 
 
 def train(attend: Attend, steps: int, seed: int = 0) -> list[float]:
@@ -107,26 +108,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--schedule", default="fa2", help="auto, standard, fa1 or fa2")
+    parser.add_argument("--backward", default="auto", help="schedule of the gradients: auto, fa2 (Triton) or a CUDA one")
     parser.add_argument("--out", type=Path, help="write the curves as JSON")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("train_tiny needs a CUDA GPU", file=sys.stderr)
         return 3
+    name = options.schedule if options.backward == "auto" else f"{options.schedule}, {options.backward} backward"
     runs = {
         "torch-fa2": pytorch(SDPBackend.FLASH_ATTENTION),
         "torch-math": pytorch(SDPBackend.MATH),
-        options.schedule: ours(options.schedule),
+        name: ours(options.schedule, options.backward),
     }
     curves = {name: smooth(train(attend, options.steps)) for name, attend in runs.items()}
     flash, math, mine = curves.values()
     noise = max(abs(a - b) for a, b in zip(flash, math, strict=True))
     apart = max(abs(a - b) for a, b in zip(flash, mine, strict=True))
     same = apart <= max(2 * noise, 0.02)
-    print("step  " + "".join(f"{name:>12}" for name in curves))
+    print("step  " + "".join(f" {each:>11}" for each in curves))
     for place, row in enumerate(zip(*curves.values(), strict=True)):
-        print(f"{(place + 1) * WINDOW:>4}  " + "".join(f"{loss:12.4f}" for loss in row))
+        cells = (f" {loss:{max(11, len(each))}.4f}" for each, loss in zip(curves, row, strict=True))
+        print(f"{(place + 1) * WINDOW:>4}  " + "".join(cells))
     verdict = "same curve" if same else "another curve"
-    print(f"{options.schedule} is at most {apart:.4f} from torch-fa2, torch-math at most {noise:.4f}: {verdict}")
+    print(f"{name} is at most {apart:.4f} from torch-fa2, torch-math at most {noise:.4f}: {verdict}")
     if options.out:
         found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "steps": options.steps, "window": WINDOW}
         found |= {"curves": curves, "noise": noise, "apart": apart, "same": same}
