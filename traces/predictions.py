@@ -149,7 +149,7 @@ def tried(question: Question) -> Run | UsageError:
     """The prediction, made and kept, or the sentence that says why there is none."""
     try:
         return _made(question)
-    except UsageError as error:
+    except ValueError as error:  # a UsageError, or parts of the model that contradict each other: one of many goes without
         return UsageError(str(error))  # whatever it was, it pickles
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from ...simulator.errors import UsageError
+from ...traces.files import write_all
 from .. import output
 from ..options import Json, Schedules
 
@@ -101,6 +103,10 @@ def sweep(
     resume: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     csv: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     workers: int | None = None,
+    dask: str | None = None,
+    plot: str | None = None,
+    x: str | None = None,
+    y: str = "tflops",
     json: Json = False,
 ) -> int:
     """Predict at every crossing of lists of options: lengths, batches, heads, schedules, devices, tiles, clocks, what-ifs.
@@ -127,6 +133,15 @@ def sweep(
         Print the rows as CSV, alone, on stdout.
     workers
         Processes. [default: one a core]
+    dask
+        Address of a Dask scheduler whose workers make the predictions, as tcp://scheduler:8786; or local, for one on this machine
+        (`pip install 'fasim[cluster]'`).
+    plot
+        A picture of the rows, .svg or .png (`pip install 'fasim[plot]'`), or terminal, to draw there.
+    x
+        What it is plotted over. [default: the number that takes most values]
+    y
+        What is plotted, a column of the rows.
     """
     from ...traces.answers.sweep import COLUMNS, summary
     from ...traces.answers.table import Table
@@ -135,10 +150,11 @@ def sweep(
         raise UsageError("--resume goes on with the file of --out: give both")
     if csv and json:
         raise UsageError("--csv and --json both print alone on stdout: give one of them")
+    suffix = _place(plot, csv or json)
     points = _points(axes, schedule)
     found: dict[int, dict] = {}
     try:
-        for number, row in _made(points, out, resume, workers):
+        for number, row in _made(points, out, resume, workers, dask):
             found[number] = row
     except KeyboardInterrupt:
         place = f"{len(found):,} of {len(points):,} rows are " + (f"in {out}" if out else "kept")
@@ -147,6 +163,13 @@ def sweep(
     if all(row["error"] for row in found.values()):
         raise UsageError(found[0]["error"])
     table = Table.of([found[number] for number in range(len(points))], COLUMNS)
+    if plot is not None:
+        from ...traces.answers.series import figure
+        from ..plot import Chart, picture
+
+        drawn = figure(table, x, y)
+        if suffix:
+            write_all({Path(plot): picture(drawn, suffix)})
     if json:
         output.emit_json(table.rows)
     elif csv:
@@ -156,7 +179,23 @@ def sweep(
 
         console = output.stdout()
         console.print(shown(table, summary(table), console.width))
+        if plot is not None and not suffix:
+            console.print("", Chart(drawn), sep="\n")
     return 0
+
+
+def _place(plot: str | None, alone: bool) -> str:
+    """The format of the picture, empty for the terminal or none. Raises UsageError before anything is predicted."""
+    from ..plot import TERMINAL, suffix_of
+
+    if plot is None:
+        return ""
+    if plot == TERMINAL:
+        if alone:
+            raise UsageError("--plot terminal draws where --csv and --json print alone: give a file")
+        return ""
+    output.check_file(Path(plot))
+    return suffix_of(plot)
 
 
 def _points(axes: Axes, schedule: tuple[str, ...]) -> list[Point]:
@@ -165,7 +204,9 @@ def _points(axes: Axes, schedule: tuple[str, ...]) -> list[Point]:
     return points(axes.lists(schedule))
 
 
-def _made(points: list[Point], out: Path | None, resume: bool, workers: int | None) -> Iterator[tuple[int, dict]]:
+def _made(
+    points: list[Point], out: Path | None, resume: bool, workers: int | None, dask: str | None
+) -> Iterator[tuple[int, dict]]:
     """The rows as they come, each written to the file at once."""
     from ...simulator.compiling import COMPILES, heard
     from ...traces.answers.journal import Journal
@@ -174,11 +215,18 @@ def _made(points: list[Point], out: Path | None, resume: bool, workers: int | No
 
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers} is none: give 1 or more")
-    with Journal(out, resume) as journal, output.progress("predicting", estimate=True) as advance:
-        with heard(lambda: advance(0, len(points), COMPILES)):
-            for number, row in rows(points, advance, workers or processes(), known=journal.known):
-                journal.add(number, row)
-                yield number, row
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(out, resume))
+        advance = stack.enter_context(output.progress("predicting", estimate=True))
+        elsewhere = None
+        if dask is not None:
+            from ...traces.answers.cluster import connected
+
+            elsewhere = stack.enter_context(connected(dask, workers))
+        stack.enter_context(heard(lambda: advance(0, len(points), COMPILES)))
+        for number, row in rows(points, advance, workers or processes(), elsewhere, journal.known):
+            journal.add(number, row)
+            yield number, row
         journal.finish()
 
 

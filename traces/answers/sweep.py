@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 from ...simulator.errors import UsageError
 from ...simulator.results import metrics
@@ -51,7 +52,7 @@ def sweep(
     *,
     advance: Advance | None = None,
     workers: int | None = None,
-    elsewhere: Elsewhere | None = None,
+    dask: str | None = None,
     **axes: object,
 ) -> Table:
     """Predict at every crossing of the options, each a value or a list: a table whose columns have units in their names.
@@ -61,11 +62,17 @@ def sweep(
     Options: schedule, device, set ("hbm=x2"), direction, batch (or tokens), heads, kv_heads, seqlen (or seqlen_q and seqlen_k),
     head_dim, dtype, causal, tile ("128x128"), stages, cluster, clock_mhz, regime. Runs in `workers` processes, or one a core;
     from a script, as ever with processes, under `if __name__ == "__main__":`. `pandas.DataFrame(table)` and
-    `polars.DataFrame(table)` take it.
+    `polars.DataFrame(table)` take it. `dask` is the address of a scheduler whose workers make the predictions, or "local".
     Raises UsageError for an unknown option, schedule or device, and where no crossing at all is possible.
     """
     points = grid.points(axes)
-    made = dict(rows(points, advance, workers or processes(), elsewhere))
+    with ExitStack() as stack:
+        elsewhere = None
+        if dask is not None:
+            from .cluster import connected
+
+            elsewhere = stack.enter_context(connected(dask, workers))
+        made = dict(rows(points, advance, workers or processes(), elsewhere))
     if all(row["error"] for row in made.values()):
         raise UsageError(str(made[0]["error"]))
     return Table.of([made[number] for number in range(len(points))], COLUMNS)
