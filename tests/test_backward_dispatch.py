@@ -5,6 +5,7 @@ On the CPU a stand-in takes the place of the CUDA backward's launch.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ if env.DEVICE != "cpu":
     pytest.skip("the stand-in for a launch is the CPU's", allow_module_level=True)
 
 from fasim.kernels import backward, ops, reference  # noqa: E402
+from fasim.kernels.cuda import driver, launch  # noqa: E402
 from fasim.kernels.cuda.backward import config  # noqa: E402
 from fasim.kernels.ops import flash_attn_func  # noqa: E402
 from fasim.kernels.validation import subjects  # noqa: E402
@@ -187,3 +189,16 @@ def test_each_cuda_backward_is_a_subject_of_validation_in_both_modes(name, launc
     assert right(torch.autograd.grad(o, inputs, do), reference.attention_backward(q, k, v, do, None, True))
     assert [(c["schedule"], c["deterministic"]) for c in launched] == [(name.split("-backward")[0], found.dq_is_deterministic)]
     assert lse.shape == (1, 2, 17) and all(path.is_file() for path in found.sources)
+
+
+def test_the_launch_of_the_backward_calls_what_is_there():
+    """It runs on a GPU alone: nothing else here would notice that a name is gone."""
+    tree = ast.parse((config.HERE / "launch.py").read_text(encoding="utf-8"))
+    rooms = {"launch": launch, "driver": driver, "build": backward.build, "torch": torch}
+    used = {
+        (each.value.id, each.attr)
+        for each in ast.walk(tree)
+        if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) and each.value.id in rooms
+    }
+    assert any(room == "launch" for room, _ in used)
+    assert [f"{room}.{name}" for room, name in sorted(used) if not hasattr(rooms[room], name)] == []

@@ -261,6 +261,9 @@ def sm_count(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+_Operand, _sm_count = Operand, sm_count  # as backward/launch.py calls them
+
+
 _queues: dict[tuple[int, int], Tensor] = {}
 
 
