@@ -79,6 +79,7 @@ def _phases(pair: Pair) -> RenderableType:
         table.add_row(Text(phase.name, "dim"), *values, "-" if phase.difference is None else f"{phase.difference:+,.0f}")
     found, cost = pair.conformance, pair.measured.measurement.trace_overhead
     order = f"{found.events:,} events of {found.warps} warps " + ("in the schedule's order" if found.holds else "compared:")
+    order += f", {found.frees:,} stages handed back before they were loaded anew" * (found.frees > 0)
     lines = [Text(order), *(Text(f"not the schedule's order: {each}", "yellow") for each in found.differences)]
     if cost is not None:
         each = "" if pair.stamp_cycles is None else f", about {pair.stamp_cycles:.0f} a stamp; the measured phases are without"

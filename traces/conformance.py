@@ -1,7 +1,8 @@
 """Conformance: is the order of events that a kernel recorded the order that the schedule of its name says?
 
 Both sides become the same list per warp: GEMMs issued and waited for, softmaxes, turns, loads and stores, each with its
-tile and K/V block. Times do not matter, the order does.
+tile and K/V block. Times do not matter there, the order does. Where a stage is handed back no stamp says, but times show it: a
+load that overwrites it comes behind every consumer's wait for the GEMM that has read it, or there was a race.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Conformance:
 
     warps: int
     events: int
+    frees: int  # stages handed back, by as many consumers as read them, before they were loaded anew
     differences: tuple[str, ...]
 
     @property
@@ -49,7 +51,7 @@ class Conformance:
 
     def to_dict(self) -> dict:
         """As plain JSON values."""
-        return {"warps": self.warps, "events": self.events, "holds": self.holds, "differences": list(self.differences)}
+        return vars(self) | {"holds": self.holds, "differences": list(self.differences)}
 
 
 def said(program: Program) -> dict[str, list[Event]]:
@@ -100,7 +102,7 @@ def conforms(run: Run) -> Conformance:
     """
     kernel = find_schedule(run.schedule).kernels[0]
     possible = {int(n) for n in work_items(run.workload, run.tile.block_m, run.tile.block_n, _order(run))["blocks"]}
-    warps = events = 0
+    warps = events = frees = 0
     differences = []
     for cta, by_warp in recorded(run).items():
         warps, events = warps + len(by_warp), events + sum(map(len, by_warp.values()))
@@ -116,7 +118,42 @@ def conforms(run: Run) -> Conformance:
             if not any(difference for _, difference in found):
                 break
         differences += [f"{cta} {warp}: {difference}" for warp, difference in found if difference]
-    return Conformance(warps, events, tuple(differences))
+        if not any(difference for _, difference in found):
+            counted, early = _frees(run, cta)
+            frees += counted
+            differences += early
+    return Conformance(warps, events, frees, tuple(differences))
+
+
+READERS = {"load K": "wait S=QK^T", "load V": "wait O+=PV"}
+"""The wait behind which a consumer may hand back what a load has brought."""
+
+
+def _frees(run: Run, cta: str) -> tuple[int, list[str]]:
+    """(stages that each consumer handed back before they were loaded anew; of each ring and consumer the first that was not)."""
+    names = [lane.name.partition(" ") for lane in run.lanes]
+    lanes = {warp: number for number, (of, _, warp) in enumerate(names) if of == cta}
+
+    def ends(warp: str, label: str) -> np.ndarray:
+        if label not in run.labels:
+            return run.spans["end"][:0]
+        found = run.spans[(run.spans["lane"] == lanes[warp]) & (run.spans["label"] == run.labels.index(label))]
+        return np.sort(found["end"])
+
+    counted, early = 0, []
+    for load, wait in READERS.items():
+        again = ends("producer", load)[run.tile.stages :]
+        for warp in lanes.keys() - {"producer"}:
+            over = ends(warp, wait)[: len(again)]
+            counted += len(over)
+            raced = np.flatnonzero(again[: len(over)] < over)
+            if len(raced):
+                cycles = int(over[raced[0]] - again[raced[0]])
+                early.append(
+                    f"{cta} producer: '{load}' number {int(raced[0]) + run.tile.stages + 1} is issued {cycles} cycles before "
+                    f"{warp} has waited for the GEMM that reads what it overwrites"
+                )
+    return counted, sorted(early)
 
 
 def _order(run: Run) -> str:

@@ -8,7 +8,7 @@ lies between two stamps of a row is the span of the later one; so spans fill a l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,7 @@ def recording(words: np.ndarray, ctas: Sequence[int], consumers: int, keep: int 
         if not 0 <= cta < len(words):
             raise UsageError(f"the trace has {len(words)} CTAs, so none of number {cta}")
         rows = [_read(words[cta, row], cta, row) for row in range(1 + consumers)]
+        rows = [_on_the_clock_of(rows[0], row) for row in rows]
         rows = _cut(rows, keep)
         origin = min(row.cycles[0] for row in rows)
         for number, row in enumerate(rows):
@@ -99,6 +100,12 @@ def _read(stamps: np.ndarray, cta: int, row: int) -> _Row:
     step = np.where(np.isin(slot, (_LOAD_Q, _STORE)), -1, block - first)
     order = np.argsort(cycles, kind="stable")
     return _Row(*(column[order] for column in (cycles, _LABEL_OF[slot], tile, step)), whole)
+
+
+def _on_the_clock_of(first: _Row, row: _Row) -> _Row:
+    """The row, where the counter wrapped between its first stamp and another row's."""
+    wraps = (int(row.cycles[0]) - int(first.cycles[0]) + (1 << 31)) >> 32
+    return replace(row, cycles=row.cycles - (wraps << 32))
 
 
 def _consumed(block: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
