@@ -16,6 +16,8 @@ from fasim.kernels.cuda.fp8 import config
 from fasim.kernels.cuda.fp8.wgmma import header
 from fasim.simulator.code import sass as machine_code
 from fasim.simulator.errors import UsageError
+from fasim.simulator.problem.workload import Workload
+from fasim.traces import static
 
 COMPILED = [kernel for kernel in config.variants() if kernel.causal and kernel.output == "bf16"]
 COMPILED = [kernel for kernel in COMPILED if kernel.block_scales or not kernel.two_levels]
@@ -97,6 +99,16 @@ def test_the_loop_of_the_machine_code_is_two_of_the_steps_that_the_source_says(c
     (code,) = disassemble.of_cubin(compiled[kernel].cubin)
     (loop,) = machine_code.loops(code)
     assert machine_code.order(loop.points) == 2 * written and len(written) >= 9
+
+
+@needs_nvrtc
+@each
+def test_the_loop_of_the_machine_code_stands_in_the_order_that_the_schedule_says(compiled, kernel):
+    if sass.disassembler() is None:
+        pytest.skip("no nvdisasm: it comes with CUDA and with Triton's wheel")
+    (code,) = disassemble.of_cubin(compiled[kernel].cubin)
+    workload = Workload(1, 1, 8448, kernel.head_dim, "e4m3", kernel.causal)
+    assert static.differs(code, kernel.schedule, workload, kernel.fit.tile) == ""
 
 
 def test_the_wrappers_name_every_width_once():

@@ -138,12 +138,26 @@ def test_the_machine_code_stands_in_the_order_that_the_schedule_says(compiled, c
     assert {turn for turn in found.means if "WGMMA" in turn or "TMA" in turn} == {"loads by TMA", "GEMMs by WGMMA"}
 
 
-def test_a_wait_for_both_gemms_where_the_schedule_waits_for_one_is_found():
-    """Planted in a copy of fa3: right numbers, and no softmax under its own P V any more."""
+SCORES, VALUES = "  wg.wait_scores<1>(S, j);\n", "  wg.wait_values<0>(j - 1);\n"
+FREE_K, FREE_V = "  wg.free_k(j);\n", "  wg.free_v(j - 1);\n"
+PLANTED = {
+    "both GEMMs waited for, where one is": ((SCORES, SCORES.replace("1", "0")),),
+    "two waits exchanged": ((SCORES, "WAIT"), (VALUES, SCORES), ("WAIT", VALUES)),
+    "K not handed back": ((FREE_K, ""),),
+    "K and V handed back in each other's place": ((FREE_K, "FREE"), (FREE_V, FREE_K), ("FREE", FREE_V)),
+    "V handed back before P V is over": ((FREE_V, ""), (VALUES, FREE_V + VALUES)),
+}
+"""Faults in the step of a copy of fa3, some with right numbers: old texts and new ones."""
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_an_order_that_the_schedule_does_not_say_is_found(fault):
     if sass.disassembler() is None:
         pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
     config = config_for("fa3", "fp16", 128, causal=False)
-    planted = config.source.text.replace("wg.wait_scores<1>(S, j);", "wg.wait_scores<0>(S, j);")
-    assert planted != config.source.text
-    (kernel,) = disassemble.of_cubin(build.build(replace(config.source, text=planted)).cubin)
+    before, step, after = re.split(r"(void step\(.*?\n\}\n)", config.source.text, maxsplit=1, flags=re.DOTALL)
+    for old, new in PLANTED[fault]:
+        assert old in step
+        step = step.replace(old, new)
+    (kernel,) = disassemble.of_cubin(build.build(replace(config.source, text=before + step + after)).cubin)
     assert "where fa3 says" in static.differs(kernel, "fa3", Workload(1, 1, 8448, 128), config.tile)

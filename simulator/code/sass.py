@@ -111,6 +111,7 @@ class Point:
     b_transposed: bool = False
     is_new: bool = False  # nothing is added to
     outstanding: int = 0  # of a gemm wait: groups that may still run
+    place: int = 0  # of an mbarrier's wait or arrival: its offset in shared memory, less the stage's; 0 where no instruction says
 
     @property
     def makes_scores(self) -> bool:
@@ -280,11 +281,9 @@ def _point(code: Code, way: Sequence[int], at: int) -> tuple[Point | None, int]:
         return _warpgroup_gemm(code, way, at)
     if each.name == "WARPGROUP" and "DEPBAR" in opcode:
         return Point("gemm wait", number, outstanding=last_number(each)), at + 1
-    if each.name == "SYNCS" and "TRYWAIT" in opcode:
-        what = "wait"
-    elif each.name == "SYNCS" and ".ARRIVE" in opcode:
-        what = "arrive"
-    elif each.name == "BAR":
+    if each.name == "SYNCS" and ("TRYWAIT" in opcode or ".ARRIVE" in opcode):
+        return Point("wait" if "TRYWAIT" in opcode else "arrive", number, place=_place(code, way, at)), at + 1
+    if each.name == "BAR":
         what = "hand over" if ".ARV" in opcode else "sync"
     elif each.name == "UTMALDG":
         what = "load"
@@ -293,6 +292,15 @@ def _point(code: Code, way: Sequence[int], at: int) -> tuple[Point | None, int]:
     elif each.name == "DEPBAR":
         what = "copies wait"
     return (Point(what, number), at + 1) if what else (None, at)
+
+
+def _place(code: Code, way: Sequence[int], at: int) -> int:
+    """The constant in a barrier's address, from its operand or from where its register was last written, round the loop."""
+    operand = code.instructions[way[at]].operands.partition("[")[2].partition("]")[0]
+    register = operand.partition("+")[0].strip()
+    before = (code.instructions[number] for number in (*reversed(way[:at]), *reversed(way[at:])))
+    written = next((each.operands for each in before if each.operands.partition(",")[0].strip() == register), "")
+    return max((int(found, 16) for found in re.findall(r"0x[0-9a-f]+", f"{operand} {written}") if len(found) < 8), default=0)
 
 
 def _warpgroup_gemm(code: Code, way: Sequence[int], at: int) -> tuple[Point, int]:
