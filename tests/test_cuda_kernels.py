@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from estimates import ARITHMETIC, estimated_block
 
 from fasim.kernels.calibrate import sass
 from fasim.kernels.compile import build, disassemble
@@ -124,7 +125,8 @@ def test_a_stamp_of_its_trace_build_is_a_clock_and_a_store_and_disturbs_nothing_
 
 
 @each
-def test_the_machine_code_stands_in_the_order_that_the_schedule_says(compiled, config):
+def test_the_machine_code_stands_in_the_order_and_has_the_instructions_that_the_model_says(compiled, config):
+    """Instructions a block within a tenth: by pipe, and what is no arithmetic: addresses, barriers, branches, the GEMMs' own."""
     if sass.disassembler() is None:
         pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
     (kernel,) = disassemble.of_cubin(compiled[config].cubin)
@@ -135,6 +137,10 @@ def test_the_machine_code_stands_in_the_order_that_the_schedule_says(compiled, c
     elements = config.tile.block_m // config.tile.consumers * config.tile.block_n // WARPGROUP
     main = next(turn for turn in found.turns if turn.scores)
     assert main.scores % elements == 0 and main.pipes["mufu"] >= main.scores
+    estimated, blocks = estimated_block(config.schedule, workload), main.scores // elements
+    counted = main.pipes | {"rest": main.instructions - sum(main.pipes[pipe] for pipe in ARITHMETIC)}
+    for pipe, instructions in estimated.items():
+        assert instructions == pytest.approx(counted[pipe] / blocks, rel=0.1), pipe
     assert {turn for turn in found.means if "WGMMA" in turn or "TMA" in turn} == {"loads by TMA", "GEMMs by WGMMA"}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from . import softmax as counts
+from .around import of_gemm
 from .estimate import Estimate, Pen
 from .phase import Phase
 from .pipeline import Pipeline
@@ -44,6 +45,14 @@ class Reader(Pen):
     def gemm(self, scores: bool) -> list[Phase]:
         """Nothing: the addresses before a GEMM are steps of the order."""
         return []
+
+    def issues(self, k_steps: int, in_shared_memory: int, scores: bool) -> int:
+        """Those of its steps, and its descriptors, which are no step of the order; all else once a block is one."""
+        return of_gemm(k_steps, in_shared_memory)
+
+    def issues_of_barrier(self, waits: bool, turn: bool) -> int:
+        """Itself: what is around it is a step of the order."""
+        return 1
 
     def begins(self, tile, j: int) -> bool:
         """Whether block j does not go the loop's way: it is a tile's first, or no key was seen before it by a running softmax."""

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from . import softmax as counts
+from .around import Around
 from .phase import Phase
 from .softmax import CHUNK, EXACT, ONLINE, RUNNING, THREADS, Left, Softmax
 
@@ -57,12 +58,13 @@ class Estimate:
         return Pen(self, rank)
 
 
-class Pen:
+class Pen(Around):
     """What one warp executes around the points of its order; `tile` is a view of the tile it is in."""
 
     def __init__(self, code: Estimate, rank: int):
         self.code, self.rank = code, rank
         self.by_tma = code.persistent  # whether results leave by TMA
+        self.votes = code.softmax is RUNNING
         self.in_pairs = False  # blocks: a loop that writes one set of P while a product reads the other has two copies
         self.loops = False  # whether such a loop's next GEMM is behind its branch back
         self.ahead = False  # whether S of the next block is issued before the softmax of this one

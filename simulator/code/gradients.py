@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from . import softmax as counts
+from .around import Around
 from .estimate import ADDRESS, SEND, STATISTIC, STATISTICS
 from .phase import Phase
 from .softmax import CHUNK
@@ -33,8 +34,10 @@ class Gradients:
         return GradientPen(self, rank)
 
 
-class GradientPen:
+class GradientPen(Around):
     """What one warp executes around the points of its order; `tile` is a view of the tile it is in."""
+
+    votes = False
 
     def __init__(self, code: Gradients, rank: int):
         self.code, self.rank = code, rank

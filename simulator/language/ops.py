@@ -74,8 +74,8 @@ def table_of(record: type) -> np.dtype:
 
 
 GEMM, COPY = table_of(Gemm), table_of(Copy)
-_FIELDS = "op label record barrier target reads writes ring index step tile left left_index"
+_FIELDS = "op label record barrier target reads writes ring index step tile left left_index issues"
 INSTRUCTION = np.dtype([(name, "i4") for name in _FIELDS.split()])
 """One op: `record` is a row of its op's table; `reads` and `writes` are bits of the program's register tensors; `ring` and
 `index` name the slot it concerns, `step` the loop step, -1 outside the loop; `left` and `left_index` the slot of a GEMM's other
-operand, if it has one."""
+operand, if it has one; `issues` the instructions that a barrier or a WGMMA takes with all around it (code/around.py)."""

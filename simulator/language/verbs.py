@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..code.estimate import STATISTICS
 from ..code.phase import Phase
 from .buffers import Baton, Meeting, Result, Slot
-from .ops import Copy, Gemm, Op
+from .ops import BarrierKind, Copy, Gemm, Op
 from .recorder import Recorder
 
 WARPGROUP_ROWS = 64
@@ -185,7 +185,8 @@ class Warp:
         if not loaded:
             self.wait(b)
         registers = () if isinstance(a, Slot) else (a,)
-        self._emit(Op.WGMMA, label, b, gemm, reads=registers, writes=(destination,), left=a, step=step)
+        issues = self.pen.issues(gemm.k_steps, 2 - gemm.a_in_registers, scores=destination in ("S", "S^T"))
+        self._emit(Op.WGMMA, label, b, gemm, reads=registers, writes=(destination,), left=a, step=step, issues=issues)
         self.in_flight[self.groups] = destination
         self.groups += 1
         return Result(label, self.groups - 1)
@@ -261,7 +262,7 @@ class Warp:
 
     def _emit(self, op: Op, label: str, slot: Slot | None, record: Phase | Gemm | Copy | None = None, barrier: int = -1,
               target: int = 0, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), step: int = -1,
-              left: Slot | str = "") -> None:  # fmt: skip
+              left: Slot | str = "", issues: int = 0) -> None:  # fmt: skip
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         beside = (left.ring.number, left.index) if isinstance(left, Slot) else (-1, -1)
         cta = self.cta
@@ -269,4 +270,8 @@ class Warp:
             step = slot.step
         number = -1 if record is None else cta.record(record)
         touched = cta.registers(reads), cta.registers(writes)
-        self.ops.append((int(op), cta.label(label), number, barrier, target, *touched, ring, index, step, cta.tile_number, *beside))
+        if op in (Op.WAIT, Op.ARRIVE):
+            turn = cta.barriers[barrier].kind in (BarrierKind.NAMED, BarrierKind.MEETING)
+            issues = self.pen.issues_of_barrier(waits=op == Op.WAIT, turn=turn)
+        row = (int(op), cta.label(label), number, barrier, target, *touched, ring, index, step, cta.tile_number, *beside, issues)
+        self.ops.append(row)

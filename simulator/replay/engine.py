@@ -48,9 +48,6 @@ U_TMA, U_TENSOR, U_MUFU, U_FMA, U_ALU, U_BARRIERS, U_ISSUE, U_SMEM = range(8)
 READY, ON_BARRIER, ON_QUEUE, ON_GROUP, DONE = range(5)
 NEVER = 1 << 62
 UNDER_WAY, FINISHED, STUCK = range(3)
-AROUND = 5
-"""Instructions issued for one k step of WGMMA or one barrier: itself, and the descriptor, address and phase arithmetic around
-it. SASS of kernels/cuda/fa3.cu, d128: of 350 a block, 233 are softmax, 80 are 16 k steps, and 37 are 6 barriers and branches."""
 MAX_QUEUE = 64
 """Room of a warpgroup's WGMMA queue in k steps; a device's `wgmma_queue_ksteps` beyond it (or below 1) is cut to fit."""
 
@@ -354,6 +351,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
         warp["since"] = now
         sm["pending"] += gemm["k_steps"] * _k_step_cycles(machine, gemm, eight_bit)
         sm["pending_bytes"] += gemm["k_steps"] * _operand_bytes(gemm)
+        state.busy[s, U_ISSUE] += row["issues"]
         warp["time"] = now + machine["wgmma_start"]
         if _pipes_free(state, s) > now:
             warp["time"] += machine["wgmma_beside"]
@@ -373,7 +371,6 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     step["ends_group"], step["nbytes"] = warp["part"] == gemm["k_steps"], _operand_bytes(gemm)
     warp["queue_length"] += 1
     state.busy[s, U_SMEM] += step["nbytes"]
-    state.busy[s, U_ISSUE] += AROUND
 
     warp["time"] = now + max(machine["wgmma_issue"], step["cycles"] * machine["wgmma_issue_q10"] >> 10)
     warp["part"] += 1
@@ -549,7 +546,7 @@ def _wait(state, warp, row, now):
     if target > barrier["initial"]:
         done = max(now, state.completions[barrier["first_completion"] + target - 1])
     _draw(state, warp["lane"], warp, row, 1, now, done)
-    state.busy[warp["sm"], U_ISSUE] += AROUND
+    state.busy[warp["sm"], U_ISSUE] += row["issues"]
     if barrier["kind"] == NAMED:
         warp["time"] = done + machine["named_wait"]
         warp["turn_since"] = warp["time"]
@@ -580,7 +577,7 @@ def _arrive(state, warp, row, now):
     else:
         at = now + machine["mbarrier_arrive"]
     warp["time"] = now + (machine["mbarrier_issue"] if kind == MBARRIER else 1)
-    state.busy[warp["sm"], U_ISSUE] += AROUND
+    state.busy[warp["sm"], U_ISSUE] += row["issues"]
     _arrival(state, row["barrier"], at)
     return True
 

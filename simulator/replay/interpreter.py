@@ -17,7 +17,6 @@ from ..devices.device import Device
 from ..language.ops import BarrierKind, Op
 from ..language.program import Program
 from ..results.run import SPAN, Lane
-from .engine import AROUND
 from .machine import UNITS, Deadlock, Memory, Replay, unit_lanes
 from .sm import PIPES, Asker, Barrier, Chip, Instruction, Sm, ceil, paced
 
@@ -151,6 +150,7 @@ class Warp(Asker):
         work = max(products, ceil(operand_bytes, cycles.smem_bytes))
         sm.pending += gemm.k_steps * work
         sm.pending_bytes += gemm.k_steps * operand_bytes
+        sm.busy["issue"] += ins.issues
         now += cycles.wgmma_start + (cycles.wgmma_beside if sm.in_arithmetic(now) else 0)
         yield now
         for step in range(gemm.k_steps):
@@ -163,7 +163,6 @@ class Warp(Asker):
             last = step + 1 == gemm.k_steps
             self.queue.append(SimpleNamespace(cycles=work, nbytes=operand_bytes, issued=now, ends_group=last, instruction=ins))
             sm.busy["smem bytes"] += operand_bytes
-            sm.busy["issue"] += AROUND
             now += max(cycles.wgmma_issue, work * cycles.wgmma_issue_q10 >> 10)
             if not last:
                 yield now
@@ -208,7 +207,7 @@ class Warp(Asker):
         if len(barrier.completions) < target:
             yield lambda: len(barrier.completions) >= target
         now = self._waited(ins, now, barrier.completions[target - 1] if target else 0)
-        self.sm.busy["issue"] += AROUND
+        self.sm.busy["issue"] += ins.issues
         if barrier.kind == BarrierKind.NAMED:
             self.turn_since = now + cycles.named_wait
             return self.turn_since
@@ -230,7 +229,7 @@ class Warp(Asker):
             self.chip.draw("barriers", self, ins, self.turn_since, now)
         if barrier.kind == BarrierKind.CTA:
             self._tile_goes_on(ins, now + on_the_way[barrier.kind])
-        self.sm.busy["issue"] += AROUND
+        self.sm.busy["issue"] += ins.issues
         barrier.arrive(now + on_the_way[barrier.kind])
         return now + (cycles.mbarrier_issue if barrier.kind == BarrierKind.MBARRIER else 1)
 
