@@ -67,7 +67,8 @@ def test_of_a_backward_the_main_kernel_is_compared_beside_the_whole_call():
         ("peer:fa4", 128, "fa3"),
         ("peer:fa4", 256, "wide"),
         ("peer:fa2", 64, "fa2"),
-        ("peer:cudnn", 128, None),
+        ("peer:cudnn", 128, "cudnn"),
+        ("peer:cudnn", 256, None),
         ("lagged", 64, "lagged"),
     ],
 )

@@ -132,6 +132,12 @@ def test_a_cuda_backward_of_ours_is_called_without_autograd_in_either_mode(bench
         seen.clear()
 
 
+@pytest.mark.parametrize(("head_dim", "tile"), [(64, Tile(64, 128, 5, 2)), (128, Tile(64, 128, 3, 2)), (256, None)])
+def test_cudnns_name_tells_the_tile_of_its_backward_where_it_is_one_of_ours(head_dim, tile):
+    name = f"cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26_64x64x{head_dim}_1x4x1_cga1x1x1_kernel0_0"
+    assert peers.tile_of(name) == tile
+
+
 def test_a_backward_of_ours_is_several_kernels_and_marked():
     entry = plan.Entry("fa3", WORK).to_dict()
     assert counters.marked([entry]) and not counters.marked([plan.Entry("fa3", replace(WORK, direction="forward")).to_dict()])

@@ -25,7 +25,7 @@ from .predictions import Advance, Predict, Question, predict_all
 
 STANDS_FOR = {"peer:fa3": "fa3-published", "peer:fa2": "fa2-pytorch", "torch-fa2": "fa2-pytorch"}
 """Kernels that are not ours -> the schedule they are set beside."""
-STANDS_FOR_BACKWARD = {"peer:fa4": "fa3", "peer:fa2": "fa2", "torch-fa2": "fa2"}
+STANDS_FOR_BACKWARD = {"peer:fa4": "fa3", "peer:fa2": "fa2", "torch-fa2": "fa2", "peer:cudnn": "cudnn", "torch-cudnn": "cudnn"}
 WIDE = {"fa3": "wide"}
 """Schedules of the backward -> those that take their place at a head dim which they do not have."""
 SPLITS = "splitkv"
@@ -186,6 +186,14 @@ def counterpart(name: str, run: Run, schedule: str | None) -> tuple[str | None, 
     nearest = schedule or (run.schedule if run.schedule in known else stands_for.get(run.schedule))
     if nearest in WIDE and run.workload.backward and run.workload.head_dim not in known[nearest].head_dims:
         nearest = WIDE[nearest]
+    if (
+        schedule is None
+        and nearest in known
+        and implementation in LIBRARIES
+        and run.workload.head_dim not in known[nearest].head_dims
+    ):
+        where = f"at head_dim {run.workload.head_dim}"
+        return None, f"{nearest} does not stand for {run.schedule} {where}: listed without a prediction"
     if schedule is None and any(SPLITS in kernel for kernel, _ in run.measurement.kernels):
         return None, f"{run.schedule} splits the keys of short rows, which no schedule here does: listed without a prediction"
     if nearest is None and implementation in LIBRARIES:

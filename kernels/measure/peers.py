@@ -352,6 +352,11 @@ _MMA = re.compile(r"[Ff]lash_fwd_kernel_traits<\d+,(\d+),(\d+),(\d+)")
 _MMA_BACKWARD = re.compile(r"[Ff]lash_bwd_kernel_traits<\d+,(\d+),(\d+),(\d+),\d+,\d+,\d+,\w+,(\w+)")
 """Its backward: head dim, queries, keys, warps, three atoms, whether V is in registers, whether Q has one buffer, not two."""
 
+_CUDNN_BACKWARD = re.compile(r"sm90_flash_bprop_wgmma_f16_knob_\d+_64x64x(\d+)_1x4x1_")
+"""cuDNN's: queries and keys of a warpgroup, head dim. Two warpgroups share 128 keys, and Q and dO have so many buffers as
+its machine code counts: 3 at d128, 5 at d64. At d256 a CTA has half of the head dim, which is no tile of ours."""
+_CUDNN_STAGES = {64: 5, 128: 3}
+
 
 def tile_of(name: str) -> Tile | None:
     """The tile that a kernel's name tells, as Nsight Compute prints it; None where it tells none."""
@@ -366,4 +371,6 @@ def tile_of(name: str) -> Tile | None:
         *sizes, single = found.groups()
         rows, keys, warps = map(int, sizes)
         return Tile(rows, keys, 1 if single in ("1", "true") else 2, max(1, warps // 4))
+    if (found := _CUDNN_BACKWARD.search(plain)) and int(found[1]) in _CUDNN_STAGES:
+        return Tile(64, 128, _CUDNN_STAGES[int(found[1])], 2)
     return None

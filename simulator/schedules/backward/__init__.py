@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ...code.gradients import Gradients
 from ..kernel import Kernel, Schedule
+from .cudnn import cudnn
 from .delta import postprocess, preprocess
 from .drained import drained
 from .fa2 import fa2
@@ -82,6 +83,10 @@ ALL = (
         "lagged", lagged, "dQ is formed a block later, under the next exponentials, so that no warpgroup waits for the other's dS",
         "ours; as FlashAttention-3 section 3.2 defers PV in the forward",
         (("dK", "dV", "P^T", "dP^T", "dQ^T"), ("dK", "dV", "S^T", "dQ^T", "dS^T")),
+    ),
+    _hopper(
+        "cudnn", cudnn, "cuDNN's order: dP under the exponentials alone, dK waited for before dQ, dQ before the next block",
+        "cuDNN 9.19, from the machine code of its kernels on an H200",
     ),
     _hopper(
         "wide", wide, "for head_dim 256: dK and dV transposed, P through shared memory, dQ added from registers in halves",
