@@ -17,7 +17,6 @@ from fasim.simulator.language.program import trace
 from fasim.simulator.predict import default_tile, laid_out, predict, programs
 from fasim.simulator.problem.order import work_items
 from fasim.simulator.problem.workload import Workload
-from fasim.simulator.replay.chip import gemm_flops
 from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.replay.interpreter import interpret
 from fasim.simulator.results.floors import floors
@@ -55,7 +54,7 @@ def test_a_schedules_gemms_are_those_five_or_four_where_p_is_kept(name):
     workload = backward(1, 1, 1024, dims(name))
     tile = default_tile(workload, name, "h200")
     steps = 4
-    found = sum(gemm_flops(program) for program in programs(workload, name, "h200", tile, steps))
+    found = sum(program.gemm_flops for program in programs(workload, name, "h200", tile, steps))
     blocks = 3 * steps + 1 if name == "standard" else 5 * steps  # dP's kernel has no loop
     assert found == blocks * 2 * tile.block_m * tile.block_n * workload.head_dim
 

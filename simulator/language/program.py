@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -74,6 +75,13 @@ class Program:
         table = next(table for owners, table in self.tables if np.ravel(ops)[0] in owners)
         rows = self.code[wanted]
         return rows, table[rows["record"]]
+
+    @cached_property
+    def gemm_flops(self) -> float:
+        """FLOPs of all GEMMs, per tile."""
+        _, gemms = self.recorded((Op.WGMMA, Op.MMA))
+        wide = gemms.astype([(name, "i8") for name in gemms.dtype.names])
+        return float((2 * wide["k_steps"] * wide["m"] * wide["n"] * wide["k_per_step"]).sum()) / self.tiles
 
     def slot_name(self, instruction: np.void) -> str:
         """K[3] for an instruction that concerns load 3 of ring K, else an empty string."""

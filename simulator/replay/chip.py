@@ -107,13 +107,6 @@ def _recorded(kernel: Kernel, workload: Workload, tile: Tile, blocks: int, maske
     return trace(kernel, workload, tile, [(blocks, masked)] * tiles)
 
 
-def gemm_flops(program: Program) -> float:
-    """FLOPs of all GEMMs of a program, per tile."""
-    _, gemms = program.recorded((Op.WGMMA, Op.MMA))
-    wide = gemms.astype([(name, "i8") for name in gemms.dtype.names])
-    return float((2 * wide["k_steps"] * wide["m"] * wide["n"] * wide["k_per_step"]).sum()) / program.tiles
-
-
 def measure_durations(
     kernel: Kernel, workload: Workload, tile: Tile, device: Device, memory: Memory, ctas_per_sm: int,
     lengths: np.ndarray, masked: Callable[[int], int], explain: bool = False,
@@ -134,7 +127,7 @@ def measure_durations(
         drains = int(kernel.persistent)  # only behind the last tile does it wait until O has left
         tiles = 2 if whole_head else min(8, max(3 + drains, STEADY_BLOCKS // max(1, n)))
         program = recorded(kernel, workload, tile, n, masked(n), tiles)
-        flops[row] = gemm_flops(program)
+        flops[row] = program.gemm_flops
         for company in range(1, ctas_per_sm + 1):
             spans = _room(program) * company if explain and company == ctas_per_sm else 0
             run = replay([program] * company, device, memory, max_spans=spans, eight_bit=workload.element_bytes == 1)

@@ -198,7 +198,8 @@ class Tables:
             rows["label"] = remap[rows["label"]]
             rows["barrier"][rows["barrier"] >= 0] += len(barriers)
             for ops, table in program.tables:
-                rows["record"][np.isin(rows["op"], ops)] += records[ops[0]]
+                if records[ops[0]]:
+                    rows["record"][np.isin(rows["op"], ops)] += records[ops[0]]
                 records[ops[0]] += len(table)
             for number, name in enumerate(program.warps):
                 begin, end = (position + int(program.starts[number + k]) for k in (0, 1))
