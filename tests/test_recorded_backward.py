@@ -8,6 +8,7 @@ import pytest
 
 import fasim
 from fasim.traces import nsight, store
+from fasim.traces.compare import compare_all
 
 pytest.importorskip("torch")
 
@@ -51,3 +52,12 @@ def test_flash_attentions_runs_have_the_tile_that_their_kernels_take():
         if run.schedule == "peer:fa2":
             (name,) = (each for each, cycles in run.measurement.kernels if cycles == max(c for _, c in run.measurement.kernels))
             assert run.tile == peers.tile_of(name) and run.tile.stages == 2
+
+
+@pytest.mark.parametrize("mask", ["", "causal-"], ids=["full", "causal"])
+def test_the_model_has_flash_attention_4s_main_kernel_and_its_bytes(mask):
+    name = f"peer-fa4-peer-b3h10s3000d128-bf16-{mask}backward-sustained"
+    (found,) = compare_all({name: RUNS[name]}).comparisons
+    assert found.predicted.schedule == "fa3" and found.predicted.tile == RUNS[name].tile
+    for quantity, allowed in (("main kernel", 0.06), ("time", 0.05), ("HBM read", 0.04), ("HBM written", 0.04), ("L2 read", 0.01)):
+        assert abs(found.row(quantity).error) <= allowed, quantity
