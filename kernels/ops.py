@@ -1,8 +1,8 @@
 """The kernels as PyTorch operators: `flash_attn_func`, differentiable, traceable by torch.compile, on any stream.
 
 `fasim::attention` (O and LSE) is registered here, `fasim::attention_backward` (dQ, dK, dV) in `backward.py`, those of FP8 in
-`fp8/operator.py`, that of few queries in `decode/operator.py`. Kernels are imported on first use. Where nobody traces,
-a CUDA kernel is launched past the dispatcher, whose price is several times the launch's.
+`fp8/operator.py`, that of few queries in `decode/operator.py`, those of packed sequences in `varlen/operator.py`. Kernels are
+imported on first use. Where nobody traces, a CUDA kernel is launched past the dispatcher, whose price is several times the launch's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .device import check_runnable, on_device
 from .fp8.arguments import Descales
 from .fp8.operator import attend, flash_attn_fp8, is_e4m3
 from .gluon import config as gluon
+from .varlen.operator import flash_attn_varlen_func
 
 if TYPE_CHECKING:
     from .cuda.launch import Plan as CudaPlan
@@ -45,6 +46,7 @@ __all__ = [
     "attention_backward",
     "flash_attn_fp8",
     "flash_attn_func",
+    "flash_attn_varlen_func",
     "runnable",
 ]
 

@@ -113,8 +113,8 @@ def calls_of(shape: Shape, sets: list[tuple[torch.Tensor, ...]]) -> dict[str, Ca
     except ImportError:
         return calls
     lengths = torch.full((shape.batch,), shape.keys, dtype=torch.int32, device="cuda")
-    calls["fa3"] = lambda i: _first(fa3.flash_attn_func(*sets[i], causal=shape.causal))
-    calls["fa3-kvcache"] = lambda i: _first(fa3.flash_attn_with_kvcache(*sets[i], cache_seqlens=lengths, causal=shape.causal))
+    calls["fa3"] = lambda i: first_of(fa3.flash_attn_func(*sets[i], causal=shape.causal))
+    calls["fa3-kvcache"] = lambda i: first_of(fa3.flash_attn_with_kvcache(*sets[i], cache_seqlens=lengths, causal=shape.causal))
     return calls
 
 
@@ -123,7 +123,8 @@ def decoded(shape: Shape, tensors: tuple[torch.Tensor, ...], **given) -> torch.T
     return kernel.forward(*tensors, shape.head_dim**-0.5, shape.causal, **given)[0]
 
 
-def _first(result: object) -> torch.Tensor:
+def first_of(result: object) -> torch.Tensor:
+    """O of a peer's result, which may have LSE beside it."""
     return result[0] if isinstance(result, tuple) else result
 
 
@@ -267,7 +268,7 @@ def report() -> Iterator[dict]:
         "device": torch.cuda.get_device_name(),
         "driver": pynvml.nvmlSystemGetDriverVersion(),
         "cuda": torch.version.cuda,
-        "packages": {name: _version(name) for name in ("torch", "triton", "fa3-fwd")},
+        "packages": {name: version_of(name) for name in ("torch", "triton", "fa3-fwd")},
         "protocol": {"rounds": ROUNDS, "graph_s": GRAPH_S, "cold_bytes": COLD_BYTES, "data": "normal", "statistic": "median"},
         "source": "kernels/measure/beside_decode.py",
         "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
@@ -288,7 +289,8 @@ def report() -> Iterator[dict]:
         yield result
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
