@@ -39,6 +39,11 @@ def on_device(q: Tensor) -> Iterator[None]:
     if not q.is_cuda:
         yield
         return
-    with torch.cuda.device(q.device):
-        driver.ensure_context(q.get_device())
+    device = q.get_device()
+    if torch._C._cuda_getDevice() == device:  # changing to the device that is current takes longer than to ask
+        driver.ensure_context(device)
+        yield
+        return
+    with torch.cuda.device(device):
+        driver.ensure_context(device)
         yield

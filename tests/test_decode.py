@@ -104,24 +104,25 @@ def test_opcheck_and_torch_compile():
 
 
 def test_a_binary_is_looked_for_once_where_the_arguments_are_alike(monkeypatch):
-    """In place of Triton: what its first launch returns is launched again, by grid and all arguments."""
+    """In place of Triton: what its first launch returns is launched again, by grid, addresses and stream."""
     launches = []
 
     class Compiled:
         def __getitem__(self, grid):
-            return lambda *arguments: launches.append(("kept", grid, arguments))
+            return lambda *arguments, **given: launches.append(("kept", grid, arguments, given))
 
     class Kernel:
-        __name__ = "kernel"
-
         def __getitem__(self, grid):
             return lambda *arguments, **options: launches.append(("sought", grid, arguments, options)) or Compiled()
 
     monkeypatch.setattr(decode, "_kept", {})
-    for same in ("a", "a", "b", None, None):
-        decode._launch(Kernel(), same, 5, (1, 2), {"num_warps": 4})
-    assert [launch[0] for launch in launches] == ["sought", "kept", "sought", "sought", "sought"]
-    assert launches[0][1:] == ((5,), (1, 2), {"num_warps": 4}) and launches[1][1:] == ((5, 1, 1), (1, 2))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 70 + device, raising=False)
+    x, kernel, one, other = torch.zeros(3), Kernel(), ("a",), ("b",)
+    for same in ((HALF, 0, one), (HALF, 0, one), (HALF, 0, other), (BRAIN, 0, one), None, None):
+        decode._launch(kernel, same, 5, (x,), (1, 2), {"num_warps": 4})
+    assert [launch[0] for launch in launches] == ["sought", "kept", "sought", "sought", "sought", "sought"]
+    assert launches[0][1:] == ((5,), (x, 1, 2), {"num_warps": 4})
+    assert launches[1][1:] == ((5, 1, 1), (x.data_ptr(), 1, 2), {"stream": 70})
 
 
 REFUSED = {

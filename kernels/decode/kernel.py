@@ -8,7 +8,8 @@ repository, 2023; the merge is FlashAttention-2's, arXiv:2307.08691 section 3.1)
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -156,6 +157,46 @@ def _starts_early(device: int | None) -> bool:
     return device is not None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+class _Launches(NamedTuple):
+    """What tensors of one kind have in common: everything about the two launches but addresses and scale."""
+
+    tile: TritonTile
+    num_splits: int
+    early: bool
+    walk: tuple  # the arguments after the scale
+    programs: int
+    combine: tuple  # those after O and LSE
+    combining: int  # its programs
+
+
+@lru_cache(maxsize=1024)
+def _launches(
+    q_shape: torch.Size, k_shape: torch.Size, q_strides: tuple, k_strides: tuple, v_strides: tuple, device: int | None,
+    causal: bool, num_splits: int | None, tile: TritonTile | None, early: bool | None, describable: bool,
+) -> _Launches:  # fmt: skip
+    batch, seqlen_q, heads, head_dim = q_shape
+    seqlen_k, kv_heads = k_shape[1:3]
+    sharing = heads // kv_heads
+    tile = tile or decode_tile(head_dim, seqlen_q * sharing, bool(INTERPRETED))
+    tiles = triton.cdiv(seqlen_q * sharing, tile.block_m)
+    if num_splits is None:
+        num_splits = splits_for(batch * kv_heads * tiles, triton.cdiv(seqlen_k, tile.block_n), _sms(device))
+    partial = num_splits > 1
+    early = partial and (_starts_early(device) if early is None else early)
+    o_strides, lse_strides = (seqlen_q * heads * head_dim, heads * head_dim, head_dim, 1), (heads * seqlen_q, seqlen_q, 1)
+    part_strides = (0, *o_strides, 0, *lse_strides)
+    rows = batch * seqlen_q * heads
+    if partial:
+        part_strides = (rows * head_dim, *o_strides, rows, seqlen_q * heads, 1, heads)
+    columns, together = min(64, head_dim), min(32, triton.next_power_of_2(num_splits))
+    walk = (
+        kv_heads, sharing, seqlen_q, seqlen_k, tiles, num_splits, *q_strides, *k_strides, *v_strides, *part_strides,
+        tile.block_m, tile.block_n, head_dim, causal and seqlen_q > 1, tile.tensor_descriptors and describable, partial, early,
+    )  # fmt: skip
+    combine = (num_splits, rows, heads, seqlen_q, *o_strides, *lse_strides, head_dim, columns, together, early)
+    return _Launches(tile, num_splits, early, walk, batch * num_splits * tiles * kv_heads, combine, rows * (head_dim // columns))
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -173,68 +214,47 @@ def forward(
     2^30. `num_splits` parts of the keys, some of them empty where there are fewer blocks; None takes splits_for's.
     `tile` and `early` (the combine's launch) replace the choices made here. Deterministic. Callers check their input.
     """
-    batch, seqlen_q, heads, head_dim = q.shape
-    seqlen_k, kv_heads = k.shape[1:3]
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, heads, seqlen_q, dtype=torch.float32, device=q.device)
+    shape = q.shape
+    o = torch.empty(shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(shape[0], shape[2], shape[1], dtype=torch.float32, device=q.device)
     if o.numel() == 0:
         return o, lse
     device = q.get_device() if q.is_cuda else None
-    sharing = heads // kv_heads
-    tile = tile or decode_tile(head_dim, seqlen_q * sharing, bool(INTERPRETED))
-    tiles = triton.cdiv(seqlen_q * sharing, tile.block_m)
-    if num_splits is None:
-        blocks = triton.cdiv(seqlen_k, tile.block_n)
-        num_splits = splits_for(batch * kv_heads * tiles, blocks, _sms(device))
-    partial = num_splits > 1
-    early = partial and (_starts_early(device) if early is None else early)
-    parts, levels, strides = o, lse, (0, *o.stride(), 0, *lse.stride())
+    strides = q.stride(), k.stride(), v.stride()
+    by_tma = tile is not None and tile.tensor_descriptors and can_describe(k, v)
+    found = _launches(shape, k.shape, *strides, device, causal, num_splits, tile, early, by_tma)
+    parts, levels, partial = o, lse, found.num_splits > 1
     if partial:
-        parts = torch.empty((num_splits, *q.shape), dtype=torch.float32, device=q.device)
-        levels = torch.empty(num_splits, batch, seqlen_q, heads, dtype=torch.float32, device=q.device)
-        strides = (*parts.stride(), *levels.transpose(2, 3).stride())
-    by_tma = tile.tensor_descriptors and can_describe(k, v)
-    together = min(32, triton.next_power_of_2(num_splits))
+        parts = torch.empty((found.num_splits, *shape), dtype=torch.float32, device=q.device)
+        levels = torch.empty(found.num_splits, *shape[:3], dtype=torch.float32, device=q.device)
     same = None
-    if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 == 0:
-        same = (q.shape, kv_heads, q.stride(), k.stride(), v.stride(), q.dtype, device, tile, causal, together, early, by_tma)
-    _launch(
-        _walk_part, same, batch * num_splits * tiles * kv_heads,
-        (
-            q, *((describe(k, tile.block_n), describe(v, tile.block_n)) if by_tma else (k, v)), parts, levels,
-            softmax_scale * LOG2_E.value, kv_heads, sharing, seqlen_q, seqlen_k, tiles, num_splits,
-            *q.stride(), *k.stride(), *v.stride(), *strides,
-            tile.block_m, tile.block_n, head_dim, causal and seqlen_q > 1, by_tma, partial, early,
-        ),
-        tile.options(),
-    )  # fmt: skip
+    if device is not None and not by_tma and (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 == 0:
+        same = (q.dtype, device, found)
+    sources = (k, v) if not by_tma else (describe(k, found.tile.block_n), describe(v, found.tile.block_n))
+    arguments = (q, *sources, parts, levels)
+    _launch(_walk_part, same, found.programs, arguments, (softmax_scale * LOG2_E.value, *found.walk), found.tile.options())
     if partial:
-        columns = min(64, head_dim)
-        rows = batch * seqlen_q * heads
-        _launch(
-            _combine, same, rows * (head_dim // columns),
-            (
-                parts, levels, o, lse, num_splits, rows, heads, seqlen_q, *o.stride(), *lse.stride(),
-                head_dim, columns, together, early,
-            ),
-            {"num_warps": 4} | ({"launch_pdl": True} if early else {}),
-        )  # fmt: skip
+        options = {"num_warps": 4} | ({"launch_pdl": True} if found.early else {})
+        _launch(_combine, same, found.combining, (parts, levels, o, lse), found.combine, options)
     return o, lse
 
 
-_kept: dict[tuple, CompiledKernel] = {}
+_kept: dict[tuple, tuple[CompiledKernel, _Launches]] = {}
 _KEPT = 1024
 
 
-def _launch(kernel: JITFunction, same: tuple | None, programs: int, arguments: tuple, options: dict) -> None:
-    """Launch a kernel with all its arguments, constants last. `same` is equal wherever Triton would choose the same binary:
-    what it found once is launched without being looked for again, which takes the host longer than the launch.
+def _launch(kernel: JITFunction, same: tuple | None, programs: int, tensors: tuple, numbers: tuple, options: dict) -> None:
+    """Launch a kernel with tensors, then numbers, constants last. `same` is (dtype, device, _Launches), equal wherever Triton
+    would choose the same binary: what it found once is launched without being looked for again, by addresses, which are not
+    asked of the driver, and on a stream that is not asked for: looking takes the host longer than the launch.
     """
-    if (found := _kept.get((kernel.__name__, same))) is not None:
-        found[programs, 1, 1](*arguments)
+    key = None if same is None else (kernel, same[0], same[1], id(same[2]))  # kept with the binary, so no other has its id
+    if key is not None and (found := _kept.get(key)) is not None:
+        addresses = [x.data_ptr() for x in tensors]
+        found[0][programs, 1, 1](*addresses, *numbers, stream=torch._C._cuda_getCurrentRawStream(same[1]))
         return
-    compiled = kernel[(programs,)](*arguments, **options)  # None from the interpreter
-    if compiled is not None and same is not None:
+    compiled = kernel[(programs,)](*tensors, *numbers, **options)  # None from the interpreter
+    if compiled is not None and key is not None:
         if len(_kept) >= _KEPT:
             _kept.clear()
-        _kept[kernel.__name__, same] = compiled
+        _kept[key] = compiled, same[2]

@@ -6,7 +6,7 @@ shape, and `num_splits` asks for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from numbers import Integral
@@ -25,6 +25,7 @@ MOST_ROWS = 64
 """Query rows of a K/V head that "auto" gives to the decode kernel: one tile of them."""
 FEWEST_BYTES = 8 << 20
 """Of K and V, for "auto" to take the decode kernel: below, either is over before the launch of two kernels has paid."""
+ADDRESSES_KEPT = 256
 
 
 @cache
@@ -39,11 +40,18 @@ class Plan:
 
     causal: bool
     num_splits: int | None = None
+    seen: set[int] = field(default_factory=set, compare=False, repr=False)
+    """Addresses of tensors whose storage was found whole; one that was freed has none."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
         """Launch on the device's current stream, with a scale that scale_of gave; (O, LSE)."""
-        for x in (q, k, v):
-            check_storage(x)
+        addresses = q.data_ptr(), k.data_ptr(), v.data_ptr()
+        if not self.seen.issuperset(addresses):
+            for x in (q, k, v):
+                check_storage(x)
+            if len(self.seen) > ADDRESSES_KEPT:
+                self.seen.clear()
+            self.seen.update(addresses)
         if softmax_scale < 0:  # the kernel takes its maxima of scaled scores, as all here do for scales of 0 and above
             q, softmax_scale = -q, -softmax_scale
         with on_device(q):
