@@ -19,6 +19,7 @@ def validate(
     seed: int = 0,
     device: str | None = None,
     dtype: str = "fp16",
+    kind: str = "dense",
     head_dim: Annotated[tuple[str, ...], Parameter(name="--head-dim", negative=(), show_default=False)] = (),
     forward_only: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     arguments: Annotated[tuple[str, ...], Parameter(name="--with", negative=(), show_default=False)] = (),
@@ -31,8 +32,10 @@ def validate(
 
     Checks ours, PyTorch's (torch-cudnn, torch-fa2, torch-math) or your own function, given as package.module:function
     and called as f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE), on (B, S, H, D) tensors; with --dtype e4m3
-    also q_descale, k_descale and v_descale of (B, kv heads). Raise NotImplementedError for what it does not support. Exit
-    status: 0 pass, 1 a check failed, 3 no GPU where one is needed.
+    also q_descale, k_descale and v_descale of (B, kv heads). With --kind varlen tensors are packed, (total, H, D), and
+    cu_seqlens_q, cu_seqlens_k, max_seqlen_q and max_seqlen_k are given too; with --kind decode queries are few and
+    num_splits is given. Raise NotImplementedError for what it does not support. Exit status: 0 pass, 1 a check failed,
+    3 no GPU where one is needed.
 
     Example: fasim validate my_kernels.attention:forward --quick
 
@@ -54,6 +57,8 @@ def validate(
         cuda, or cpu for callables that run there. [default: cuda; cpu with --self-test]
     dtype
         fp16, bf16, fp32, fp64 or e4m3.
+    kind
+        dense, varlen for packed sequences or decode for few queries in parts; with ours fa2 and fa3, or decode.
     head_dim
         A head dim to check, such as 96, or 192x128 where V's differs from Q's and K's; repeat it. [default: the kernel's
         own; 64 and 128 for package.module:function]
@@ -71,7 +76,7 @@ def validate(
     from ...kernels.validation.check import MissingTool
     from ...kernels.validation.precision import subjects_of
 
-    subjects = subjects_of(dtype)
+    subjects = subjects_of(dtype, kind)
     if kernel:
         subjects.look_up(kernel)  # a wrong name is said first, torch or not
     try:
@@ -87,12 +92,12 @@ def validate(
     try:
         with output.progress("validating") as advance, output.stdout_is_ours():
             if self_test:
-                table = suite.self_test(device=device or "cpu", dtype=dtype, seed=seed, only=only, advance=advance)
+                table = suite.self_test(device=device or "cpu", dtype=dtype, kind=kind, seed=seed, only=only, advance=advance)
                 reports = []
             else:
                 where = device or "cuda"
                 chosen = [kernel] if kernel else subjects.OURS
-                options = {"device": where, "dtype": dtype, "seed": seed, "quick": quick, "only": only}
+                options = {"device": where, "dtype": dtype, "kind": kind, "seed": seed, "quick": quick, "only": only}
                 options |= {"head_dims": head_dim, "forward_only": forward_only}
                 reports = [
                     validate_apart(each, arguments=arguments, **options, with_sanitizer=sanitize, advance=advance)
@@ -112,7 +117,7 @@ def validate(
     if json:
         output.emit_json([each.to_dict() for each in reports])
     else:
-        titles = {name: title for name, (title, _) in suite.groups_of(dtype).items()}
+        titles = {name: title for name, (title, _) in suite.groups_of(dtype, kind).items()}
         for each in reports:
             output.stdout().print(render.report(each, titles))
     return 0 if all(each.passed for each in reports) else 1

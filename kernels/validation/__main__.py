@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--head-dim", action="append", default=[], help="a head dim, such as 96 or 192x128; repeat it")
     parser.add_argument("--forward-only", action="store_true")
     parser.add_argument("--with", action="append", default=[], dest="arguments", help="NAME=VALUE for package.module:function")
+    parser.add_argument("--kind", default="dense", help="dense, varlen or decode")
     parser.add_argument("--sanitize", action="store_true")
     parser.add_argument("--self-test", action="store_true", help="hold the suite to its planted faults")
     parser.add_argument("--processes", type=int, help="of the self-test [default: 4 on a GPU, 1 on the CPU]")
@@ -52,12 +53,13 @@ def _validate(options: argparse.Namespace) -> int:
 
     status = 0
     for dtype in options.dtype or ["fp16"]:
-        for name in options.kernel or subjects_of(dtype).OURS:
+        for name in options.kernel or subjects_of(dtype, options.kind).OURS:
             report = validate_apart(
                 name,
                 arguments=tuple(options.arguments),
                 device=options.device,
                 dtype=dtype,
+                kind=options.kind,
                 seed=options.seed,
                 quick=options.quick,
                 only=options.only,
@@ -71,7 +73,8 @@ def _validate(options: argparse.Namespace) -> int:
             sys.stdout.flush()
             status = status if report.passed else 1
             if options.out:
-                file = options.name or f"{_file_name(name)}-{dtype}"
+                kind = "" if options.kind == "dense" else f"{options.kind}-"
+                file = options.name or f"{kind}{_file_name(name)}-{dtype}"
                 _write(options.out / f"{file}.json", report.to_dict())
     return status
 
@@ -80,7 +83,8 @@ def _self_test(options: argparse.Namespace) -> int:
     from .suite import self_test
 
     dtype = (options.dtype or ["fp16"])[0]
-    table = self_test(device=options.device, dtype=dtype, seed=options.seed, only=options.only, processes=options.processes)
+    given = {"device": options.device, "dtype": dtype, "kind": options.kind, "seed": options.seed}
+    table = self_test(**given, only=options.only, processes=options.processes)
     sys.stdout.write(f"{table.conclusion}\n")
     if options.out:
         _write(options.out / "self-test.json", table.to_dict())

@@ -88,7 +88,7 @@ class Bench:
             raise Skipped(reason)
 
         def ask() -> tuple:
-            answer = self.subject.forward(q, k, v, causal=case.causal, softmax_scale=case.softmax_scale)
+            answer = self.subject.forward(q, k, v, causal=case.causal, softmax_scale=case.softmax_scale, **case.keywords)
             if self.on_gpu and wait:
                 torch.cuda.current_stream().synchronize()
             out, lse = (*answer, None)[:2] if isinstance(answer, (tuple, list)) and answer else (answer, None)

@@ -76,6 +76,11 @@ class Case:
     layout: str = "contiguous"
 
     @property
+    def keywords(self) -> dict:
+        """What the subject is given besides causal and softmax_scale."""
+        return {}
+
+    @property
     def heads_kv(self) -> int:
         """Key and value heads; as many as query heads unless the case says otherwise."""
         return self.heads if self.kv_heads is None else self.kv_heads

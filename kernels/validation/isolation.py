@@ -28,7 +28,7 @@ MOST_DEATHS = 8
 POLL_S = 0.05
 STDERR = 2
 """What the subject prints goes there, not between the lines of a report."""
-_ARGUMENTS = ("device", "dtype", "seed", "quick", "only", "head_dims", "forward_only", "with_sanitizer")
+_ARGUMENTS = ("device", "dtype", "kind", "seed", "quick", "only", "head_dims", "forward_only", "with_sanitizer")
 
 Advance = Callable[[int, int, str], None]
 
@@ -161,7 +161,7 @@ def _died(status: int) -> str:
 
 def main() -> int:
     """The child: ORDER.json JOURNAL."""
-    from .precision import subjects_of
+    from .precision import DENSE, subjects_of
     from .suite import validate
 
     order = read_json(Path(sys.argv[1]), "order")
@@ -175,7 +175,7 @@ def main() -> int:
 
         options = {key: order[key] for key in _ARGUMENTS if key in order}
         try:
-            resolve = subjects_of(options.get("dtype", "")).resolve
+            resolve = subjects_of(options.get("dtype", ""), options.get("kind", DENSE)).resolve
             subject = resolve(order["name"], options.get("device", "cuda"), order["arguments"])
             validate(subject, **options, begin=order["begin"], journal=journal)
         except UsageError as error:

@@ -20,6 +20,8 @@ from . import accuracy, autograd, calls, determinism, gradients, inputs, memory,
 from .bench import Bench
 from .check import FAIL, NOTE, PASS, SKIP, Check, Fault, MissingTool, Noted, Skipped, Trial
 from .criteria import DTYPES
+from .decode import groups as decode
+from .decode import mutants as decode_mutants
 from .fp8 import groups as fp8
 from .fp8 import mutants as fp8_mutants
 from .fp8 import tiled as fp8_tiled
@@ -27,9 +29,11 @@ from .fp8.bench import Fp8Bench
 from .kill_table import KillTable
 from .mutants import MUTANTS, Mutant, TiledAttention
 from .mutants import subject as tiled_subject
-from .precision import FP8, subjects_of
+from .precision import DENSE, FP8, subjects_of
 from .report import SURVEY, Report
 from .subjects import Subject, head_dim
+from .varlen import groups as varlen
+from .varlen import mutants as varlen_mutants
 
 GROUPS: dict[str, tuple[str, Callable]] = {
     "accuracy": ("O and LSE against fp64, at most twice the error of PyTorch in the same precision", accuracy.trials),
@@ -47,8 +51,14 @@ a misaligned address may cost the GPU context."""
 Advance = Callable[[int, int, str], None]
 
 
-def groups_of(dtype: str) -> dict[str, tuple[str, Callable]]:
-    """The groups over kernels of a dtype."""
+_KINDS = {"varlen": (varlen, varlen_mutants), "decode": (decode, decode_mutants)}
+"""A kind that is not dense: its groups and its planted faults."""
+
+
+def groups_of(dtype: str, kind: str = DENSE) -> dict[str, tuple[str, Callable]]:
+    """The groups over kernels of a dtype and kind."""
+    if kind in _KINDS:
+        return _KINDS[kind][0].GROUPS
     return fp8.GROUPS if dtype == FP8 else GROUPS
 
 
@@ -57,6 +67,7 @@ def validate(
     *,
     device: str = "cuda",
     dtype: str = "fp16",
+    kind: str = DENSE,
     seed: int = 0,
     quick: bool = False,
     only: Sequence[str] = (),
@@ -78,12 +89,12 @@ def validate(
     Raises UsageError for a name, a device, dtype, head dim or group that does not exist or that the subject does not take, and
     MissingTool where a GPU, or the sanitizer, is asked for and missing.
     """
-    subject = subjects_of(dtype).resolve(subject, device) if isinstance(subject, str) else subject
+    subject = subjects_of(dtype, kind).resolve(subject, device) if isinstance(subject, str) else subject
     wanted = tuple(dict.fromkeys(map(head_dim, head_dims)))
     subject = replace(subject, head_dims=wanted) if wanted else subject
     subject = replace(subject, differentiable=False) if forward_only else subject
     bench = bench_of(subject, device, dtype, seed, quick)
-    chosen = _chosen(only, dtype)
+    chosen = _chosen(only, dtype, kind)
     if with_sanitizer:
         sanitize.require()
     report = Report(
@@ -97,6 +108,7 @@ def validate(
         options=(
             f"--device {device}",
             f"--dtype {dtype}",
+            *([f"--kind {kind}"] if kind != DENSE else []),
             *(["--quick"] if quick else []),
             *(f"--head-dim {each}" for each in wanted),
             *(["--forward-only"] if forward_only else []),
@@ -118,7 +130,7 @@ def validate(
         report.seconds = time.perf_counter() - started
         return report
     plan = [("sanitize", trial) for trial in sanitize.trials(bench)] if with_sanitizer else []
-    plan += [(group, trial) for group in chosen for trial in _trials(bench, groups_of(dtype), group)]
+    plan += [(group, trial) for group in chosen for trial in _trials(bench, groups_of(dtype, kind), group)]
     ended: set[str] = set()
     for done, (group, trial) in enumerate(plan):
         if done < begin or group in ended:
@@ -161,8 +173,8 @@ def bench_of(subject: Subject, device: str, dtype: str, seed: int, quick: bool) 
     return Bench(subject, torch.device(device), DTYPES[dtype], seed, quick)
 
 
-def _chosen(only: Sequence[str], dtype: str) -> list[str]:
-    groups = groups_of(dtype)
+def _chosen(only: Sequence[str], dtype: str, kind: str) -> list[str]:
+    groups = groups_of(dtype, kind)
     for name in only:
         if name not in groups:
             raise UsageError(f"--only {name!r} is no group of checks: give one of {', '.join(groups)}{did_you_mean(name, groups)}")
@@ -247,6 +259,7 @@ def self_test(
     *,
     device: str = "cpu",
     dtype: str = "fp16",
+    kind: str = DENSE,
     seed: int = 0,
     only: Sequence[str] = (),
     mutants: Sequence[Mutant] | None = None,
@@ -259,19 +272,25 @@ def self_test(
     enough to say what would live without any one group. More than one of `processes` (None: 4 on a GPU, 1 on the CPU) are
     dealt the mutants (None: all of the dtype's) in turn, and this one takes the correct kernel; the table's order is theirs.
 
+    The faults of a kind that is not dense are held to its own groups, whose faults they are, unless `only` says otherwise.
+
     Raises what `validate` raises, in whichever process, and UsageError where one of them dies.
     """
-    started, chosen = time.perf_counter(), _chosen(only, dtype)
-    if dtype == FP8:
+    subjects_of(dtype, kind)
+    if kind in _KINDS:
+        groups, faults = _KINDS[kind]
+        correct, planted, only = faults.correct(), faults.MUTANTS, only or groups.OWN
+    elif dtype == FP8:
         correct, planted = fp8_tiled.subject("tiled FP8 attention", fp8_tiled.TiledFp8()), fp8_mutants.MUTANTS
     else:
         correct, planted = tiled_subject("tiled attention", TiledAttention()), MUTANTS
+    started, chosen = time.perf_counter(), _chosen(only, dtype, kind)
     mutants = planted if mutants is None else mutants
     bench_of(correct, device, dtype, seed, quick=True)  # what cannot be asked is said before a process is started
     processes = (PROCESSES_ON_CUDA if device == "cuda" else 1) if processes is None else processes
     if processes < 1:
         raise UsageError(f"{processes} processes are not possible: give 1 or more")
-    options = {"device": device, "dtype": dtype, "seed": seed, "quick": True, "only": tuple(only)}
+    options = {"device": device, "dtype": dtype, "kind": kind, "seed": seed, "quick": True, "only": tuple(only)}
     known: dict = {}
     found: dict[str, Report] = {}
     with _one_thread(), ExitStack() as pools:

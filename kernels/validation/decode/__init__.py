@@ -1,0 +1,1 @@
+"""Validation of kernels of few queries whose keys are walked in parts (`--kind decode`)."""

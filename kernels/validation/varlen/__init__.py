@@ -1,0 +1,1 @@
+"""Validation of kernels of packed sequences (`--kind varlen`)."""
