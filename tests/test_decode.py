@@ -147,9 +147,12 @@ def test_what_num_splits_cannot_be_is_said_in_one_sentence(message):
 @pytest.mark.parametrize("keys", [4 << 10, 32 << 10, 128 << 10])
 def test_the_chosen_parts_fill_the_sms_and_none_is_empty(batch, keys):
     """8 K/V heads at head_dim 128 on 132 SMs."""
-    tile = splits.decode_tile(128, 4, interpreted=False)
-    blocks = keys // tile.block_n
-    parts = splits.splits_for(batch * 8, blocks, 132)
+    tile, tiles, parts = splits.choose(128, 4, batch * 8, keys, 132)
+    assert tiles == batch * 8 and parts <= keys // tile.block_n
+    if batch == 64 and keys > 4 << 10:
+        assert (tile.num_stages, parts) == (3, 4)  # 2048 CTAs, three to an SM: 5.2 waves
+        return
+    assert tile == splits.decode_tile(128, 4, interpreted=False)
     assert parts == {1: 16, 8: 2, 64: 1}[batch]  # 128, 128 and 512 CTAs: 0.97 of one wave, of one and of four
 
 

@@ -8,6 +8,7 @@ repository, 2023; the merge is FlashAttention-2's, arXiv:2307.08691 section 3.1)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -15,14 +16,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.compiler import CompiledKernel
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime import JITFunction
 
 from ..triton.arithmetic import INTERPRETED, LN_2, LOG2_E, gemm, product
 from ..triton.loads import can_describe, describe, load_tile
 from ..triton.tiles import TritonTile
-from .splits import decode_tile, splits_for
+from .splits import choose, decode_tile, splits_for
 
 
 @triton.jit
@@ -177,8 +177,11 @@ def _launches(
     batch, seqlen_q, heads, head_dim = q_shape
     seqlen_k, kv_heads = k_shape[1:3]
     sharing = heads // kv_heads
-    tile = tile or decode_tile(head_dim, seqlen_q * sharing, bool(INTERPRETED))
-    tiles = triton.cdiv(seqlen_q * sharing, tile.block_m)
+    packed = seqlen_q * sharing
+    if num_splits is None and tile is None:
+        tile, _, num_splits = choose(head_dim, packed, batch * kv_heads, seqlen_k, _sms(device), bool(INTERPRETED))
+    tile = tile or decode_tile(head_dim, packed, bool(INTERPRETED))
+    tiles = triton.cdiv(packed, tile.block_m)
     if num_splits is None:
         num_splits = splits_for(batch * kv_heads * tiles, triton.cdiv(seqlen_k, tile.block_n), _sms(device))
     partial = num_splits > 1
@@ -215,8 +218,8 @@ def forward(
     `tile` and `early` (the combine's launch) replace the choices made here. Deterministic. Callers check their input.
     """
     shape = q.shape
-    o = torch.empty(shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(shape[0], shape[2], shape[1], dtype=torch.float32, device=q.device)
+    o = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((shape[0], shape[2], shape[1]), dtype=torch.float32)
     if o.numel() == 0:
         return o, lse
     device = q.get_device() if q.is_cuda else None
@@ -225,8 +228,8 @@ def forward(
     found = _launches(shape, k.shape, *strides, device, causal, num_splits, tile, early, by_tma)
     parts, levels, partial = o, lse, found.num_splits > 1
     if partial:
-        parts = torch.empty((found.num_splits, *shape), dtype=torch.float32, device=q.device)
-        levels = torch.empty(found.num_splits, *shape[:3], dtype=torch.float32, device=q.device)
+        parts = q.new_empty((found.num_splits, *shape), dtype=torch.float32)
+        levels = q.new_empty((found.num_splits, *shape[:3]), dtype=torch.float32)
     same = None
     if device is not None and not by_tma and (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 == 0:
         same = (q.dtype, device, found)
@@ -239,7 +242,7 @@ def forward(
     return o, lse
 
 
-_kept: dict[tuple, tuple[CompiledKernel, _Launches]] = {}
+_kept: dict[tuple, tuple[Callable, _Launches]] = {}
 _KEPT = 1024
 
 
@@ -251,10 +254,10 @@ def _launch(kernel: JITFunction, same: tuple | None, programs: int, tensors: tup
     key = None if same is None else (kernel, same[0], same[1], id(same[2]))  # kept with the binary, so no other has its id
     if key is not None and (found := _kept.get(key)) is not None:
         addresses = [x.data_ptr() for x in tensors]
-        found[0][programs, 1, 1](*addresses, *numbers, stream=torch._C._cuda_getCurrentRawStream(same[1]))
+        found[0](*addresses, *numbers, stream=torch._C._cuda_getCurrentRawStream(same[1]))
         return
     compiled = kernel[(programs,)](*tensors, *numbers, **options)  # None from the interpreter
     if compiled is not None and key is not None:
         if len(_kept) >= _KEPT:
             _kept.clear()
-        _kept[key] = compiled, same[2]
+        _kept[key] = compiled[programs, 1, 1], same[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..triton.tiles import SMALL, TritonTile
 
@@ -29,6 +30,12 @@ _KEYS = {
     (256, 64): (32, 8, 3),
 }
 
+MANY_TILES = {(128, 16): (64, 4, 3)}
+"""In place of _KEYS where one part of every tile fills the SMs twice over and parts of LONG_PART blocks are left: three CTAs share
+an SM, and MANY_PARTS parts make the last wave short. 64 x 32k and 64 x 128k gain 2 % and 1 % by it, 64 x 4k loses 3 %."""
+MANY_PARTS = 4
+LONG_PART = 128
+
 
 def decode_tile(head_dim: int, rows: int, interpreted: bool) -> TritonTile:
     """The tile for `rows` packed query rows: 16, 32 or 64 of them, and keys enough that one CTA an SM keeps 96 KiB in flight."""
@@ -49,3 +56,20 @@ def splits_for(tiles: int, blocks: int, sms: int) -> int:
     costs = [-(-tiles * n // sms) * (-(-blocks // n) + START_BLOCKS) for n in range(1, most + 1)]
     least = min(costs)
     return next(n for n, cost in enumerate(costs, 1) if cost <= SLACK * least)
+
+
+class Choice(NamedTuple):
+    """How few queries are walked: the tile, how many of them there are, and the parts of their keys."""
+
+    tile: TritonTile
+    tiles: int
+    parts: int
+
+
+def choose(head_dim: int, rows: int, kv_heads: int, seqlen_k: int, sms: int, interpreted: bool = False) -> Choice:
+    """Tile and parts for `rows` packed query rows of each of `kv_heads` K/V heads, all batch entries', against seqlen_k keys."""
+    tile = decode_tile(head_dim, rows, interpreted)
+    tiles, blocks = kv_heads * -(-rows // tile.block_m), -(-seqlen_k // tile.block_n)
+    if (head_dim, tile.block_m) in MANY_TILES and tiles >= 2 * sms and blocks >= MANY_PARTS * LONG_PART and not interpreted:
+        return Choice(TritonTile(tile.block_m, *MANY_TILES[head_dim, tile.block_m], tensor_descriptors=False), tiles, MANY_PARTS)
+    return Choice(tile, tiles, splits_for(tiles, blocks, sms))

@@ -193,9 +193,10 @@ def row_of(shape: Shape, caches: Caches) -> dict:
 def chosen(shape: Shape, tile: TritonTile | None = None) -> int:
     """The rule's number of parts, on this device."""
     rows = shape.queries * shape.heads // shape.kv_heads
-    tile = tile or splits.decode_tile(shape.head_dim, rows, interpreted=False)
-    tiles = shape.batch * shape.kv_heads * -(-rows // tile.block_m)
     sms = torch.cuda.get_device_properties(0).multi_processor_count
+    if tile is None:
+        return splits.choose(shape.head_dim, rows, shape.batch * shape.kv_heads, shape.keys, sms).parts
+    tiles = shape.batch * shape.kv_heads * -(-rows // tile.block_m)
     return splits.splits_for(tiles, -(-shape.keys // tile.block_n), sms)
 
 

@@ -125,15 +125,16 @@ def error_of(o: torch.Tensor, batch: Packed, tensors: tuple) -> float:
     return worst
 
 
-def fixed_graphs(batch: Packed) -> dict[int, tuple]:
-    """Graphs of our fixed-length kernel, by length."""
-    found = {}
+def fixed_graphs(batch: Packed) -> tuple[dict[int, tuple], list]:
+    """Graphs of our fixed-length kernel, by length, and the tensors that they read."""
+    found, held = {}, []
     for length in FIXED_LENGTHS:
         entries = max(1, FIXED_TOKENS // length)
         q = torch.randn(entries, length, batch.heads, batch.head_dim, device="cuda", dtype=torch.bfloat16)
         k, v = (torch.randn(entries, length, batch.kv_heads, batch.head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        found[length] = graph_of(lambda _, t=(q, k, v): ops.flash_attn_func(*t, causal=batch.causal, schedule="fa3"), 1)
-    return found
+        held.append((q, k, v))
+        found[length] = graph_of(lambda _, t=held[-1]: ops.flash_attn_func(*t, causal=batch.causal, schedule="fa3"), 1)
+    return found, held
 
 
 def fixed_seconds(batch: Packed, us: dict[int, float]) -> float:
@@ -172,7 +173,8 @@ def row_of(batch: Packed) -> dict:
             found[name] = {"refused": f"{type(error).__name__}: {error}"[:300]}
     square = batch.queries == batch.keys
     if square:
-        graphs |= fixed_graphs(batch)
+        of_lengths, _held = fixed_graphs(batch)
+        graphs |= of_lengths
     us = in_turns(graphs)
     for name in found.keys() & us.keys():
         found[name] |= {"us": us[name], "tflops": round(batch.flop / us[name] / 1e6, 1)}
