@@ -159,14 +159,15 @@ def graph_of(call: Call, sets: int) -> tuple[torch.cuda.CUDAGraph, int]:
     return graph, count
 
 
-def in_turns(graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Microseconds of a call of each graph, the median over rounds in shuffled turns."""
+def in_turns(graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]], rounds: int = ROUNDS, rest_s: float = 0.0) -> dict[str, float]:
+    """Microseconds of a call of each graph, the median over rounds in shuffled turns, the GPU at rest before each."""
     readings = {name: [] for name in graphs}
     order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample(list(graphs), len(graphs)):
             graph, count = graphs[name]
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            time.sleep(rest_s)
             begin.record()
             graph.replay()
             end.record()
