@@ -164,6 +164,8 @@ class TileOptions:
     cluster: int | None = None
     "CTAs of a cluster that share K and V by TMA multicast."
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False, help=_SET)] = ()
+    splits: int | None = None
+    "Parts of the keys, of --schedule decode. [default: as many as its kernel would take]"
 
     def load(self) -> Device:
         """The device, with what --set changes; raises UsageError for an unknown name or field, or a broken file."""
@@ -179,6 +181,7 @@ class TileOptions:
     def choose_tile(self, workload: Workload, schedule: str, device: Device) -> Tile | None:
         """The tile asked for; None leaves the choice to the schedule's own table."""
         changes = {name: getattr(self, name) for name in ("stages", "cluster") if getattr(self, name) is not None}
+        changes |= {} if self.splits is None else {"parts": self.splits}
         if self.tile is None and not changes:
             return None
         from dataclasses import replace

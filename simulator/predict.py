@@ -17,6 +17,7 @@ from .language.check import IllegalProgram, check
 from .language.program import ACCESS_FIELDS, Program, trace
 from .language.view import TileView, element_bytes
 from .limits import affordable, recordable
+from .problem import parts
 from .problem.order import splits_that_fill, work_items
 from .problem.tile import HEAD_DIMS, Tile, default_for
 from .problem.workload import Workload
@@ -103,8 +104,10 @@ def predict(
 
 def default_tile(workload: Workload, schedule: str, device: str | Device = "h100-sxm") -> Tile:
     """The tile a schedule takes when none is asked for; a cluster only where the Q tiles of a head pair up."""
-    chosen = find_schedule(schedule, workload.direction)
-    _supported(chosen, workload, load_device(device) if isinstance(device, str) else device)
+    chosen, gpu = find_schedule(schedule, workload.direction), load_device(device) if isinstance(device, str) else device
+    _supported(chosen, workload, gpu)
+    if chosen.packs:
+        return parts.tile_for(workload, gpu.sms)
     tile = chosen.tile or default_for(chosen.family, workload)[0]
     if -(-workload.seqlen_q // tile.block_m) % tile.cluster:
         tile = replace(tile, cluster=1)
@@ -141,6 +144,7 @@ def programs(
     chosen = find_schedule(schedule, workload.direction)
     _supported(chosen, workload, load_device(device) if isinstance(device, str) else device)
     tile = tile or default_tile(workload, schedule, device)
+    chosen = chosen.cut(tile)
     if kv_blocks < 1:
         raise UsageError(f"kv_blocks={kv_blocks} must be positive")
     for kernel in chosen.kernels:
@@ -160,7 +164,9 @@ def _agreed(workload: Workload, name: str, device: str | Device, tile: Tile | No
     _supported(chosen, workload, gpu)
     tile = default_tile(workload, name, gpu) if tile is None else tile
     _cluster_fits(chosen, workload, tile)
-    affordable(chosen.kernels, workload, tile, gpu.l2_partitions)
+    _parts_fit(chosen, workload, tile)
+    chosen = chosen.cut(tile)
+    affordable(chosen.kernels, parts.packed(workload, tile) if chosen.packs else workload, tile, gpu.l2_partitions)
     return chosen, gpu, tile
 
 
@@ -191,6 +197,16 @@ def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
         )
 
 
+def _parts_fit(schedule: Schedule, workload: Workload, tile: Tile) -> None:
+    if tile.parts > 1 and not schedule.packs:
+        raise UsageError(f"'{schedule.name}' walks its keys in one part: give --schedule decode for --splits {tile.parts}")
+    blocks = -(-workload.seqlen_k // tile.block_n)
+    if tile.parts > blocks:
+        raise UsageError(
+            f"{tile.parts} parts of {blocks} blocks of {tile.block_n} keys leave some without any: give --splits {blocks} or less"
+        )
+
+
 # -- laying the grid ----------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +214,8 @@ def _tensor_names(schedule: Schedule) -> list[str]:
     if schedule.direction == "backward":
         inside = ["P", "dP", "dS"] if schedule.family.startswith("standard") else ["O", "LSE", "delta", "dQaccum"]
         return ["Q", "K", "V", "dO", *inside, "dQ", "dK", "dV"]
+    if schedule.packs:
+        return ["Q", "K", "V", "O", "LSE", *(["Opart", "LSEpart"] if len(schedule.kernels) > 1 else [])]
     names = ["Q", "K", "V", "O"]
     names += {"standard": ["S", "P"], "fa1": ["l", "m"]}.get(schedule.family, ["LSE"])
     return names
@@ -208,8 +226,9 @@ def _laid_out(schedule: Schedule, workload: Workload, tile: Tile, device: Device
     """The problem at a free clock; the same question at another clock moves the same bytes."""
     tensors = _tensor_names(schedule)
     grids = [_lay_out(kernel, schedule, workload, tile, device, tensors) for kernel in schedule.kernels]
+    seen = parts.packed(workload, tile) if schedule.packs else workload
     return Problem(
-        workload, tile, grids, *replay_traffic(workload, [g.launch for g in grids], [TensorLayout(t) for t in tensors], device)
+        workload, tile, grids, *replay_traffic(seen, [g.launch for g in grids], [TensorLayout(t) for t in tensors], device)
     )
 
 
@@ -232,6 +251,8 @@ def _lay_out(
         order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
     kernel = _dealt(kernel, schedule, workload, tile, device)
+    if schedule.packs:
+        return _lay_out_parts(kernel, schedule, workload, tile, device, tensors)
     items = work_items(seen, tile.block_m, tile.block_n, order, kernel.splits, kernel.section_bytes)
     longest = int(items["blocks"].max())
     masked = np.zeros(longest + 1, np.int64)
@@ -256,6 +277,25 @@ def _lay_out(
         boxes=schedule.hopper and not kernel.plain,
     )
     return Grid(kernel, items, room, launch, masked)
+
+
+def _lay_out_parts(
+    kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, device: Device, tensors: Sequence[str]
+) -> Grid:
+    """A walk of parts, or their combine; the walk compares every block's keys with the end."""
+    items = parts.part_items(workload, tile) if kernel.grid == "parts" else parts.combine_items(workload, tile)
+    longest = int(items["blocks"].max())
+    short = trace(kernel, workload, tile, [(min(3, longest), min(3, longest))] * 2)
+    _checked(kernel, short)
+    room = occupancy(schedule, workload, tile, device, short, kernel)
+    launch = Launch(
+        items=items,
+        accesses=_accesses(kernel, workload, tile, longest, tuple(tensors)),
+        slots=device.sms * room.ctas_per_sm,
+        block_m=parts.rows_of(workload, tile),
+        block_n=tile.block_n,
+    )
+    return Grid(kernel, items, room, launch, np.arange(longest + 1))
 
 
 def _checked(kernel: Kernel, program: Program) -> None:

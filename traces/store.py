@@ -132,6 +132,7 @@ def _plain(run: Run) -> dict:
     body = {f.name: getattr(run, f.name) for f in fields(run)}
     body |= {name: value and asdict(value) for name, value in body.items() if is_dataclass(value)}
     body["workload"] = run.workload.to_dict()
+    body["tile"] = run.tile and run.tile.to_dict()
     body["savings"] = run.savings and [asdict(saving) for saving in run.savings]
     body["lanes"] = [asdict(lane) for lane in run.lanes]
     body["spans"] = {name: run.spans[name].tolist() for name in SPAN.names}
@@ -165,6 +166,8 @@ def _run(body: dict) -> Run:
     body["workload"] = Workload(**_mapping(body, "workload"))
     body["spans"] = _spans(_mapping(body, "spans"))
     body.setdefault("kernels", [])  # files of before say nothing of them
+    if isinstance(body.get("tile"), dict):
+        body["tile"] = {"parts": 1} | body["tile"]
     run = _build(Run, body, "run")
     name(run.device, "run.device")
     if len(run.spans):

@@ -14,7 +14,7 @@ from .around import Around
 from .phase import Phase
 from .softmax import CHUNK, EXACT, ONLINE, RUNNING, THREADS, Left, Softmax
 
-STATISTICS = ("LSE", "l", "m", "delta")
+STATISTICS = ("LSE", "l", "m", "delta", "LSEpart")
 """Results of one fp32 number per row."""
 
 # -- what a kernel does around its arithmetic ---------------------------------------------------------------------------
@@ -115,9 +115,14 @@ class Pen(Around):
         once = self.code.persistent  # a tile
         if name in STATISTICS:
             return [STATISTIC if once else Phase(other=2 * counts.rows_per_thread(tile))]
-        elements = counts.outputs_per_thread(tile) if name == "O" else counts.scores_per_thread(tile)
+        elements = counts.outputs_per_thread(tile) if name in ("O", "Opart") else counts.scores_per_thread(tile)
         fetched = elements // 2 + elements // CHUNK + SEND.other if once else 0
         return [Phase(convert=CHUNK // 2, other=1, stsm=1, chunks=-(-elements // CHUNK), latencies=1, fetched=fetched)]
+
+    def arithmetic(self, tile, what: str) -> list[Phase]:
+        """Of a combine: a part's weight by its LSE, and its rows of O added with it, FFMA."""
+        chunks = -(-counts.outputs_per_thread(tile) // CHUNK)
+        return [Phase(mufu=1, fma=4, alu=4, latencies=1), Phase(fma=CHUNK, other=2, chunks=chunks)]
 
     def put(self, tile, name: str) -> list[Phase]:
         """Converted weights into shared memory by STSM (8 values each), then fence and barrier."""

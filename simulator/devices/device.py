@@ -43,6 +43,7 @@ class Device:
     memory_bytes: int = _quantity("B", 10**8, 10**13)
     hbm_bytes_per_s: float = _quantity("B/s", 1e9, 1e15)  # datasheet peak, reads and writes together
     hbm_efficiency: float = _quantity("ratio", 0.01, 1)  # achieved over peak, of a large copy
+    hbm_read_efficiency: float = _quantity("ratio", 0.01, 1)  # the same of a loop that only reads
     hbm_queue_cycles: float = _quantity("cycles", 0, 1e4)  # as l2_queue_cycles, of what misses L2, u of HBM's rate
     hbm_latency_cycles: int = _quantity("cycles", 1, 10_000)  # a load that misses L2
     l2_bytes: int = _quantity("B", 1 << 16, 1 << 34)
@@ -125,6 +126,7 @@ class Device:
     cluster_arrive_cycles: int = _quantity("cycles", 0, 10_000)  # an mbarrier arrival on another SM of the cluster
     tma_issue_cycles: int = _quantity("cycles", 0, 10_000)  # the producer's issue of one TMA load
     kernel_launch_cycles: int = _quantity("cycles", 0, 1_000_000)  # an empty kernel between two CUDA events, at max_clock_hz
+    kernel_train_cycles: int = _quantity("cycles", 0, 1_000_000)  # the same behind another kernel that was launched before
     cta_launch_cycles: int = _quantity("cycles", 0, 10_000)
     setup_cycles: int = _quantity("cycles", 0, 10_000)  # barrier initialisation and descriptor fetch of one CTA
 
@@ -153,6 +155,11 @@ class Device:
         """Bandwidth that a large copy reaches, bytes per second."""
         return self.hbm_bytes_per_s * self.hbm_efficiency
 
+    def hbm_rate(self, moved: int, written: int) -> float:
+        """Bandwidth that a kernel reaches which moves so many bytes, some of them written; bytes per second."""
+        reads_alone = written < ONLY_READS * moved
+        return self.hbm_bytes_per_s * (self.hbm_read_efficiency if reads_alone else self.hbm_efficiency)
+
     def tensor_rate(self, element_bytes: int) -> float:
         """Dense tensor FLOPs per cycle of one SM for operands of this size.
 
@@ -165,6 +172,8 @@ class Device:
         return self.tensor_flops_per_cycle * self.fp8_ratio
 
 
+ONLY_READS = 0.02
+"""Share of the bytes that a kernel may write and still be one that reads alone."""
 FIELDS: dict[str, Field] = {f.name: f for f in fields(Device) if "unit" in f.metadata}
 """The fields a device file gives, in order."""
 

@@ -34,6 +34,11 @@ class TileView:
         return self.tile.stages
 
     @property
+    def parts(self) -> int:
+        """Into how many the keys are divided, each walked by a CTA of its own."""
+        return self.tile.parts
+
+    @property
     def consumers(self) -> int:
         """Consumer warpgroups."""
         return self.tile.consumers
@@ -213,12 +218,12 @@ class TileView:
         return _AXES[a][0] != _AXES[destination][0]
 
 
-_AXES = dict.fromkeys(("Q", "O", "dO", "dQ", "dQaccum"), ("rows", "dims"))
+_AXES = dict.fromkeys(("Q", "O", "dO", "dQ", "dQaccum", "Opart"), ("rows", "dims"))
 _AXES |= dict.fromkeys(("K", "V", "dK", "dV"), ("keys", "dims"))
 _AXES |= dict.fromkeys(("S", "P", "dP", "dS"), ("rows", "keys"))
 _AXES |= {f"{name}^T": (axes[1], axes[0]) for name, axes in _AXES.items()}
 """What a tile of a tensor extends over."""
-_FLOATS = ("dQaccum",)
+_FLOATS = ("dQaccum", "Opart")
 
 
 def element_bytes(name: str, workload: Workload) -> int:

@@ -9,13 +9,15 @@ from ..errors import UsageError
 from ..values import shown
 from .workload import Workload
 
-MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "cluster": 16}
+MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "cluster": 16, "parts": 256}
 """The most of each: several times what fits any SM, so that how much a tile exceeds it can still be said."""
 
 
 @dataclass(frozen=True)
 class Tile:
     """One CTA's share: block_m queries x block_n keys, `stages` K/V buffers, `consumers` warpgroups, `cluster` CTAs.
+
+    The keys are walked in `parts`, of the schedule "decode" alone, whose block_m counts the rows of a K/V head's query heads.
 
     For mma.sync kernels a consumer is four warps, one per sub-partition, as a warpgroup is.
     """
@@ -25,6 +27,7 @@ class Tile:
     stages: int = 2
     consumers: int = 2
     cluster: int = 1
+    parts: int = 1
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -54,8 +57,9 @@ class Tile:
         return max(1, block_m * self.consumers // self.block_m)
 
     def to_dict(self) -> dict:
-        """The tile's fields as plain JSON values."""
-        return asdict(self)
+        """The tile's fields as plain JSON values; parts where there are several."""
+        fields = asdict(self)
+        return fields if self.parts > 1 else {name: value for name, value in fields.items() if name != "parts"}
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}"

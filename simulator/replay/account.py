@@ -53,6 +53,11 @@ def pairs(items: np.ndarray, workload: Workload, tile: Tile, grid: str) -> tuple
     """(query, key) pairs that a kernel's tiles execute, and those of them within the lengths."""
     rows = np.clip(workload.seqlen_q - items["m"].astype(np.int64) * tile.block_m, 0, tile.block_m)
     blocks = items["blocks"].astype(np.int64)
+    if grid == "combine":
+        return 0, 0
+    if grid == "parts":
+        heads, whole = workload.batch * workload.kv_heads, workload.seqlen_q * workload.heads_per_kv * workload.seqlen_k
+        return int(blocks.sum()) * tile.block_m * tile.block_n, heads * whole
     if grid == "tiles":
         keys = np.clip(workload.seqlen_k - items["n"].astype(np.int64) * tile.block_n, 0, tile.block_n)
         return len(items) * tile.block_m * tile.block_n, int((rows * keys).sum())

@@ -118,7 +118,7 @@ def settle(problem: Problem, device: Device) -> Settled:
 
 def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdown, list[dict[str, float]]]:
     """Where the tensor cores' time goes in a settled replay, which is repeated with its spans; and the cycles by kernel."""
-    each, launch = [], _launch(device, found.ran_at_hz)
+    each = []
     rate = device.tensor_rate(problem.workload.element_bytes)
     for number, grid in enumerate(problem.grids):
         durations = _durations(problem, number, device, found.ran_at_hz, found.ran_under[number], explain=True)
@@ -127,19 +127,21 @@ def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdo
         start = _start(grid, device, found.ran_at_hz)
         lasts = max(float(ends.max()) + start, _at_bandwidth(problem.moved[number], device, found.ran_at_hz))
         waits = (lasts - float(ends.max())) * device.sms
+        launch = _launch(grid, device, found.ran_at_hz)
         each.append(parts | {"launch": launch * device.sms, "memory": parts["memory"] + waits})
     return of_cycles(sum(map(Counter, each), Counter()), found.cycles * device.sms), each
 
 
 def memory_of(problem: Problem, number: int, device: Device, clock_hz: float, load: Load) -> Memory:
     """What one SM sees of L2 and HBM while all SMs that have work run a kernel."""
+    moved = problem.moved[number]
     active = max(1, min(device.sms, len(problem.grids[number].items)))
     through = {
         name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in problem.traffic.by_tensor.items()
     }
     return Memory(
         l2=burst_rate(device.l2_bytes_per_cycle, active, load.l2),
-        hbm=burst_rate(device.hbm_achieved_bytes_per_s / clock_hz, active, load.hbm),
+        hbm=burst_rate(device.hbm_rate(moved.hbm, moved.written) / clock_hz, active, load.hbm),
         read_miss={name: 1.0 - hit for name, hit in problem.hits.items()},
         write_through=through,
         read_late=problem.late,
@@ -159,7 +161,7 @@ def _replay_all(
         lengths = _lengths(grid)
         ends = ends_of_sms(durations, lengths, device.sms, problem.tile.cluster)
         longest = max(float(ends.max()) + _start(grid, device, clock_hz), _at_bandwidth(moved, device, clock_hz))
-        each.append(int(np.ceil(_launch(device, clock_hz) + longest)))
+        each.append(int(np.ceil(_launch(grid, device, clock_hz) + longest)))
         counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
         busy += counts @ durations.busy
     return each, busy
@@ -179,9 +181,10 @@ def _lengths(grid: Grid) -> np.ndarray:
     return grid.items["blocks"].astype(np.int64)
 
 
-def _launch(device: Device, clock_hz: float) -> float:
+def _launch(grid: Grid, device: Device, clock_hz: float) -> float:
     """SM cycles of a kernel's launch, which takes its time whatever their clock."""
-    return device.kernel_launch_cycles * clock_hz / device.max_clock_hz
+    cycles = device.kernel_train_cycles if grid.kernel.early else device.kernel_launch_cycles
+    return cycles * clock_hz / device.max_clock_hz
 
 
 def _start(grid: Grid, device: Device, clock_hz: float) -> float:
@@ -205,14 +208,14 @@ def _start(grid: Grid, device: Device, clock_hz: float) -> float:
 
 def _at_bandwidth(moved: Moved, device: Device, clock_hz: float) -> float:
     """SM cycles in which HBM moves a kernel's bytes at the rate that a copy reaches."""
-    return moved.hbm / device.hbm_achieved_bytes_per_s * clock_hz
+    return moved.hbm / device.hbm_rate(moved.hbm, moved.written) * clock_hz
 
 
 def _load(moved: Moved, cycles: int, clock_hz: float, device: Device) -> Load:
     return Load(
         l2=moved.l2 / cycles / device.l2_bytes_per_cycle,
         lookups=moved.lookups / cycles / device.l2_lookup_bytes_per_cycle,
-        hbm=moved.hbm / cycles * clock_hz / device.hbm_achieved_bytes_per_s,
+        hbm=moved.hbm / cycles * clock_hz / device.hbm_rate(moved.hbm, moved.written),
     )
 
 

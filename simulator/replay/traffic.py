@@ -62,6 +62,7 @@ class Moved:
     l2: int  # read and written
     lookups: int  # as Traffic.l2_lookup_bytes, and written
     hbm: int  # read and written
+    written: int = 0  # of them
 
 
 def replay_traffic(
@@ -94,7 +95,7 @@ def replay_traffic(
     fetched = np.zeros((layout.total, 2))  # turn in which HBM delivered some of the tile last, and shares of it
     late = np.zeros(len(tensors))  # bytes read in the turn in which HBM delivered them, in shares as `counts`
 
-    shares, moved = SHARES * homes, [Moved(0, 0, 0)]  # all launches up to each
+    shares, moved = SHARES * homes, [Moved(0, 0, 0, 0)]  # all launches up to each
     dirty, earlier = 0, np.zeros(len(links), links.dtype)  # in L2 when a launch ends, and the stripes that were so before it
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
@@ -117,7 +118,7 @@ def replay_traffic(
         dirty, earlier = dirty + int((left - counts)[:, FROM_HBM + 1].sum()), before
     flush(homes, block, links, counts)
     moved[-1] = _moved(counts, shares, lookups[0])
-    each = [Moved(b.l2 - a.l2, b.lookups - a.lookups, b.hbm - a.hbm) for a, b in pairwise(moved)]
+    each = [Moved(b.l2 - a.l2, b.lookups - a.lookups, b.hbm - a.hbm, b.written - a.written) for a, b in pairwise(moved)]
     return *_report(counts, late, tensors, shares, dirty, lookups[0]), each
 
 
@@ -184,6 +185,7 @@ def _moved(counts: np.ndarray, shares: int, lookups: float) -> Moved:
         l2=int(counts[:, ASKED].sum()) + written,
         lookups=round(lookups) + int(hbm[:, 0].sum()) + written,
         hbm=int(hbm.sum()),
+        written=int(hbm[:, 1].sum()),
     )
 
 

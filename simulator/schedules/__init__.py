@@ -14,6 +14,7 @@ from ..problem.workload import DIRECTIONS
 from . import own
 from .backward import ALL as _ALL_BACKWARD
 from .compiled_kernel import body_of, tile_of
+from .forward.decode import combine, walk_part
 from .forward.fa1 import fa1
 from .forward.fa1_published import fa1_published
 from .forward.fa2 import fa2
@@ -95,6 +96,16 @@ _ALL = (
         "FlashAttention-2 (arXiv:2307.08691) Algorithm 1, and the library of torch 2.11",
         "mma",
         (_rows(fa2, PYTORCH),),
+    ),
+    Schedule(
+        "decode",
+        "few queries: the heads of a group as rows of one tile, its keys in parts, a combine; cp.async and mma.sync",
+        "Flash-Decoding (FlashAttention's repository), FlashAttention-2 (arXiv:2307.08691) section 3.1",
+        "decode",
+        (
+            Kernel(walk_part, "parts", code=PLAIN),
+            Kernel(combine, "combine", frozenset({"Opart", "LSEpart"}), code=PLAIN, early=True),
+        ),
     ),
     Schedule(
         "warp-specialized",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..code.estimate import PLAIN, Estimate
 from ..code.gradients import Gradients
@@ -19,7 +19,7 @@ class Kernel:
 
     body: Callable
     grid: str  # "rows": a CTA per Q tile; "heads": per (batch, head), or `splits` of them; "tiles": per tile of S;
-    # "columns": per K/V tile, which walks the Q blocks that see it
+    # "columns": per K/V tile, which walks the Q blocks that see it; "parts": per part of a K/V head's keys; "combine": per tile
     walk: frozenset[str] = frozenset({"K", "V"})  # rings that advance once per loop step
     persistent: bool = False
     descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
@@ -30,6 +30,7 @@ class Kernel:
     splits: int = 1  # so many, once workload and device are known
     section_bytes: int = SECTION_BYTES  # K and V of the heads that are walked together under a causal mask
     where: str = ""  # of a user's own: file and line of its function
+    early: bool = False  # launched while the kernel before still runs (programmatic dependent launch)
     plain: bool = False  # of a Hopper schedule's kernels one without TMA and WGMMA
     live: tuple[tuple[str, ...], ...] = ()  # fp32 register tensors that are live at a time, where S, P and O do not tell
 
@@ -58,6 +59,17 @@ class Schedule:
     head_dims: tuple[int, ...] = HEAD_DIMS
     tile: Tile | None = None  # of a compiled kernel, which has no other
     direction: str = "forward"
+
+    @property
+    def packs(self) -> bool:
+        """Whether the query heads that share a K/V head are rows of one tile, and their keys may be walked in parts."""
+        return self.kernels[0].grid == "parts"
+
+    def cut(self, tile: Tile) -> Schedule:
+        """The schedule as it runs on a tile: without a combine where there is but one part."""
+        if tile.parts > 1:
+            return self
+        return replace(self, kernels=tuple(kernel for kernel in self.kernels if kernel.grid != "combine"))
 
     @property
     def hopper(self) -> bool:

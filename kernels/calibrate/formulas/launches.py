@@ -34,6 +34,13 @@ def _kernel_launch(launch: dict) -> Found:
     return Found(value, low, high, how)
 
 
+def _kernel_train(launch: dict) -> Found:
+    sample = launch["launch_overhead"]["empty_132x384_200kb"]["per_kernel_of_a_train_us"]
+    low, value, high = (sample[name] * 1980 for name in ("p05", "median", "p95"))
+    how = f"each of a train of empty kernels of 132 CTAs with 200 KB takes {sample['median']} us, at 1.98 GHz"
+    return Found(value, low, high, how)
+
+
 def _cta_launch(launch: dict) -> Found:
     how = "from the end of a CTA with 200 KB to the start of the next on its SM"
     return one(launch["cta_succession"]["cta_stamps_200kb"]["gap_cycles"], how)
@@ -53,6 +60,7 @@ DERIVATIONS = (
     Derivation("mbarrier_wait_cycles", ("chains",), _mbarrier_wait),
     Derivation("named_barrier_cycles", ("launch",), _named_barrier),
     Derivation("kernel_launch_cycles", ("launch",), _kernel_launch),
+    Derivation("kernel_train_cycles", ("launch",), _kernel_train),
     Derivation("cta_launch_cycles", ("launch",), _cta_launch),
     Derivation("setup_cycles", ("memory", "launch"), _setup),
 )

@@ -17,6 +17,11 @@ def _hbm_efficiency(memory: dict) -> Found:
     return Found(best["write"], best["copy"], best["read"], how)
 
 
+def _hbm_read_efficiency(memory: dict) -> Found:
+    rates = [entry["bytes_per_s"] / 4.8e12 for name, entry in memory["hbm"].items() if name.startswith("read")]
+    return Found(max(rates), min(rates), max(rates), "the best read loop over the datasheet's 4.8 TB/s")
+
+
 def _l2_miss(l2: dict, mib: int) -> float:
     """Share of a warm buffer that HBM delivered, mean of the patterns in which every line is read by many SMs."""
     return mean(max(0.0, l2[f"{mib}MiB_{pattern}"]["warm_hbm_bytes_over_buffer"]) for pattern in ("same", "four_groups"))
@@ -157,6 +162,7 @@ def _queue(kind: str, what: str) -> Callable[[dict], Found]:
 
 DERIVATIONS = (
     Derivation("hbm_efficiency", ("memory",), _hbm_efficiency, 3),
+    Derivation("hbm_read_efficiency", ("memory",), _hbm_read_efficiency, 3),
     Derivation("hbm_latency_cycles", ("memory",), _hbm_latency),
     Derivation("l2_effective_fraction", ("l2_capacity",), _l2_fraction, 3),
     Derivation("l2_spread", ("l2_capacity",), _l2_spread, 3),

@@ -1,0 +1,129 @@
+"""Parts: few queries against many keys. The query heads that share a K/V head are rows of one tile (packed GQA), and its keys are
+walked in parts, a CTA each, which a second kernel combines (split-KV). The rule is the kernel's own: kernels/decode goes by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .order import ITEM
+from .tile import Tile
+from .workload import Workload
+
+MAX_PARTS = 256
+MOST_ROWS = 64
+"""Rows of a tile at most: the query rows of a K/V head's query heads. More of them are as many tiles as it takes."""
+START_BLOCKS = 2
+"""What a part costs beside its keys, in blocks of keys: launch, the first loads' latency and its share of the combine."""
+SLACK = 1.05
+"""Of the numbers of parts within 5 % of the least cost the smallest is taken: fewer rows to combine."""
+
+# Reasons and rejected choices; what was measured is in kernels/decode/NOTES.md. Not measured: 32 rows, and 64 at 64 and 256.
+KEYS = {
+    # head_dim, rows of the tile: keys of a block, stages
+    (64, 16): (128, 4),
+    (64, 32): (64, 4),  # 128 keys spill
+    (64, 64): (64, 4),  # as 32 rows
+    (128, 16): (64, 4),  # measured beside it: 3 stages, 32 and 128 keys, TMA
+    (128, 32): (64, 4),
+    (128, 64): (64, 3),  # 255 registers, and two CTAs an SM all the same; 2 stages: 15 % slower
+    (256, 16): (64, 3),  # 32 keys: 2 % slower by pointers
+    (256, 32): (64, 3),
+    (256, 64): (32, 3),
+}
+MANY_TILES = {(128, 16): (64, 3)}
+"""In place of KEYS where one part of every tile fills the SMs twice over and parts of LONG_PART blocks are left: three CTAs share
+an SM, and MANY_PARTS parts make the last wave short. 64 x 32k and 64 x 128k gain 2 % and 1 % by it; 64 x 4k loses 3 %."""
+MANY_PARTS = 4
+LONG_PART = 128
+
+
+class Cut(NamedTuple):
+    """How few queries are walked: rows of a tile, keys of a block, stages, tiles, and parts of the keys of each."""
+
+    rows: int
+    keys: int
+    stages: int
+    tiles: int
+    parts: int
+
+
+def height(rows: int) -> int:
+    """Rows of the tile for so many packed query rows of a K/V head: 16, 32 or 64."""
+    return 16 if rows <= 16 else 32 if rows <= 32 else MOST_ROWS
+
+
+@lru_cache(maxsize=4096)
+def parts_for(tiles: int, blocks: int, sms: int) -> int:
+    """In how many parts the keys of each of `tiles` tiles are walked, where each of `sms` SMs runs one.
+
+    With n parts there are ceil(tiles n / sms) waves of ceil(blocks / n) blocks each, and every wave costs START_BLOCKS
+    besides. The fewest parts within SLACK of the least such cost are taken, so none is without keys.
+    """
+    most = max(1, min(blocks, MAX_PARTS))
+    costs = [-(-tiles * n // sms) * (-(-blocks // n) + START_BLOCKS) for n in range(1, most + 1)]
+    least = min(costs)
+    return next(n for n, cost in enumerate(costs, 1) if cost <= SLACK * least)
+
+
+def cut(head_dim: int, rows: int, kv_heads: int, seqlen_k: int, sms: int) -> Cut:
+    """The cut for `rows` packed query rows of each of `kv_heads` K/V heads, all batch entries', against seqlen_k keys."""
+    tall = height(rows)
+    keys, stages = KEYS[head_dim, tall]
+    tiles, blocks = kv_heads * -(-rows // tall), -(-seqlen_k // keys)
+    if (head_dim, tall) in MANY_TILES and tiles >= 2 * sms and blocks >= MANY_PARTS * LONG_PART:
+        return Cut(tall, *MANY_TILES[head_dim, tall], tiles, MANY_PARTS)
+    return Cut(tall, keys, stages, tiles, parts_for(tiles, blocks, sms))
+
+
+def tile_for(workload: Workload, sms: int) -> Tile:
+    """The tile and parts that the kernel takes for a workload on a GPU of `sms` SMs."""
+    rows = workload.seqlen_q * workload.heads_per_kv
+    found = cut(workload.head_dim, rows, workload.batch * workload.kv_heads, workload.seqlen_k, sms)
+    return Tile(found.rows, found.keys, found.stages, 1, parts=found.parts)
+
+
+def rows_of(workload: Workload, tile: Tile) -> int:
+    """Query rows of a tile that exist, of the fullest one."""
+    return min(tile.block_m, workload.seqlen_q * workload.heads_per_kv)
+
+
+def packed(workload: Workload, tile: Tile) -> Workload:
+    """The problem that the walk's CTAs see: a query head for each K/V head, whose query tiles are its tiles' parts, one behind
+    another, each of `rows_of` rows; K and V as they are. No mask: what it hides of a few queries' keys is walked all the same.
+    """
+    tiles = -(-workload.seqlen_q * workload.heads_per_kv // tile.block_m)
+    rows = tiles * tile.parts * rows_of(workload, tile)
+    return replace(workload, heads=workload.kv_heads, seqlen_q=rows, seqlen=None, causal=False)
+
+
+def part_items(workload: Workload, tile: Tile) -> np.ndarray:
+    """A CTA for each part of each tile of each K/V head, an ITEM array in order of dispatch: head fastest, then tile, part, batch.
+
+    Of `packed`'s numbers: m is the part's query tile, n its first block; the first parts have a block more.
+    """
+    tiles = -(-workload.seqlen_q * workload.heads_per_kv // tile.block_m)
+    batch, part, of, head = (axis.ravel() for axis in np.indices((workload.batch, tile.parts, tiles, workload.kv_heads)))
+    blocks = -(-workload.seqlen_k // tile.block_n)
+    each, more = divmod(blocks, tile.parts)
+    items = np.zeros(len(head), ITEM)
+    items["q_head"] = items["kv_head"] = batch * workload.kv_heads + head
+    items["m"] = of * tile.parts + part
+    items["n"] = part * each + np.minimum(part, more)
+    items["blocks"] = items["masked"] = each + (part < more)
+    return items
+
+
+def combine_items(workload: Workload, tile: Tile) -> np.ndarray:
+    """A CTA for each tile of each K/V head, which reads its parts in their order, as an ITEM array."""
+    tiles = -(-workload.seqlen_q * workload.heads_per_kv // tile.block_m)
+    head, of = (axis.ravel() for axis in np.indices((workload.batch * workload.kv_heads, tiles)))
+    items = np.zeros(len(head), ITEM)
+    items["q_head"] = items["kv_head"] = head
+    items["m"] = of * tile.parts
+    items["blocks"] = tile.parts
+    return items
