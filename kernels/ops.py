@@ -2,7 +2,7 @@
 
 `fasim::attention` (O and LSE) is registered here, `fasim::attention_backward` (dQ, dK, dV) in `backward.py`, those of FP8 in
 `fp8/operator.py`, that of few queries in `decode/operator.py`, those of packed sequences in `varlen/operator.py`. Kernels are
-imported on first use. Where nobody traces, a CUDA kernel is launched past the dispatcher, whose price is several times the launch's.
+imported on first use. Where nobody traces, a CUDA kernel is launched past the dispatcher, whose price is several times its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .arguments import check_inputs, check_storage, flag_of, is_dense, scale_of
 from .backward import asked, attention_backward, differentiate, keep
 from .compile import build
 from .cuda import config as cuda
+from .cuda import fastest
 from .decode import operator as few_queries
 from .device import check_runnable, on_device
 from .fp8.arguments import Descales
@@ -278,7 +279,7 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
     except KeyError:
         pass
     check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
-    name = _resolve(schedule, q, causal)
+    name = _resolve(schedule, q, causal, k.shape[1])
     plan = few_queries.plan_for(q, k, causal) if schedule == "auto" else None
     if plan is None and name not in TRITON:
         if name.startswith(gluon.PREFIX):
@@ -344,27 +345,31 @@ class _Recorded(torch.autograd.Function):
     backward = staticmethod(differentiate)
 
 
-def _resolve(schedule: str, q: Tensor, causal: bool) -> str:
-    """The schedule that "auto" stands for, for tensors like q."""
+def _resolve(schedule: str, q: Tensor, causal: bool, seqlen_k: int = 0) -> str:
+    """The schedule that "auto" stands for, for tensors like q and so many keys."""
     if schedule != "auto":
         return schedule
     if not q.is_cuda:
         return FASTEST_ANYWHERE
-    return _fastest(q.get_device(), q.dtype, q.shape[3], causal)
+    kind = (q.get_device(), q.dtype, q.shape[3], causal)
+    name, by_shape = _fastest(*kind), fastest.by_shape(q.shape[3], causal, seqlen_k)
+    if name == FASTEST_ON_HOPPER != by_shape and _fastest(*kind, by_shape) == by_shape:
+        return by_shape
+    return name
 
 
 FASTEST_ANYWHERE = "fa2"
-FASTEST_ON_HOPPER = "fa3"
+FASTEST_ON_HOPPER = fastest.MOSTLY
 
 
 @lru_cache(maxsize=256)
-def _fastest(device: int, dtype: torch.dtype, head_dim: int, causal: bool) -> str:
-    """FASTEST_ON_HOPPER where its kernel is for this GPU and can be had: compiled here or found compiled."""
-    if FASTEST_ON_HOPPER not in cuda.available() or torch.cuda.get_device_capability(device) != (9, 0):
+def _fastest(device: int, dtype: torch.dtype, head_dim: int, causal: bool, name: str = FASTEST_ON_HOPPER) -> str:
+    """`name` where its kernel is for this GPU and can be had: compiled here or found compiled; else FASTEST_ANYWHERE."""
+    if name not in cuda.available() or torch.cuda.get_device_capability(device) != (9, 0):
         return FASTEST_ANYWHERE
-    kernel = cuda.config_for(FASTEST_ON_HOPPER, {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
+    kernel = cuda.config_for(name, {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
     can_be_had = build.compiler_version() is not None or build.lookup(kernel.source) is not None
-    return FASTEST_ON_HOPPER if can_be_had else FASTEST_ANYWHERE
+    return name if can_be_had else FASTEST_ANYWHERE
 
 
 def _head_dim(q: Tensor) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ...simulator.devices.device import Device
 from ...simulator.errors import UsageError
 from ...simulator.predict import default_tile, fits
+from ...simulator.problem.parts import height
 from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
 from ...simulator.results import metrics
@@ -24,6 +25,8 @@ from .verdict import CLOSE, why_faster
 STAGES, CLUSTERS, CONSUMERS = (1, 2, 3, 4), (1, 2), (1, 2, 3)
 MIN_KEYS, MAX_KEYS, STEP = 16, 256, 16
 """Keys of a tile: the k step of the second GEMM, up to the widest WGMMA."""
+PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Of the keys of few queries."""
 QUERIES_OF_A_BACKWARD = (64, 80, 96, 112, 128)
 SAME = 0.005
 """Two times within this of each other: the simpler tile comes first, with fewer stages and no cluster."""
@@ -77,7 +80,8 @@ class Tuned:
 def spoken(tile: Tile) -> str:
     """A tile with all that was chosen: 128x128, 2 stages, 2 consumers."""
     cluster = f", cluster {tile.cluster}" if tile.cluster > 1 else ""
-    return f"{tile}, {_count(tile.stages, 'stage')}, {_count(tile.consumers, 'consumer')}{cluster}"
+    split = f", {tile.parts} parts" if tile.parts > 1 else ""
+    return f"{tile}, {_count(tile.stages, 'stage')}, {_count(tile.consumers, 'consumer')}{cluster}{split}"
 
 
 def tune(
@@ -112,6 +116,10 @@ def tune(
 def candidates(workload: Workload, schedule: Schedule) -> Iterator[Tile]:
     """Every tile that could be one of this schedule's, of one stage and without a cluster; most do not fit."""
     keys = range(MIN_KEYS, MAX_KEYS + 1, STEP)
+    if schedule.packs:
+        rows = height(workload.seqlen_q * workload.heads_per_kv)
+        yield from (Tile(rows, n, 1, 1, parts=count) for n in (32, 64, 128) for count in PARTS if count * n <= workload.seqlen_k)
+        return
     for consumers in CONSUMERS:
         if workload.backward:
             shapes = [(m, n) for m in QUERIES_OF_A_BACKWARD for n in (keys if not schedule.hopper else (64 * consumers, 128))]

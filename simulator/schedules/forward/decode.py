@@ -58,5 +58,5 @@ def combine(cta, tile):
         warps.store("O")
 
 
-COMBINED, ROOM_BYTES = 16, 160 << 10
+COMBINED, ROOM_BYTES = 16, 128 << 10
 """Parts whose rows a CTA has on their way at a time, where they fit; Triton's kernel has 32 of one row, in registers."""

@@ -1,0 +1,12 @@
+"""Which schedule is fastest, by shape, as recorded: `traces/recorded/kernels/schedules_h200.json`, which a test holds this to."""
+
+from __future__ import annotations
+
+MOSTLY = "fa3"
+BY_KEYS: dict[tuple[int, bool], tuple[tuple[int, str], ...]] = {(64, False): ((1024, "pingpong"), (4096, "overlap-2stage"))}
+"""(head_dim, causal) -> up to so many keys, the schedule that was more than 1 % faster there; MOSTLY beyond and elsewhere."""
+
+
+def by_shape(head_dim: int, causal: bool, seqlen_k: int) -> str:
+    """The schedule that "auto" takes on Hopper for many queries against so many keys."""
+    return next((name for most, name in BY_KEYS.get((head_dim, causal), ()) if seqlen_k <= most), MOSTLY)
