@@ -84,7 +84,7 @@ class Plan:
             raise UsageError(f"{tiles:,} tiles of {tile.block_m} queries are more than {MOST_TILES:,}: split the batch")
         self.function, self.smem_bytes = kernel_for(config, device)
         self.prepare = preparing(device)
-        self.grid = min(launch._sm_count(device), tiles)
+        self.grid = min(launch.sm_count(device), tiles)
         contiguous = (heads * head_dim, head_dim, 1)
         q_box, kv_box = (launch.BOX_COLUMNS, launch.CONSUMER_ROWS), (launch.BOX_COLUMNS, config.fixed.kv_box_rows)
         self.copied = [not whole for whole in aligned]
@@ -99,7 +99,7 @@ class Plan:
         ):
             if i < 3 and self.copied[i]:
                 stride = (shape[1] * shape[2], shape[2], 1)
-            self.operands.append(launch._Operand(config.dtype, (1, *shape), (0, *stride), box))
+            self.operands.append(launch.Operand(config.dtype, (1, *shape), (0, *stride), box))
         self.row_bytes = [operand.strides_bytes[0] for operand in self.operands]
         section_keys = SECTION_BYTES // (2 * head_dim * launch.ELEMENT_BYTES)
         self.lengths = (batch, heads, heads // kv_heads, tile.block_m, heads * head_dim, total_q, total_k, section_keys)
@@ -150,7 +150,7 @@ class Plan:
         wholes = [operand.map(x) for operand, x in zip(self.operands, tensors, strict=True)]
         for i, whole in enumerate(wholes):
             local.preparing[i] = whole.address
-        writers = min(2 * launch._sm_count(self.device), -(-self.batch // (PREPARE_THREADS // 32)))
+        writers = min(2 * launch.sm_count(self.device), -(-self.batch // (PREPARE_THREADS // 32)))
         self._launch(self.prepare, 1 + writers, PREPARE_THREADS, 0, stream, local.preparing_address)
         self._launch(self.function, self.grid, self.config.threads, self.smem_bytes, stream, local.walking_address)
         return o, lse
