@@ -181,9 +181,9 @@ class _Local(threading.local):
         self.preparing[4] = ctypes.addressof(self.held[0])
         self.walking = (ctypes.c_void_p * 1)(ctypes.addressof(self.held[1]))
         self.preparing_address, self.walking_address = ctypes.addressof(self.preparing), ctypes.addressof(self.walking)
-        launch = driver.library().cuLaunchKernel
-        launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-        self.launch = launch
+        call = driver.library().cuLaunchKernel
+        call.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        self.launch = call
 
 
 _local = _Local()
