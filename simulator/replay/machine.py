@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -183,10 +184,10 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
     return np.array([tuple(values[name] for name in MACHINE.names)], MACHINE)
 
 
-class Tables:
-    """Several programs laid out as the flat arrays of the jitted loop: one row per warp, barrier, tensor and SM."""
+class Layout:
+    """Several programs as the flat arrays of the jitted loop, before anything has run: a row per warp, barrier, tensor and SM."""
 
-    def __init__(self, programs: Sequence[Program], placement: Sequence[int], memory: Memory):
+    def __init__(self, programs: Sequence[Program], placement: Sequence[int]):
         self.programs = programs
         labels: dict[str, int] = {}
         code, warps, barriers, tensors, names = [], [], [], [], []
@@ -218,18 +219,7 @@ class Tables:
         self.labels = tuple(labels)
         self._names = names
         self.warps = _rows(WARP, warps)
-        self.sms = np.zeros(max(placement) + 1, SM)
-        self.sms["tensor_owner"] = -1
-        self.busy = np.zeros((len(self.sms), len(UNITS)), np.int64)
-        self.pipe_free = np.zeros((len(self.sms), 5), np.int64)
-        self.chip = np.zeros(1, CHIP)
-        self.group_ends = np.zeros(groups + 1, np.int64)
-        self.tile_ends = np.zeros((len(programs), max(p.tiles for p in programs)), np.int64)
-        missed = [memory.read_miss.get(t, 0.0) for t in tensors]
-        late = [memory.read_late.get(t, share) for t, share in zip(tensors, missed, strict=True)]
-        through = [memory.write_through.get(t, 1.0) for t in tensors]
-        shares = list(zip(missed, late, through, strict=True)) or [(0.0, 0.0, 1.0)]
-        self.tensors = np.array([tuple(round(1024 * share) for share in each) for each in shares], TENSOR)
+        self.tensors, self.groups, self.sm_count = tuple(tensors), groups, max(placement) + 1
         self._lay_out_barriers(barriers)
         self._name_lanes()
 
@@ -241,7 +231,7 @@ class Tables:
         room = np.bincount(used, minlength=len(self.barriers)) + self.barriers["initial"] + 1
         self.barriers["first_completion"] = np.cumsum(room) - room
         self.barriers["generation"] = self.barriers["initial"]
-        self.completions = np.zeros(int(room.sum()), np.int64)
+        self.room = int(room.sum())
 
     def _name_lanes(self) -> None:
         """A lane per warp of SM 0, then one per unit."""
@@ -252,6 +242,47 @@ class Tables:
         self.unit_lane = len(drawn)
         warps = tuple(Lane(f"CTA{slot} {name}" if several else name, "warp") for slot, _, name in drawn)
         self.lanes = warps + unit_lanes(self.programs)
+
+
+_KEPT: OrderedDict[tuple, Layout] = OrderedDict()
+LAYOUTS, CTAS = 32, 8
+"""Layouts that are kept, of so many CTAs at most: a program is replayed dozens of times, under other loads and at other clocks."""
+
+
+def _laid_out(programs: Sequence[Program], placement: tuple[int, ...]) -> Layout:
+    """The layout of these very programs, kept where they are those of one SM; programs never change."""
+    if len(programs) > CTAS:
+        return Layout(tuple(programs), placement)
+    key = (tuple(map(id, programs)), placement)
+    found = _KEPT.pop(key, None) or Layout(tuple(programs), placement)
+    _KEPT[key] = found  # the last used is the last to go
+    while len(_KEPT) > LAYOUTS:
+        _KEPT.popitem(last=False)
+    return found
+
+
+class Tables:
+    """A layout with what a replay changes: where each warp stands, what has arrived, what the SMs are busy with."""
+
+    def __init__(self, programs: Sequence[Program], placement: Sequence[int], memory: Memory):
+        laid = _laid_out(programs, tuple(placement))
+        self.programs, self.code, self.phases = laid.programs, laid.code, laid.phases
+        self.gemms, self.copies = laid.gemms, laid.copies
+        self.labels, self.lanes, self.unit_lane, self._names = laid.labels, laid.lanes, laid.unit_lane, laid._names
+        self.warps, self.barriers = laid.warps.copy(), laid.barriers.copy()
+        self.completions = np.zeros(laid.room, np.int64)
+        self.sms = np.zeros(laid.sm_count, SM)
+        self.sms["tensor_owner"] = -1
+        self.busy = np.zeros((len(self.sms), len(UNITS)), np.int64)
+        self.pipe_free = np.zeros((len(self.sms), 5), np.int64)
+        self.chip = np.zeros(1, CHIP)
+        self.group_ends = np.zeros(laid.groups + 1, np.int64)
+        self.tile_ends = np.zeros((len(programs), max(p.tiles for p in programs)), np.int64)
+        missed = [memory.read_miss.get(t, 0.0) for t in laid.tensors]
+        late = [memory.read_late.get(t, share) for t, share in zip(laid.tensors, missed, strict=True)]
+        through = [memory.write_through.get(t, 1.0) for t in laid.tensors]
+        shares = list(zip(missed, late, through, strict=True)) or [(0.0, 0.0, 1.0)]
+        self.tensors = np.array([tuple(round(1024 * share) for share in each) for each in shares], TENSOR)
 
     def stuck(self) -> list[str]:
         """One phrase per warp that did not finish."""

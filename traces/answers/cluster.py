@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """In place of an address: a scheduler and workers on this machine, which end with the sweep."""
 TIMEOUT_S = 10
+_LOUD = tuple(f"distributed.{part}" for part in ("worker", "nanny", "scheduler", "core", "batched", "client"))
 RETRIES = 3
 """Of one question whose workers are lost, before its row says so."""
 
@@ -36,7 +37,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Elsewhere]:
         import distributed
     except ImportError:
         raise UsageError("--dask needs Dask: pip install 'fasim[cluster]'") from None
-    for name in ("distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core", "distributed.batched"):
+    for name in _LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a worker that is lost is no news: its work is done elsewhere
     with ExitStack() as stack:
         if address == LOCAL:
