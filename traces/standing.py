@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..simulator.devices.device import Device
-from ..simulator.replay.chip import gemm_flops
 from ..simulator.results import metrics
 from ..simulator.results.floors import Floors, floors
 from ..simulator.results.roofline import Roofline, roofline
@@ -107,4 +106,4 @@ def _floors(run: Run, device: Device) -> Floors | None:
     from ..simulator.predict import programs
 
     found = programs(run.workload, run.schedule, device, run.tile, STEPS)
-    return floors(max(found, key=gemm_flops), device, STEPS, run.workload.element_bytes)
+    return floors(max(found, key=lambda program: program.gemm_flops), device, STEPS, run.workload.element_bytes)
