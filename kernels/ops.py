@@ -33,8 +33,9 @@ from .varlen.operator import flash_attn_varlen_func
 if TYPE_CHECKING:
     from .cuda.launch import Plan as CudaPlan
     from .gluon.launch import Plan as GluonPlan
+    from .launch.fa2 import Plan as TritonPlan
 
-    Plan = CudaPlan | GluonPlan
+    Plan = CudaPlan | GluonPlan | TritonPlan
 
 try:
     from torch._C._dynamo.guards import TensorGuards
@@ -51,7 +52,7 @@ __all__ = [
     "runnable",
 ]
 
-TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.fa2"}
+TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".launch.fa2"}
 """Schedule -> module whose `forward(q, k, v, softmax_scale, causal) -> (O, LSE)` runs it."""
 
 SCHEDULES = (*TRITON, *cuda.available())
@@ -281,7 +282,11 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
     check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     name = _resolve(schedule, q, causal, k.shape[1])
     plan = few_queries.plan_for(q, k, causal) if schedule == "auto" else None
-    if plan is None and name not in TRITON:
+    if plan is None and name == FASTEST_ANYWHERE and q.is_cuda:
+        from .launch.fa2 import plan_for as triton_plan
+
+        plan = triton_plan(q, k, v, causal)
+    elif plan is None and name not in TRITON:
         if name.startswith(gluon.PREFIX):
             from .gluon.launch import plan_for
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
+import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +22,7 @@ from fasim.kernels import ops
 from fasim.kernels.cuda import driver
 from fasim.kernels.gluon import config as gluon
 from fasim.kernels.launch.arguments import ArgumentBlock
-from fasim.kernels.measure import names
+from fasim.kernels.measure import names, stalls
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.workload import Workload
 
@@ -38,7 +41,7 @@ import json, sys
 from collections import Counter
 from fasim.kernels.compile import disassemble
 from fasim.kernels.gluon import build, config
-from fasim.simulator.code import sass
+from fasim.simulator.code import loop_reader, sass
 for name in sys.argv[1:]:
     schedule, dtype, head_dim, mask = name.split()
     built = build.build(config.config_for(schedule, dtype, int(head_dim[1:]), mask == "causal"))
@@ -49,18 +52,51 @@ for name in sys.argv[1:]:
     local = sum(opcode in ("LDL", "STL") for loop in loops for opcode in opcodes[loop.start : loop.end + 1])
     steps = [[point.steps for point in loop.points if point.what == "gemm"] for loop in loops]
     print(json.dumps({"name": name, "opcodes": Counter(opcodes), "local": local, "steps": steps,
-                      "threads": [built.threads, code.threads], "smem": built.smem_bytes}))
+                      "threads": [built.threads, code.threads], "smem": built.smem_bytes,
+                      "lag": None if schedule == "tma" else loop_reader.read(code).lag}))
 """
+
+
+def said_by(*command: str) -> list[dict]:
+    """What another Python says, line by line."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def compiled():
     """Name -> what its code is made of."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, *(config.name for config in CONFIGS)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {found["name"]: found for found in map(json.loads, done.stdout.splitlines())}
+    return {found["name"]: found for found in said_by("-c", COMPILE, *(config.name for config in CONFIGS))}
+
+
+@pytest.fixture(scope="module")
+def limits():
+    """What is seen of Gluon's limits."""
+    (found,) = said_by(str(Path(__file__).with_name("gluon_limits.py")))
+    return found
+
+
+MENDED = "this Triton mends it: take the detour out of kernels/gluon, and the sentence out of docs/triton.md"
+
+
+def test_a_gemm_in_flight_where_a_loop_turns_is_serialised(limits):
+    """So each step of the ladder waits for all that it issues."""
+    assert limits["fences"] == limits["gemms"], MENDED
+
+
+def test_exponentials_sink_behind_the_wait_that_they_are_written_before(limits):
+    """So kernels.gluon.verbs.made_here holds them."""
+    assert limits["behind"] > limits["exponentials"] // 2, MENDED
+
+
+def test_an_arrival_takes_a_barrier_of_the_whole_partition(limits):
+    assert limits["barriers"] == 5, MENDED
+
+
+def test_tiles_have_powers_of_two(limits):
+    assert limits["columns"] == "powers of two", MENDED
 
 
 @each
@@ -84,6 +120,13 @@ def test_its_partitions_have_the_threads_it_is_launched_with(compiled, config):
     threads = 256 if config.one_partition else 384
     assert compiled[config.name]["threads"] == [threads, threads]
     assert ("USETMAXREG" in compiled[config.name]["opcodes"]) is not config.one_partition
+
+
+@each
+def test_its_order_is_read_back(compiled, config):
+    """How many blocks P V is behind S."""
+    lags = {"tma": None, "overlap-2stage": 1, "fa3": 1}
+    assert compiled[config.name]["lag"] == lags.get(config.schedule, 0)
 
 
 def test_a_backend_is_asked_for_by_name():
@@ -115,3 +158,17 @@ def test_its_files_and_its_tile_are_known_to_the_measurement(schedule):
     assert all(path.is_file() for path in gluon.sources_of(schedule))
     tile = names.tile_of(name, Workload(1, 4, 1024, 128, "bf16", True))
     assert (tile.block_m, tile.block_n, tile.stages, tile.consumers) == (128, 128, 2, 2)
+
+
+def test_stalls_are_read_from_the_profilers_table():
+    """Launches that did not multiply, such as a library's of a counter, are passed over."""
+    heads = ["ID", "Kernel Name", *stalls.METRICS, *map(stalls.STALL.format, stalls.REASONS)]
+    launches = [[number, name, "1,000", tensor, "30", "5", *["0.5"] * len(stalls.REASONS)] for number, name, tensor in ROWS]
+    table = io.StringIO()
+    csv.writer(table, quoting=csv.QUOTE_ALL).writerows([heads, [""] * len(heads), *launches])
+    (row,) = stalls.read("==PROF== Connected\n" + table.getvalue(), ["gluon-fa3"])
+    assert (row["kernel"], row["entry"], row["cycles"], row["tensor_pct"]) == ("gluon-fa3", "attention_forward", 1000, 80)
+    assert set(row["stalls"]) == set(stalls.REASONS) and row["stalls"]["barrier"] == 0.5
+
+
+ROWS = (("0", "fill", "0.0"), ("1", "attention_forward", "80.0"))

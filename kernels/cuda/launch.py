@@ -117,7 +117,7 @@ class Plan:
             return o.zero_(), lse.fill_(-math.inf)
         q, k, v = self.q.readable(q), self.k.readable(k), self.v.readable(v)
         stream = torch._C._cuda_getCurrentRawStream(self.device)
-        queue = _queue(self.device, stream)
+        queue = queue_of(self.device, stream)
         local = _local
         try:
             params, pointers = local.params, local.pointers
@@ -267,7 +267,7 @@ _Operand, _sm_count = Operand, sm_count  # as backward/launch.py calls them
 _queues: dict[tuple[int, int], Tensor] = {}
 
 
-def _queue(device: int, stream: int) -> Tensor:
+def queue_of(device: int, stream: int) -> Tensor:
     """Two zeros in device memory that no other running launch uses: next tile, CTAs done.
 
     Launches of one stream run one after another and leave the zeros they found, so a stream has one queue. A launch that

@@ -10,10 +10,10 @@ from functools import cache
 
 from ...simulator.errors import UsageError
 from ..compile.triton_cache import ensure_writable
-from .config import CONSUMER_REGISTERS, PRODUCER_REGISTERS, GluonConfig, module_of
+from .config import REGISTERS, GluonConfig, module_of
 
 ENTRY = "attention_forward"
-POINTERS_AND_SIZES = {"lse": "*fp32", "scale_log2": "fp32"}
+POINTERS_AND_SIZES = {"lse": "*fp32", "queue": "*i32", "scale_log2": "fp32"}
 """Types of arguments that are neither a tensor map nor a 32-bit whole number."""
 
 
@@ -46,8 +46,11 @@ def build(config: GluonConfig) -> Built:
         "HEAD_DIM": config.head_dim,
         "STAGES": config.stages,
         "CAUSAL": config.causal,
-        "CONSUMER_REGISTERS": CONSUMER_REGISTERS,
-        "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
+        "MASKED": config.masked,
+        "CONSUMERS": config.consumers,
+        "O_TILES": config.o_tiles,
+        "CONSUMER_REGISTERS": REGISTERS[config.consumers][0],
+        "PRODUCER_REGISTERS": REGISTERS[config.consumers][1],
     }
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)

@@ -12,10 +12,10 @@ from torch import Tensor
 from ...simulator.errors import UsageError
 from ..arguments import scale_of
 from ..cuda import driver
-from ..cuda.launch import BOX_COLUMNS, DTYPES, LOG2_E, Operand, section_heads, sm_count
+from ..cuda.launch import BOX_COLUMNS, DTYPES, LOG2_E, Operand, queue_of, section_heads, sm_count
 from ..launch.arguments import ArgumentBlock
 from . import build
-from .config import BLOCK_M, HEAD_DIMS, SCHEDULES, GluonConfig, config_for
+from .config import HEAD_DIMS, SCHEDULES, GluonConfig, config_for
 
 
 def forward(
@@ -58,7 +58,7 @@ class Plan:
         self.lse_shape = (batch, heads, seqlen_q)
         self.empty = 0 in (batch, heads, seqlen_q)
         self.keyless = seqlen_k == 0
-        m_tiles = -(-seqlen_q // BLOCK_M)
+        m_tiles = -(-seqlen_q // config.block_m)
         sharing = heads // kv_heads if kv_heads else 1
         section = min(batch * heads, section_heads(seqlen_k, head_dim, sharing)) if seqlen_k else 1
         tiles = m_tiles * batch * heads
@@ -99,6 +99,7 @@ class Plan:
         for name, each in zip("qkvo", maps, strict=True):
             block.pointers[block.maps[name]] = each.address
         block.values["lse"].value = lse.data_ptr()
+        block.values["queue"].value = queue_of(self.device, stream).data_ptr()
         block.values["scale_log2"].value = softmax_scale * LOG2_E
         built = self.kernel.built
         block.launch(self.kernel.function, self.grid, built.threads, built.smem_bytes, stream, self.kernel.context)
@@ -140,5 +141,5 @@ def plan_for(
         raise UsageError(f"head_dim={q_shape[3]} is not supported by the Gluon kernels ({', '.join(map(str, HEAD_DIMS))})")
     if schedule not in SCHEDULES:
         raise UsageError(f"schedule={schedule!r} has no Gluon kernel ({', '.join(SCHEDULES)})")
-    kernel = kernel_for(config_for(schedule, DTYPES[dtype], q_shape[3], causal), device)
+    kernel = kernel_for(config_for(schedule, DTYPES[dtype], q_shape[3], causal, k_shape[1]), device)
     return Plan(kernel, tuple(q_shape), tuple(k_shape), (q_strides, k_strides, v_strides), device)

@@ -110,7 +110,7 @@ class Plan:
         held = [operand.readable(x) for operand, x in zip(self.inputs, (q, k, v), strict=True)]
         maps = [operand.map(x) for operand, x in zip((*self.inputs, self.o), (*held, o), strict=True)]
         stream = torch._C._cuda_getCurrentRawStream(self.device)
-        queue = launch._queue(self.device, stream)
+        queue = launch.queue_of(self.device, stream)
         scale_log2 = scale * launch.LOG2_E
         params = PARAMS.pack(lse.data_ptr(), queue.data_ptr(), 0 if trace is None else trace.data_ptr(), *self.sizes, scale_log2)
         fields = ((0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:2]) for x in descales)
