@@ -115,7 +115,7 @@ class Plan:
         contiguous = (seqlen_k * kv_heads * head_dim, kv_heads * head_dim, head_dim, 1)
         queries, keys = (launch.BOX_COLUMNS, tile.block_m), (launch.BOX_COLUMNS, tile.block_n)
         self.q, self.k, self.v, self.o, self.do, self.dk, self.dv = (
-            launch._Operand(config.dtype, shape, stride, box)
+            launch.Operand(config.dtype, shape, stride, box)
             for shape, stride, box in (
                 (q_shape, strides[0], queries),
                 (k_shape, strides[1], keys),
