@@ -17,7 +17,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -152,8 +152,8 @@ def resources_of(name: str, workload: Workload) -> dict:
     }
 
 
-def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> dict:
-    """All cases with their provenance."""
+def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> Iterator[dict]:
+    """What is known after each case, with its provenance."""
     meter = beside.Meter()
     rows = []
     for workload in works:
@@ -161,6 +161,10 @@ def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> di
         rows += done
         sys.stderr.write(line_of(done) + "\n")
         torch.cuda.empty_cache()
+        yield _record(rows, meter, rounds)
+
+
+def _record(rows: list[dict], meter: beside.Meter, rounds: int) -> dict:
     versions = {}
     for name in ("torch", "triton", "fa3-fwd"):
         try:
@@ -212,8 +216,8 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     kernels = [PEER, *OURS, *(gluon.PREFIX + schedule for schedule in given.schedules)]
-    result = report(workloads(given.head_dims, given.seqlens, given.dtype), kernels, given.rounds)
-    (given.out / "gluon.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for result in report(workloads(given.head_dims, given.seqlens, given.dtype), kernels, given.rounds):
+        (given.out / "gluon.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write("\n".join(line_of(list(rows)) for rows in _cases(result["rows"])) + "\n")
 
 
