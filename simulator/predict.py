@@ -409,7 +409,7 @@ def _warnings(
         notes.append(
             f"out of memory: the tensors take {held / 1e9:.1f} GB, {device.name} has {device.memory_bytes / 1e9:.1f} GB"
         )
-    items = len(grids[-1].items)
+    items = len(grids[0 if grids[0].kernel.grid == "parts" else -1].items)
     if items < device.sms:
         notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")
     walked = [grid for grid in grids if grid.kernel.grid == "columns"] if workload.backward else grids

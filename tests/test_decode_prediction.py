@@ -86,6 +86,14 @@ def test_the_order_of_the_walk_keeps_stages_less_one_on_their_way():
     assert {ring.tensor for ring in combine.rings} == {"Opart", "LSEpart"}
 
 
+def test_a_schedule_of_tall_tiles_names_decode_where_queries_are_few():
+    work = Workload(1, 32, kv_heads=8, seqlen_q=1, seqlen_k=8192)
+    assert "--schedule decode does" in predict(work, "fa3", "h200").bottleneck.why
+    few = predict(work, "decode", "h200")
+    assert "--schedule decode" not in few.bottleneck.why and few.tile.parts == 16
+    assert [note for note in few.warnings if "CTAs" in note] == ["only 128 CTAs for 132 SMs: 4 SMs stay idle"]
+
+
 @pytest.mark.parametrize(
     ("schedule", "count", "message"),
     [

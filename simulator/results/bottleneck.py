@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..devices.device import Device
 from ..devices.doubling import saving
+from ..problem.parts import MOST_ROWS
 from ..schedules import find_schedule
 from . import metrics
 from .roofline import roofline
@@ -146,6 +147,7 @@ def _padding(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str
             helps = "split-KV and a narrower tile would help"
             if packed > 1:
                 helps = f"packing the {packed} query heads of a K/V head into its rows would do the same in 1/{packed}; " + helps
+            helps += _few_queries(run)
     return f"{what} are padding, {run.breakdown.useful:.1%} of the tensor cores' time is useful work; {helps}"
 
 
@@ -217,7 +219,14 @@ def _no_cta(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     text = f"{_ctas(facts.ctas)} {device.sms - facts.ctas} of {device.sms} SMs idle"
     if facts.whole_heads:
         return f"{text}: a CTA walks a whole head; rows in parallel, as later FlashAttention-1 kernels have them, would fill them"
-    return f"{text}; split the work finer: split-KV, a smaller tile"
+    return f"{text}; split the work finer: split-KV, a smaller tile{_few_queries(run)}"
+
+
+def _few_queries(run: Run) -> str:
+    """Which schedule does so, where the query rows of a K/V head fit one of its tiles."""
+    work = run.workload
+    few = not work.backward and work.seqlen_q * work.heads_per_kv <= MOST_ROWS and run.tile.block_m > MOST_ROWS
+    return ": --schedule decode does" if few else ""
 
 
 def _ctas(count: int) -> str:
