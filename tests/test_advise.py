@@ -10,6 +10,7 @@ import pytest
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import predict
 from fasim.simulator.results import metrics
+from fasim.traces.answers import advise as room
 from fasim.traces.answers.advise import KERNELS, Model, advise, read_config
 
 MODELS = Path(__file__).parent / "data" / "models"
@@ -29,8 +30,9 @@ def test_a_configuration_gives_layers_heads_and_head_dim(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_flops_and_least_bytes_are_exact(name):
+def test_flops_and_least_bytes_are_exact(monkeypatch, name):
     """4 d for every pair that the causal mask leaves (10 of the backward); Q, K, V once in, O or the gradients once out."""
+    monkeypatch.setattr(room, "_names", lambda work, gpu, real=room._names: real(work, gpu)[:1])  # whichever kernel it is
     layers, heads, kv_heads, d = PUBLISHED[name]
     found = advise(read_config(MODELS / f"{name}.json"), [256], batch=2, workers=1)
     assert [(each.run.workload.direction, each.run.workload.dtype) for each in found.layers] == [
