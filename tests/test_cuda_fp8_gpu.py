@@ -12,7 +12,7 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0)
     pytest.skip("needs a GPU of compute capability 9.0", allow_module_level=True)
 
 from fasim.kernels import reference  # noqa: E402
-from fasim.kernels.cuda.fp8.config import QUERY_ROWS  # noqa: E402
+from fasim.kernels.cuda.fp8.config import APPROXIMATE, QUERY_ROWS  # noqa: E402
 from fasim.kernels.cuda.fp8.launch import forward  # noqa: E402
 from fasim.kernels.fp8 import emulate  # noqa: E402
 from fasim.kernels.fp8.operator import flash_attn_fp8, kv_rows  # noqa: E402
@@ -172,17 +172,17 @@ def test_two_levels_take_the_drift_out_of_long_rows():
     assert drift[0] < -3 * abs(drift[1]), drift
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize(("head_dim", "approximate"), [(64, False), (128, False), (256, False), (64, True), (128, True)])
 @pytest.mark.parametrize("block_scales", [False, True])
-def test_the_kernel_does_what_the_emulation_says(head_dim, block_scales):
+def test_the_kernel_does_what_the_emulation_says(head_dim, approximate, block_scales):
     """Where both round alike they agree far better than either with fp64; the exponentials differ in their last bits."""
     if block_scales:
         q, k, v = in_blocks(130, 1500, 2, 2, head_dim, spread=0.3)
     else:
         q, k, v = (quantise(x.half(), None) for x in inputs(1, 130, 1500, 2, 2, head_dim))
     given = (q.values, k.values, v.values, q.descale, k.descale, v.descale)
-    o, lse = forward(*given, dtype=torch.float16, block_scales=block_scales)
-    how = replace(emulate.OURS, block=kv_rows(head_dim, 1500))
+    o, lse = forward(*given, dtype=torch.float16, block_scales=block_scales, approximate=approximate)
+    how = replace(emulate.OURS, block=kv_rows(head_dim, 1500), line_keys=APPROXIMATE[head_dim] if approximate else 0)
     expected, exact = emulate.attention(q, k, v, arithmetic=how), emulate.exact(q, k, v)
     assert (o.double() - expected.o).norm() <= 0.2 * (o.double() - exact.o).norm()
     assert float((lse - expected.lse).abs().max()) <= 2e-5 * float(exact.lse.abs().max())

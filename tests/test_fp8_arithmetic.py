@@ -164,6 +164,23 @@ def test_fp8_attention_is_as_near_to_fp64_as_three_bits_of_p_allow(arithmetic, c
     assert float((found.lse - exact.lse).abs().max()) < 1e-3
 
 
+def test_lines_between_powers_of_two_are_within_4_percent_and_even_out():
+    x = torch.arange(-118.0, 9.0, 1 / 512)
+    error = emulate.on_lines(x).double() / x.double().exp2() - 1
+    assert -0.0392 < float(error.min()) < -0.038 and 0.02 < float(error.max()) < 0.0212 and abs(float(error.mean())) < 1e-3
+    assert bool((emulate.on_lines(torch.tensor([-119.5, -1e30, -math.inf])) < 2e-36).all())
+    assert bool(emulate.on_lines(torch.tensor([9.001, 1e30, math.inf, math.nan])).isnan().all())
+
+
+@pytest.mark.parametrize("block", [None, 32])
+def test_half_of_the_exponentials_on_lines_cost_a_tenth_of_ps_error(block):
+    q, k, v = inputs(block=block)
+    exact = emulate.exact(q, k, v)
+    plain, lines = (emulate.attention(q, k, v, arithmetic=replace(OURS, block=32, line_keys=each)) for each in (0, 8))
+    assert relative(plain.o, exact.o) < relative(lines.o, exact.o) < 1.2 * relative(plain.o, exact.o)
+    assert 1e-3 < float((lines.lse - exact.lse).abs().max()) < 0.02
+
+
 def test_with_exact_sums_only_p_is_rounded():
     q, k, v = inputs()
     fine = replace(FLASH_ATTENTION_3, accumulation=None)

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad  # noqa: E402
 
 from fasim.kernels import reference  # noqa: E402
 from fasim.kernels.fp8 import emulate  # noqa: E402
-from fasim.kernels.fp8.operator import attention_e4m3, kv_rows, quantise_e4m3  # noqa: E402
+from fasim.kernels.fp8.operator import attention_e4m3, kv_rows, quantise_blocks_e4m3, quantise_e4m3  # noqa: E402
 from fasim.kernels.fp8.plain import Quantised  # noqa: E402
 from fasim.kernels.ops import flash_attn_fp8, flash_attn_func  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
@@ -73,7 +73,16 @@ def test_each_descale_counts_and_none_is_one(which):
 
 @pytest.mark.parametrize(
     "choice",
-    [{}, {"hadamard": False}, {"block_scales": False}, {"two_level": 1}, {"causal": True}, {"softmax_scale": 0.3}, {"seed": 5}],
+    [
+        {},
+        {"hadamard": False},
+        {"block_scales": False},
+        {"two_level": 1},
+        {"approximate": True},
+        {"causal": True},
+        {"softmax_scale": 0.3},
+        {"seed": 5},
+    ],
     ids=str,
 )
 def test_16_bit_tensors_are_quantised_on_the_way(choice):
@@ -158,9 +167,10 @@ def test_without_gradients_leaves_may_be_given():
         assert not flash_attn_fp8(q.requires_grad_(), k, v).requires_grad
 
 
-def test_opcheck_of_both_operators():
+def test_opcheck_of_the_operators():
     torch.library.opcheck(quantise_e4m3, (halves()[0], 32, 1, True, 0), test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(quantise_e4m3, (halves()[0], 0, 2), test_utils="test_faketensor")
+    torch.library.opcheck(quantise_blocks_e4m3, (*halves(), 16, 32, True, 0), test_utils=("test_schema", "test_faketensor"))
     q, k, v = bytes_(seqlen_q=5, seqlen_k=6)
     d = descales()[0]
     utils = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")  # PyTorch cannot compare e4m3 inputs

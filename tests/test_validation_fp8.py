@@ -95,7 +95,7 @@ def test_names_and_devices_that_are_none_are_refused():
 
 def test_ours_say_what_they_promise():
     pytest.importorskip("triton")
-    assert [subjects.resolve(name).head_dims for name in subjects.OURS] == [(64, 128, 256), (64, 128, 256), (64, 128)]
+    assert [subjects.resolve(name).head_dims for name in subjects.OURS] == [(64, 128, 256)] * 2 + [(64, 128)] * 2
     blocks = subjects.resolve("fa3-blocks")
     assert blocks.block_rows(128, 4096) == (64, 192) and subjects.resolve("fa3").block_rows is None
     assert all(path.exists() for path in blocks.sources) and blocks.source_sha256

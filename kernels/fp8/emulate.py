@@ -23,6 +23,8 @@ TINY = 2.0**-126
 WARP_ROWS = 16
 ROWS = 128
 SMALLEST_V_SCALE = 2.0**-100
+LINE_ORIGIN = (136 << 23) - 473000
+"""Bits of 2^9, less the mean by which a line between powers of two lies above the curve."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Arithmetic:
     A weight at the maximum is 2^shift. `lazy` weights are taken from the maximum of the blocks before, and begun again by warps of
     16 rows in which one reaches 448; else every block's own maximum counts. V's descales of blocks are in P, and so in the maximum.
     P V of `two_level` blocks is added up apart, and that sum to O in fp32; None adds in the tensor cores' accumulator throughout.
-    `accumulation` None is fp32's.
+    `accumulation` None is fp32's. Weights of every second `line_keys` keys of a block lie on lines between powers of two where
+    they are taken from the maximum of the blocks before; of none with 0.
     """
 
     shift: int = SHIFT
@@ -40,6 +43,7 @@ class Arithmetic:
     block: int = 128
     two_level: int | None = None
     accumulation: Accumulation | None = HOPPER
+    line_keys: int = 0
 
 
 OURS = Arithmetic()
@@ -119,6 +123,9 @@ class _Walk:
         scores = scores + value_scale.log2()
         pivot = self.top
         weights = torch.exp2(scores - (pivot - how.shift)[:, None])
+        if how.line_keys:
+            lines = torch.arange(scores.shape[1], device=scores.device) // how.line_keys % 2 == 1
+            weights = torch.where(lines, on_lines(scores - (pivot - how.shift)[:, None]), weights)
         again = torch.ones_like(self.warp, dtype=torch.bool)
         if how.lazy and not first:
             again = self.in_warps(~(shares(weights) <= LARGEST).all(1))  # or NaN
@@ -141,6 +148,13 @@ class _Walk:
         seen = self.total != 0
         o = torch.where(seen[:, None], self.o / self.total[:, None] * value_scale, 0.0)
         return o, torch.where(seen, (self.top - how.shift + self.total.log2()) / LOG2_E, -math.inf)
+
+
+def on_lines(exponents: Tensor) -> Tensor:
+    """2^x as ptx_fp8.cuh's line_position and line_weight have it: NaN where x is above 9 or NaN, which begins a block again."""
+    position = (0.5 + (9.0 - exponents) / 256.0).clamp(max=1.0)
+    bits = LINE_ORIGIN - 128 * (position.view(torch.int32).long() - 0x3F000000)
+    return torch.where(position >= 0.5, bits.int().view(torch.float32), torch.nan)
 
 
 def shares(weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What quantising means here, in plain torch: the definition that the fused kernel gives bit for bit.
+"""What quantising means here, in plain torch: the definition that the fused kernels give bit for bit.
 
 An e4m3 value stands for itself times its descale. A descale is the largest finite magnitude of its rows over 448, in fp32, and
 
@@ -12,6 +12,7 @@ moves the descale. Rotation mixes a row of a head: one that holds NaN or infinit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,16 @@ class Quantised(NamedTuple):
     def says(self) -> Tensor:
         """What the values stand for, in fp64."""
         return self.values.double() * self.expanded().double()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor (B, S, H, D) whose rows of `block` share a descale, and what `quantise` calls hadamard and powers."""
+
+    x: Tensor
+    block: int
+    hadamard: bool = False
+    powers: bool = False
 
 
 def quantise(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ...simulator.errors import UsageError
 from ..arguments import HEAD_DIMS, is_dense
 from . import plain
-from .plain import E4M3, Quantised
+from .plain import E4M3, Part, Quantised
 
-__all__ = ["E4M3", "Quantised", "quantise"]
+__all__ = ["E4M3", "Part", "Quantised", "quantise", "quantise_blocks"]
 
 MOST_ROWS = 256
 """Rows of one block: the fused kernel holds them in registers."""
@@ -46,7 +48,27 @@ def quantise(
         raise UsageError(f"group={group} does not divide {x.shape[2]} heads")
     if not x.is_cuda:
         return plain.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed, powers=powers)
+    if block is not None:
+        (found,) = quantise_blocks([Part(x, block, hadamard, powers)], seed)
+        return found
     from . import fused
 
     with torch.cuda.device(x.device):
-        return fused.quantise(x, block, per=per, group=group, hadamard=hadamard, seed=seed, powers=powers)
+        return fused.quantise(x, None, per=per, group=group, hadamard=hadamard, seed=seed, powers=powers)
+
+
+def quantise_blocks(parts: Sequence[Part], seed: int = 0) -> list[Quantised]:
+    """What `quantise` gives of up to three tensors of one head_dim, dtype and device; on a GPU in one launch where it can."""
+    if not parts[0].x.is_cuda:
+        return [plain.quantise(part.x, part.block, hadamard=part.hadamard, seed=seed, powers=part.powers) for part in parts]
+    from ..cuda.fp8 import quantise as streamed
+    from . import fused
+
+    with torch.cuda.device(parts[0].x.device):
+        if streamed.takes(parts):
+            found = streamed.quantise(parts, seed)
+            return [Quantised(*each, part.block) for each, part in zip(found, parts, strict=True)]
+        if len(parts) > 1:
+            return [each for part in parts for each in quantise_blocks([part], seed)]
+        (part,) = parts
+        return [fused.quantise(part.x, part.block, hadamard=part.hadamard, seed=seed, powers=part.powers)]

@@ -42,6 +42,8 @@ FITS = {
 five and a third such blocks and eight of 128."""
 FITS_TWO_LEVELS = {64: Fit(Tile(128, 192, 3, 2), 2, 3, 240), 128: Fit(Tile(128, 96, 3, 2), 2, 4, 232)}
 """Where P V is added up in two levels: a second accumulator as wide as O, for which d256 has no registers."""
+APPROXIMATE = {64: 8, 128: 16}
+"""Head dims at which exponentials bind, where half of them may be approximate: those of every second so many keys."""
 HEAD_DIMS = tuple(FITS)
 QUERY_ROWS = 64
 """Rows of Q to a descale of a block: a consumer warpgroup's. Those of K and V are the tile's block_n."""
@@ -58,18 +60,20 @@ class Fp8Config:
     fit: Fit
     block_scales: bool = False  # for 64 rows of Q and for each block of K and V; else for a head
     two_levels: bool = False  # P V of some blocks added up apart
+    approximate: bool = False  # half of the exponentials along lines between powers of two
     trace: bool = False  # stores the clock at each event into Params::trace
 
     @property
     def name(self) -> str:
         """As it is spoken of: "fa3 e4m3 d128 causal"."""
-        more = " block scales" * self.block_scales + " two levels" * self.two_levels + " trace" * self.trace
+        more = " block scales" * self.block_scales + " two levels" * self.two_levels
+        more += " approximate" * self.approximate + " trace" * self.trace
         return f"{self.schedule} e4m3 d{self.head_dim} {'causal' if self.causal else 'full'} to {self.output}{more}"
 
     @property
     def path(self) -> Path:
-        """The schedule's .cu."""
-        return sixteen_bit.path_of(self.schedule)
+        """The schedule's .cu. Where exponentials are approximate turns cost a percent, and the order without them is taken."""
+        return sixteen_bit.path_of("overlap-2stage" if self.approximate else self.schedule)
 
     @property
     def threads(self) -> int:
@@ -95,13 +99,21 @@ class Fp8Config:
             "SHIFT": SHIFT,
             "BLOCK_SCALES": int(self.block_scales),
             "TWO_LEVELS": int(self.two_levels),
+            "APPROXIMATE": APPROXIMATE[self.head_dim] if self.approximate else 0,
             "TRACE": int(self.trace),
         }
         return Source(f"fp8_{self.path.name}", self.path.read_text(encoding="utf-8"), headers(), defines)
 
 
 def config_for(
-    schedule: str, output: str, head_dim: int, causal: bool, seqlen_k: int, block_scales: bool = False, two_levels: bool = False
+    schedule: str,
+    output: str,
+    head_dim: int,
+    causal: bool,
+    seqlen_k: int,
+    block_scales: bool = False,
+    two_levels: bool = False,
+    approximate: bool = False,
 ) -> Fp8Config:
     """The kernel of a schedule on the tile for so many keys; UsageError where there is none."""
     if schedule not in SCHEDULES:
@@ -111,8 +123,11 @@ def config_for(
     if two_levels and head_dim not in FITS_TWO_LEVELS:
         able = " or ".join(map(str, FITS_TWO_LEVELS))
         raise UsageError(f"two_level at head_dim={head_dim} is not possible: a second accumulator as wide needs head_dim {able}")
+    if approximate and head_dim not in APPROXIMATE:
+        able = " or ".join(map(str, APPROXIMATE))
+        raise UsageError(f"approximate exponentials gain nothing at head_dim={head_dim}: leave them out, or give head_dim {able}")
     fit = FITS_TWO_LEVELS[head_dim] if two_levels else next(fit for fit in FITS[head_dim] if seqlen_k <= fit.keys)
-    return Fp8Config(schedule, output, head_dim, causal, fit, block_scales, two_levels)
+    return Fp8Config(schedule, output, head_dim, causal, fit, block_scales, two_levels, approximate)
 
 
 def variants() -> list[Fp8Config]:
@@ -120,12 +135,14 @@ def variants() -> list[Fp8Config]:
     fits = [(head_dim, fit, False) for head_dim, fits in FITS.items() for fit in fits]
     fits += [(head_dim, fit, True) for head_dim, fit in FITS_TWO_LEVELS.items()]
     return [
-        Fp8Config(schedule, output, head_dim, causal, fit, block_scales, two_levels)
+        Fp8Config(schedule, output, head_dim, causal, fit, block_scales, two_levels, approximate)
         for schedule in SCHEDULES
         for head_dim, fit, two_levels in fits
         for block_scales in (False, True)
         for causal in (False, True)
         for output in OUTPUTS
+        for approximate in (False, True)
+        if not approximate or head_dim in APPROXIMATE
     ]
 
 

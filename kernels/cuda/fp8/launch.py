@@ -37,6 +37,7 @@ def forward(
     schedule: str = "fa3",
     block_scales: bool = False,
     two_level: int = 0,
+    approximate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention of FP8 tensors: O (B, S_q, H, D) of `dtype` and LSE (B, H, S_q), on q's device and its current stream.
 
@@ -46,14 +47,15 @@ def forward(
     `block_scales` they are (B, H, blocks): one for config.QUERY_ROWS rows of a head of q, one for the tile's block_n rows of a
     head of k or v. O is that of the values so scaled. P V of `two_level` blocks is added up apart and then to O in fp32; 0
     leaves it to the tensor cores, whose accumulator keeps 14 bits. `softmax_scale` > 0 defaults to 1/sqrt(D); a causal mask
-    is bottom-right aligned; a row that sees no key gives O = 0, LSE = -inf. Weights are rounded to e4m3 for the second GEMM
+    is bottom-right aligned; a row that sees no key gives O = 0, LSE = -inf. With `approximate` half of the exponentials are
+    within 4 % (config.APPROXIMATE has the head dims). Weights are rounded to e4m3 for the second GEMM
     (FlashAttention-3 section 3.3).
     Raises UsageError for what is not supported, build.CompileError and build.MissingCompiler.
     """
     descales = (q_descale, k_descale, v_descale)
     if not block_scales:
         check(q, k, v, descales, softmax_scale, dtype)
-    config = config_for(schedule, OUTPUTS[dtype], q.shape[-1], bool(causal), k.shape[1], block_scales, two_level > 0)
+    config = config_for(schedule, OUTPUTS[dtype], q.shape[-1], bool(causal), k.shape[1], block_scales, two_level > 0, approximate)
     if block_scales:
         rows = config.fit.tile.block_n
         check(q, k, v, descales, softmax_scale, dtype, (QUERY_ROWS, rows, rows))
@@ -95,7 +97,13 @@ class Plan:
         self.o = _Operand(config.output, q_shape, contiguous, (ROW_BYTES // 2, launch.WARP_ROWS))
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, descales: tuple[Tensor | None, ...], scale: float, two_level: int = 0,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        descales: tuple[Tensor | None, ...],
+        scale: float,
+        two_level: int = 0,
         trace: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Launch on the device's current stream; (O, LSE)."""
