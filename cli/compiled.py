@@ -27,7 +27,6 @@ def adopted(
     from ..kernels.compile.kernel_file import pipeline_of
     from ..simulator.problem.tile import Tile
     from ..simulator.schedules import adopt
-    from ..simulator.schedules.compiled_kernel import ROWS
 
     if any(workload.direction != "forward" for workload in workloads):
         raise UsageError("--kernel reads forward kernels alone: leave --pass out")
@@ -39,16 +38,17 @@ def adopted(
     name = Path(asked).name
     if tile is not None:
         rows, keys = Tile.parse(tile).block_m, Tile.parse(tile).block_n
-        pipeline = replace(pipeline, consumers=pipeline.consumers or max(1, rows // ROWS))
-        if (rows, keys) != (ROWS * pipeline.consumers, pipeline.block_n):
-            compiled = f"{ROWS * pipeline.consumers}x{pipeline.block_n}"
+        pipeline = replace(pipeline, consumers=pipeline.consumers or max(1, rows // pipeline.rows))
+        if (rows, keys) != (pipeline.rows * pipeline.consumers, pipeline.block_n):
+            compiled = f"{pipeline.rows * pipeline.consumers}x{pipeline.block_n}"
             raise UsageError(f"--tile {tile}: {name} is compiled for {compiled}; leave --tile out, or give another kernel")
     found = [adopt(f"{name} with the order of {order}", pipeline, order) for order in orders]
     found = found or [adopt(f"{name} as compiled", pipeline)]
     estimated = "a tile's first block and its end" + (" are" if pipeline.masked else ", and masks, are")
     output.note(
         f"{name}: tile {found[0].tile}, d{pipeline.head_dim}, {pipeline.consumers} consumers, the order of their loop and its "
-        f"{pipeline.instructions} instructions a block are read; {estimated} estimated, two stages assumed"
+        f"{pipeline.instructions} instructions a block are read; {estimated} estimated"
+        + ("" if pipeline.stages else ", two stages assumed")
         + ("" if pipeline.weights_in_registers else "; P, which goes through shared memory, is predicted as in registers")
         + ("; how V is transposed is left out" if pipeline.element_bytes == 1 else "")
     )

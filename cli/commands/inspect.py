@@ -29,7 +29,7 @@ def inspect(
 ) -> int:
     """Show what a compiled kernel is: its loops, what stands in them in order, and what looks wrong.
 
-    FILE is a .cubin, a library (.so) or object with machine code for sm_90a in it, a .ptx or the name of a CUDA kernel of ours,
+    FILE is a .cubin, a library (.so) or object with machine code for a Hopper in it, a .ptx or the name of a CUDA kernel of ours,
     which are compiled first. Only text is read, nothing of the file runs, and no GPU is needed. Exit status: 2 for a file without
     a kernel, 3 where no disassembler is installed.
 

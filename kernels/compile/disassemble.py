@@ -20,6 +20,8 @@ MAX_BYTES = 1 << 30
 """Of a library; the largest wheels of attention kernels hold 800 MB."""
 MODULES = 24
 """Of a library that are read at most, since each takes seconds."""
+ARCHITECTURES = ("sm_90a", "sm_90")
+"""Whose machine code is read, in this order: WGMMA needs the first, kernels of mma.sync may be for the second."""
 SECONDS = 300
 """Of one run of a tool."""
 _TARGET, _HEADER = re.compile(r"^\s*\.target\s+(sm_\d+[a-z]?)", re.MULTILINE), 1 << 16
@@ -44,7 +46,7 @@ def tool(name: str) -> str:
 
 
 def kernels_of(path: Path, wanted: str | None = None, modules: int = MODULES) -> list[sass.Code]:
-    """The kernels in a .cubin, or for sm_90a in a library or object with such code inside; PTX is compiled first, by ptxas.
+    """The kernels in a .cubin, or for a Hopper in a library or object with such code inside; PTX is compiled first, by ptxas.
 
     `wanted` is a part of a name: only cubins that mention it are read, and no more than `modules` of them. Raises UsageError,
     one sentence, where the file is none or has none, and MissingDisassembler.
@@ -100,11 +102,18 @@ def _compiled(path: Path) -> list[sass.Code]:
 def _inside(path: Path, wanted: str | None, modules: int) -> list[sass.Code]:
     """The cubins of a library, one after the other."""
     with tempfile.TemporaryDirectory(prefix="fasim-") as folder:
-        _run(path, tool("cuobjdump"), "-arch", "sm_90a", "-xelf", "all", str(path.resolve()), cwd=folder)
-        cubins = sorted(Path(folder).glob("*.cubin"))
-        if not cubins:
-            raise UsageError(f"{path} has no machine code for sm_90a in it")
-        kept = [each for each in cubins if wanted is None or wanted.encode() in each.read_bytes()]
+        there, kept = False, []
+        for architecture in ARCHITECTURES:
+            if kept:
+                break
+            room = Path(folder, architecture)
+            room.mkdir()
+            _run(path, tool("cuobjdump"), "-arch", architecture, "-xelf", "all", str(path.resolve()), cwd=str(room))
+            cubins = sorted(room.glob("*.cubin"))
+            there = there or bool(cubins)
+            kept = [each for each in cubins if wanted is None or wanted.encode() in each.read_bytes()]
+        if not there:
+            raise UsageError(f"{path} has no machine code for {' or '.join(ARCHITECTURES)} in it")
         if len(kept) > modules:
             named = f"with {wanted!r} in them" if wanted else "inside"
             raise UsageError(

@@ -134,11 +134,12 @@ def _reading(code: Code) -> tuple[str, str, list[str]]:
         pipeline = loop_reader.read(code)
     except UsageError as error:
         return "", str(error).removeprefix(f"{code.name}: "), []
-    tile = f"{loop_reader.ROWS * pipeline.consumers}x{pipeline.block_n}" if pipeline.consumers else f"{pipeline.block_n} keys"
+    tile = f"{pipeline.rows * pipeline.consumers}x{pipeline.block_n}" if pipeline.consumers else f"{pipeline.block_n} keys"
     words = [
         f"tile {tile}, d{pipeline.head_dim}",
         f"P V {pipeline.lag} block{'s' * (pipeline.lag > 1)} behind S" if pipeline.lag else "P V of the same block as S",
         "turns" if pipeline.takes_turns else "no turns",
+        *([f"{pipeline.stages} stages"] if pipeline.stages else []),
         "the maximum of every block first" if pipeline.looks_for_maximum else "weights from the maximum of the blocks before",
     ]
     if pipeline.blocks[0].ahead:

@@ -58,8 +58,8 @@ def _kept(file: str, workload: Workload, schedule: str | None = None) -> Pipelin
 def _in_file(asked: str) -> sass.Code:
     file, _, name = (asked, "", "") if Path(asked).is_file() else asked.rpartition(":")
     found = disassemble.kernels_of(Path(file or asked), name or None)
-    loops = [code for code in found if any(loop.scores for loop in sass.loops(code))]
+    loops = [code for code in found if loop_reader.is_attention(code)]
     if len(loops) > 1:
         names = ", ".join(code.name for code in loops[:_SHOWN]) + (", .." if len(loops) > _SHOWN else "")
-        raise UsageError(f"{file or asked} has {len(loops)} kernels with S = Q K^T by WGMMA: name one as FILE:NAME ({names})")
+        raise UsageError(f"{file or asked} has {len(loops)} kernels that look like attention: name one as FILE:NAME ({names})")
     return (loops or found)[0]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import UsageError
+from . import alone
 from .pipeline import Block, Pipeline, Step
 from .sass import Code, Instruction, Loop, Point, Segment, loops
 from .way import usual, walked
@@ -25,33 +26,47 @@ ROWS = 64
 
 def read(code: Code) -> Pipeline:
     """The main loop of a kernel's consumers. Raises UsageError, one sentence, where it cannot be understood."""
-    found = [loop for loop in loops(code) if loop.scores]
+    there = loops(code)
+    found = [loop for loop in there if loop.scores]
+    if not found and any(each.name == "HMMA" for each in code.instructions):
+        return alone.by_mma(code, there)
     if not found:
         raise UsageError(
             f"{code.name}: no loop with S = Q K^T by WGMMA is in it, so its order cannot be read; "
             "predict the schedule nearest to it instead"
         )
-    ways = [_blocks(code, walked(code, loop)) for loop in found]
+    ways = [_blocks(code, loop, walked(code, loop)) for loop in found]
     main = min(range(len(ways)), key=lambda each: ways[each][0].instructions)
     masked = [way[0] for way in ways if way is not ways[main] and way[0].order == ways[main][0].order]
-    gemms = [point for point in walked(code, found[main]) if isinstance(point, Point) and point.what == "gemm"]
+    points = [point for point in walked(code, found[main]) if isinstance(point, Point)]
+    gemms = [point for point in points if point.what == "gemm"]
     scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
-    width = scores.k * scores.steps
-    if values.n != width or {point.m for point in gemms} != {ROWS}:
+    width, loads = scores.k * scores.steps, alone.loads_of(code)
+    rows = ROWS if loads == "producer" else ROWS * max(1, width // values.n)
+    if values.n * rows != width * ROWS or {point.m for point in gemms} != {ROWS}:
         raise UsageError(f"{code.name}: S sums over {width} values and P V makes {values.n}, which no schedule here does")
     return Pipeline(
         blocks=ways[main],
         masked=max(masked, key=lambda each: each.instructions, default=None),
         block_n=scores.n,
-        head_dim=width,
+        head_dim=values.n,
         element_bytes=32 // scores.k,
         looks_for_maximum=_maxima(code, found[main]) >= found[main].scores // 2,
         consumers=_consumers(code),
         persistent=_is_inside(code, found[main]),
         multicast=any("MULTICAST" in each.opcode for each in code.instructions),
         weights_in_registers=values.a_in_registers,
-        meets=any(_is_meeting(each, _consumers(code)) for each in code.instructions[found[main].end :]),
+        meets=loads == "producer" and any(_is_meeting(each, _consumers(code)) for each in code.instructions[found[main].end :]),
+        stages=alone.stages_of(points) or alone.stages_counted(code, usual(code, found[main])),
+        rows=rows,
+        loads=loads,
     )
+
+
+def is_attention(code: Code) -> bool:
+    """Whether a loop is in it that makes scores by WGMMA, or exponentials between GEMMs by mma.sync."""
+    there = loops(code)
+    return any(loop.scores for loop in there) or bool(alone.attention_of(code, there))
 
 
 def _consumers(code: Code) -> int:
@@ -77,15 +92,17 @@ def _maxima(code: Code, loop: Loop) -> int:
 # -- which block a step is about --------------------------------------------------------------------------------------------
 
 
-def _blocks(code: Code, parts: Sequence[Point | Segment]) -> tuple[Block, ...]:
+def _blocks(code: Code, loop: Loop, parts: Sequence[Point | Segment]) -> tuple[Block, ...]:
     """One turn of the loop, block by block."""
-    walker = _Walker(parts)
+    own = alone.loads_of(code) != "producer"
+    walker = _Alone(parts, alone.stages_counted(code, usual(code, loop))) if own else _Walker(parts)
     gemms = [part for part in parts if isinstance(part, Point) and part.what == "gemm"]
     if len(gemms) > 3 and all(gemm.steps == 1 for gemm in gemms):
         raise UsageError(f"{code.name}: its WGMMAs are serialised, each is waited for before the next: no schedule here does that")
     if not {"K", "V"} <= set(walker.products):
         raise UsageError(f"{code.name}: its loop does not hold both S = Q K^T and O += P V, so it cannot be read")
-    rounds = _with_waits([walker.walk() for _ in range(ROUNDS)])
+    rounds = [walker.walk() for _ in range(ROUNDS)]
+    rounds = rounds if own else _with_waits(rounds)
     turn = rounds[-2]
     first = [number for number, step in enumerate(turn) if step.what == "scores"]
     points = [number for number, step in enumerate(turn) if not step.code]
@@ -106,11 +123,6 @@ def _blocks(code: Code, parts: Sequence[Point | Segment]) -> tuple[Block, ...]:
     if len({block.order for block in blocks}) > 1:
         raise UsageError(f"{code.name}: the blocks in its loop do not stand in one order, so it cannot be read")
     freed = {step.tensor for step in blocks[0].steps if step.what == "free"}
-    if freed != {"K", "V"} and not any(each.name == "USETMAXREG" for each in code.instructions):
-        raise UsageError(
-            f"{code.name}: its warpgroups load K and V themselves and hand them back by barriers of all threads; "
-            "orders are read of kernels with a producer"
-        )
     if freed != {"K", "V"}:
         raise UsageError(f"{code.name}: where its loop hands K and V back cannot be read")
     return tuple(blocks)
@@ -199,3 +211,25 @@ class _Walker:
         if ring == "K":
             self.completed, self.worked = block + 1, 0
         return Step("finished", ring, block)
+
+
+class _Alone(_Walker):
+    """The same of warps that load K and V themselves, as far ahead as stages allow; barriers of all threads are meetings."""
+
+    def __init__(self, parts: Sequence[Point | Segment], stages: int):
+        super().__init__(parts)
+        self.ahead = max(1, stages - 1)
+        self.loads, self.last = 0, {}  # blocks that a GEMM of each ring was issued for last
+
+    def _point(self, point: Point) -> list[Step]:
+        if point.what == "gemm":
+            (step,) = super()._point(point)
+            self.last[step.tensor] = step.lag
+            return [replace(step, what="wait"), step]
+        if point.what == "gemm wait":
+            return [each for step in super()._point(point) for each in (step, replace(step, what="free"))]
+        if point.what == "load":
+            ring = "KV"[self.loads % 2]
+            self.loads += 1
+            return [Step("load", ring, self.last.get(ring, -1) + self.ahead)]
+        return [Step("meet")] if point.what == "sync" else []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from itertools import accumulate
 
@@ -19,8 +19,8 @@ from .sass import MUFU_CYCLES, Segment
 class Step:
     """One thing that a consumer does in its loop.
 
-    `what` is wait, scores, values, finished, free, take, give or meet, or of code softmax, address, or descriptors of the GEMM
-    behind them; `tensor` what it is about, `lag` how many blocks before the one whose S the loop issues there.
+    `what` is load, wait, scores, values, finished, free, take, give or meet, or of code softmax, address, or descriptors of the
+    GEMM behind them; `tensor` what it is about, `lag` how many blocks before the one whose S the loop issues there.
     """
 
     what: str
@@ -104,6 +104,10 @@ class Pipeline:
     multicast: bool  # CTAs of a cluster share loads
     weights_in_registers: bool  # P, as the operand of P V; else it goes through shared memory
     meets: bool  # all consumers, behind the loop, before O leaves
+    stages: int = 0  # of a ring; 0 where that cannot be read
+    rows: int = 64  # of a consumer
+    loads: str = "producer"  # or "tma" or "cp_async": the consumers themselves
+    synchronous: bool = False  # mma.sync in the place of WGMMA
 
     @property
     def lag(self) -> int:
@@ -121,9 +125,11 @@ class Pipeline:
         return sum(block.instructions for block in self.blocks) // len(self.blocks)
 
     def to_dict(self) -> dict:
-        """As plain JSON values; empty ones are left out."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("blocks", "masked")}
-        return fields | {
+        """As plain JSON values; empty ones, and those that are as usual, are left out."""
+        usual = {each.name: each.default for each in fields(self) if each.default is not MISSING}
+        plain = {name: value for name, value in vars(self).items() if name not in ("blocks", "masked")}
+        plain = {name: value for name, value in plain.items() if name not in usual or value != usual[name]}
+        return plain | {
             "blocks": [_written(block) for block in self.blocks],
             "masked": _written(self.masked) if self.masked else None,
         }

@@ -164,12 +164,15 @@ def adopt(name: str, pipeline: Pipeline, order: str | None = None) -> Schedule:
     schedule has other kernels than one with TMA and WGMMA.
     """
     section = SHIPPED_SECTION_BYTES if pipeline.meets else SECTION_BYTES
-    kernel = _rows(body_of(pipeline), code_of(pipeline), section)
-    base = Schedule(name, "order and code of a compiled kernel", name, "hopper", (kernel,))
+    kernel = replace(_rows(body_of(pipeline), code_of(pipeline), section), plain=pipeline.loads == "cp_async")
+    family = "mma" if pipeline.synchronous else "hopper"
+    base = Schedule(name, "order and code of a compiled kernel", name, family, (kernel,))
     if order:
         base = find_schedule(order)
-        if not base.hopper:
-            raise UsageError(f"'{order}' has no WGMMA, and {name} has: give --schedule fa3, or leave it out")
+        if not base.hopper or pipeline.synchronous:
+            which = f"has no WGMMA, and {name} has: give --schedule fa3, or"
+            which = f"is for WGMMA, and {name} has none:" if base.hopper else which
+            raise UsageError(f"'{order}' {which} leave it out")
         kernel = replace(base.kernels[0], code=code_of(pipeline, lent=True), persistent=pipeline.persistent)
         base = replace(base, summary=f"{order} with the code of a compiled kernel", kernels=(kernel,))
     dtypes = ("fp16", "bf16") if pipeline.element_bytes == 2 else ("e4m3",)

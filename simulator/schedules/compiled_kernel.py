@@ -12,15 +12,16 @@ from ..code.pipeline import Block, Pipeline, Step
 from ..errors import UsageError
 from ..problem.tile import Tile
 
-ROWS = 64
-"""Of one consumer's WGMMA."""
+ASSUMED_STAGES = 2
+"""Of a ring where machine code does not say."""
 
 
 def tile_of(pipeline: Pipeline, name: str) -> Tile:
-    """The tile of a compiled kernel. Two stages, and clusters of two where loads are multicast, are assumed."""
+    """The tile of a compiled kernel. Clusters of two are assumed where loads are multicast, and stages that cannot be read."""
     if not pipeline.consumers:
         raise UsageError(f"{name}: how many consumer warpgroups a CTA has cannot be read: give --tile")
-    return Tile(ROWS * pipeline.consumers, pipeline.block_n, 2, pipeline.consumers, 2 if pipeline.multicast else 1)
+    stages, cluster = pipeline.stages or ASSUMED_STAGES, 2 if pipeline.multicast else 1
+    return Tile(pipeline.rows * pipeline.consumers, pipeline.block_n, stages, pipeline.consumers, cluster)
 
 
 def body_of(pipeline: Pipeline) -> Callable:
@@ -37,7 +38,9 @@ class _Order:
         self.pipeline, self.cta, self.tile = pipeline, cta, tile
         self.last = tile.kv_blocks[-1]
         self.rings = {"K": cta.ring("K", tile.k_bytes, tile.stages), "V": cta.ring("V", tile.v_bytes, tile.stages)}
-        if pipeline.meets:  # O goes out over V, as in FlashAttention-3
+        if pipeline.loads != "producer":
+            self.Q, self.O = cta.ring("Q", tile.q_bytes, stages=1), None
+        elif pipeline.meets:  # O goes out over V, as in FlashAttention-3
             self.Q, self.O = cta.ring("Q", tile.q_bytes, stages=1), cta.ring("O", tile.o_bytes, stages=1, over=self.rings["V"])
         else:
             self.Q, self.O = cta.private("Q", tile.q_bytes), cta.staging("O", tile.stage_bytes)
@@ -46,6 +49,9 @@ class _Order:
 
     def record(self) -> None:
         """All warps of a tile."""
+        if self.pipeline.loads != "producer":
+            self._record_alone()
+            return
         load, meets = self.cta.producer(), self.pipeline.meets
         for slot in [self.Q[0]] if meets else [self.Q[wg] for wg in self.cta.consumers()]:
             load.tma(slot)
@@ -64,9 +70,30 @@ class _Order:
                 wg.store("O", slot=self.O[wg])
                 wg.store("LSE")
 
+    def _record_alone(self) -> None:
+        """A tile of warps that load for themselves."""
+        steps = self.pipeline.blocks[0].steps
+        ahead = {ring: max([-step.lag for step in steps if (step.what, step.tensor) == ("load", ring)], default=0) for ring in "KV"}
+        for wg in self.cta.consumers():
+            self.load(wg, self.Q[0])
+            for j in range(max(ahead.values())):
+                for ring in (each for each in "KV" if self.is_there(j) and j < ahead[each]):
+                    self.load(wg, self.rings[ring][j])
+            self._consume(wg)
+            wg.normalize()
+            wg.store("LSE")
+            wg.store("O")
+
+    def load(self, wg, slot) -> None:
+        """One of the warps for all by TMA, each its part by cp.async."""
+        if self.pipeline.loads == "cp_async":
+            wg.cp_async(slot)
+        elif wg.rank == 0:
+            wg.tma(slot)
+
     def q(self, wg):
         """Where a consumer's part of Q lies."""
-        return self.Q[0] if self.pipeline.meets else self.Q[wg]
+        return self.Q[0] if self.pipeline.meets or self.pipeline.loads != "producer" else self.Q[wg]
 
     def _turns(self):
         """(turn of the loop, its steps) of a tile, with the first and the last, of which only a part is done."""
@@ -123,9 +150,14 @@ class _Consumer:
         wg, slot = self.wg, self.order.rings[step.tensor][j] if step.tensor in self.order.rings else None
         if step.what == "softmax":
             self._softmax(gap, j)
+        elif step.what == "load":
+            self.order.load(wg, slot)
         elif step.what == "wait":
             wg.wait(slot)
             self.loaded.add((step.tensor, j))
+        elif step.what in ("scores", "values") and self.order.pipeline.synchronous:
+            into, left = ("S", self.order.q(wg)) if step.what == "scores" else ("O", "P")
+            wg.mma(into, left, slot, add=into == "O", loaded=(step.tensor, j) in self.loaded)
         elif step.what == "scores":
             self.results["K", j] = wg.gemm("S", self.order.q(wg), slot, loaded=("K", j) in self.loaded)
         elif step.what == "values":

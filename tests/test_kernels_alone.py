@@ -1,0 +1,114 @@
+"""Kernels without a producer: Triton's fa2, by WGMMA and by mma.sync, compiled here and predicted from machine code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fasim.kernels.compile import disassemble
+from fasim.kernels.compile.inspect import inspect
+from fasim.kernels.compile.kernel_file import pipeline_of
+from fasim.simulator.code import alone, sass
+from fasim.simulator.code.sass import Code, Instruction, Point
+from fasim.simulator.predict import predict
+from fasim.simulator.problem.workload import Workload
+from fasim.simulator.schedules import UsageError, adopt
+
+COMPILE = """
+import pathlib, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from fasim.kernels.triton import fa2
+from fasim.kernels.triton.tiles import FORWARD
+
+tile = FORWARD[128, "full"]
+names = fa2._forward.arg_names
+for architecture in (90, 80):
+    hopper = architecture == 90
+    fixed = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=128, CAUSAL=False, WHOLE=False)
+    fixed |= dict(TMA=hopper, OVERLAPPED=hopper)
+    fixed |= {name: 1 for name in names if name.endswith("stride_d") or name == "TOGETHER"}
+    types = {**dict.fromkeys("qkvo", "*fp16"), "lse": "*fp32", "scale_log2": "fp32"}
+    if hopper:
+        types |= {name: f"tensordesc<fp16[1,1,{rows},128]>" for name, rows in
+                  zip("qkv", (tile.block_m, tile.block_n, tile.block_n))}
+    signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
+    whole = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names)
+             if name not in fixed and (signature[name][0] == "*" or "stride" in name)}
+    source = ASTSource(fa2._forward, signature, fixed, whole)
+    built = triton.compile(source, GPUTarget("cuda", architecture, 32), tile.options())
+    (pathlib.Path(sys.argv[1]) / f"{architecture}.cubin").write_bytes(built.asm["cubin"])
+"""
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory):
+    pytest.importorskip("triton")
+    try:
+        disassemble.tool("nvdisasm")
+    except disassemble.MissingDisassembler:
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    folder = tmp_path_factory.mktemp("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+KINDS = {"90": ("tma", False, "128x128"), "80": ("cp_async", True, "128x128")}
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_a_triton_kernels_tile_stages_and_order_are_read_and_predicted(cubins, architecture):
+    loads, synchronous, tile = KINDS[architecture]
+    path = cubins / f"{architecture}.cubin"
+    workload = Workload(1, 16, 2048, 128, "fp16")
+    found = pipeline_of(str(path), workload)
+    assert (found.loads, found.synchronous, found.stages, found.head_dim, found.consumers) == (loads, synchronous, 3, 128, 2)
+    assert found.blocks[0].pipes["mufu"] == 66 and found.looks_for_maximum  # 64 scores of a thread, and two rows' factors
+    lags = {(step.what, step.tensor): step.lag for step in found.blocks[0].steps if not step.code}
+    assert lags["values", "V"] == (0 if synchronous else 1) and lags["load", "K"] == -2
+    schedule = adopt(f"alone {architecture}", found)
+    assert str(schedule.tile) == tile
+    ours, nearest = (predict(workload, name, "h200", clock_hz=1.5e9).cycles for name in (schedule.name, "fa2"))
+    assert nearest / 2 < ours < 2 * nearest
+    (code,) = disassemble.kernels_of(path)
+    assert inspect(code).reads_as.startswith("tile 128x128, d128") and "3 stages" in inspect(code).reads_as
+
+
+def instruction(opcode: str, operands: str = "") -> Instruction:
+    return Instruction(0, "", opcode, operands, 1, (7, 7), 0)
+
+
+def mma_sync(products: int, exponentials: int, name: str = "kernel", threads: int = 128) -> Code:
+    """A loop of so many mma.sync and exponentials."""
+    body = [instruction("DEPBAR.LE", "SB0, 0x0"), *[instruction("HMMA.16816.F32")] * (products // 2)]
+    body += [instruction("MUFU.EX2")] * exponentials + [instruction("HMMA.16816.F32")] * (products // 2)
+    return Code(name, (*body, instruction("BRA", "`(.L_x_0)")), {".L_x_0": 0}, threads)
+
+
+def test_a_tile_follows_from_how_many_products_and_exponentials_a_block_has():
+    """FlashAttention-2's at d128: 128 rows of four warps, 64 keys; its kernels have no launch bounds, but warps in their name."""
+    named = mma_sync(256, 68, "x23Flash_fwd_kernel_traitsILi128ELi128ELi64ELi4ELb0E", threads=0)
+    for code in (mma_sync(256, 68), named):
+        found = alone.by_mma(code, sass.loops(code))
+        assert (found.rows, found.consumers, found.block_n, found.head_dim, found.stages) == (128, 1, 64, 128, 1)
+    unknown = mma_sync(256, 68, threads=0)
+    with pytest.raises(UsageError, match="how many consumer warpgroups a CTA has cannot be read: give --tile"):
+        adopt("unknown", alone.by_mma(unknown, sass.loops(unknown)))
+    other = mma_sync(250, 99)
+    with pytest.raises(UsageError, match="no tile makes 250 mma.sync and 99 exponentials"):
+        alone.by_mma(other, sass.loops(other))
+
+
+def test_stages_are_how_far_empty_barriers_lie_behind_full_ones():
+    """Eight bytes a barrier; what no instruction says is 0."""
+    rings = ((0, 0x100), (2, 0x130))
+    points = [point for at, full in rings for point in (Point("wait", at, place=full), Point("arrive", at + 1, place=full + 0x18))]
+    assert alone.stages_of(points) == 3
+    assert alone.stages_of([Point("wait", 0), Point("arrive", 1, place=0x118)]) == 0
