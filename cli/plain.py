@@ -11,6 +11,7 @@ _NEAREST = {
     **dict.fromkeys("▏▎▍", "."), **dict.fromkeys("▌▋▊▉█", "#"), "·": ".", "µ": "u", "×": "x", "…": ".", "•": "*",
     **dict.fromkeys("─━┄╌—–−", "-"), **dict.fromkeys("│┃┆", "|"), **dict.fromkeys("┴┬┼└┘┌┐╭╮╰╯", "+"), "╱": "/",
     **dict.fromkeys("‘’", "'"), **dict.fromkeys("“”", '"'), "→": ">", "←": "<", "↑": "^", "↓": "v", "✓": "y", "✗": "n",
+    "●": "o", "◆": "d", "▲": "A", "■": "#", "○": "0", "◇": "v", "△": "^", "□": "%",
 }  # fmt: skip
 """One character for one, so that columns stay aligned."""
 

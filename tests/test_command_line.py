@@ -119,7 +119,12 @@ def test_every_character_the_tables_draw_has_an_equal_in_ascii(fasim):
 
 ROOT = Path(fasim_package.__file__).parent
 COMMANDS = [name for name in app if not name.startswith("-")]
-ONLY_PARSED = {"kernels": "its example compiles every kernel", "validate": "its example is the reader's own kernel"}
+ONLY_PARSED = {
+    "kernels": "its example compiles every kernel",
+    "validate": "its example is the reader's own kernel",
+    "advise": "its example is the reader's own model",
+    "tune": "its example predicts a hundred tiles",
+}
 
 
 def example(command: str, help_text: str) -> list[str]:

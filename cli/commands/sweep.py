@@ -117,6 +117,8 @@ def sweep(
     what is done, and --resume goes on. A crossing that is not possible has the reason in its row. Predictions are kept by their
     content and shared with predict, published and compare.
 
+    Example: fasim sweep fa3 pingpong --seqlen 512..2k --batch 1 --device h200
+
     Example: fasim sweep fa3 pingpong --seqlen 512..16k --tokens 16k --head-dim 64,128 --mask full,causal --device h200
 
     Example: fasim sweep fa3 --set hbm=x1,x2 --set sms=x1,x1.5 --out rows.csv
