@@ -107,6 +107,8 @@ class Pen(Around):
         self.loops = j % 2 == 0
         now = [each for each in self.left if of in ("", each.writes)]
         self.left = [each for each in self.left if each not in now]
+        if of == "O":  # by itself: the compiler spreads it over the issue of the S before
+            now = [each._replace(phase=replace(each.phase, interleaved=True)) for each in now]
         return now
 
     def normalize(self, tile) -> list[Phase]:

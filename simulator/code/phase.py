@@ -24,7 +24,8 @@ class Phase:
     branches: int = 0  # taken
     fetched: int = 0  # instructions that the nearest instruction caches have lost; who comes first fetches them for all
     stalls: int = 0  # cycles that one warp alone takes for a chunk at least, by the counts in the instructions
-    interleaved: bool = False  # exponentials lie so evenly between the rest that MUFU reaches its rate
+    interleaved: bool = False
+    """Instructions lie evenly between others: exponentials so that MUFU reaches its rate, FMA alone so that WGMMA keeps its own."""
 
     @property
     def instructions(self) -> int:

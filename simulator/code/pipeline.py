@@ -160,7 +160,7 @@ def phases_of(part: Segment) -> list[Phase]:
         **{pipe: round(n / chunks) for pipe, n in count.items()},
         chunks=chunks,
         stalls=part.stalls // chunks,
-        interleaved=True,
+        interleaved=count["mufu"] > 0 or part.stalls == 0,  # no stalls are counted amid a GEMM's issue
     )
     waits = Phase(latencies=part.round_trips, votes=part.votes, branches=part.branches)
     return [work] if waits == Phase() else [work, waits]

@@ -129,9 +129,13 @@ class Softmax(Protocol):
         """
 
 
-EARLY = {64: (0.0, 0.2), 128: (0.26, 0.2), 256: (0.46, 0.3)}
-"""(full, causal) by head dim, in 16 bits: the share of a block's exponentials that FlashAttention-3's compiler has left before the
-wait for P V; the rest is behind it (wheel fa3-fwd 0.0.3, simulator/code/profiles)."""
+EARLY = {
+    2: {64: (0.0, 0.2), 128: (0.26, 0.2), 256: (0.46, 0.3)},
+    1: {64: (0.0, 0.35), 128: (0.29, 0.21), 256: (0.09, 0.09)},
+}
+"""By the operands' bytes, then (full, causal) by head dim: the share of a block's exponentials that FlashAttention-3's compiler has
+left before the wait for P V; the rest is behind it. They are those of a thread's first row, and lie between the comparisons that
+look for the maximum of the second (wheel fa3-fwd 0.0.3, simulator/code/profiles)."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +155,15 @@ class Online:
         before, weights = scores_to_max(tile, tile.is_masked(j)), exponentials(tile, self.exact)
         if not under_product:
             return [*before, _interleaved(weights, [convert(tile), rescale(tile)])], []
-        early = weights.chunks
-        if tile.element_bytes == 2:
-            early = round(EARLY[tile.head_dim][tile.workload.causal] * weights.chunks)
-        made, left = Left("convert P", convert(tile), "P"), Left("rescale O", rescale(tile), "O")
-        if early < weights.chunks:
-            late = replace(weights, chunks=weights.chunks - early)
-            made = Left("softmax", _interleaved(late, [convert(tile)]), "P")
-        return [*before, *([replace(weights, chunks=early)] if early else [])], [made, left]
+        early = round(EARLY[tile.element_bytes][tile.head_dim][tile.workload.causal] * weights.chunks)
+        late = replace(weights, chunks=weights.chunks - early)
+        left = [Left("softmax", _interleaved(late, [convert(tile)]), "P"), Left("rescale O", rescale(tile), "O")]
+        if not early:
+            return before, left
+        *masked, maxima, shared, scales = before
+        second = replace(maxima, chunks=maxima.chunks // 2)
+        first = replace(maxima, chunks=maxima.chunks - second.chunks)
+        return [*masked, first, shared, scales, _interleaved(replace(weights, chunks=early), [second])], left
 
 
 class Running:
@@ -225,7 +230,7 @@ def _interleaved(base: Phase, hidden: list[Phase]) -> Phase:
 
     return Phase(
         fma=base.fma + per_chunk("fma"),
-        alu=base.alu,
+        alu=base.alu + per_chunk("alu"),
         mufu=base.mufu,
         convert=per_chunk("convert"),
         other=per_chunk("other"),
