@@ -230,7 +230,8 @@ def _compute(state, warp, row, now):
     start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
     horizon = max(now, sm["wgmma_until"]) + sm["pending"]  # WGMMA already begun executes until then
 
-    fma_run = phase["fma"] > 0 and phase["alu"] + phase["mufu"] + phase["convert"] == 0
+    others = _pipes_free(state, s) > now  # their arithmetic is under way
+    fma_run = phase["fma"] > 0 and phase["alu"] + phase["mufu"] + phase["convert"] + phase["interleaved"] == 0
     end = start
     if instructions > 0:
         each = machine["fma_beside_q10"] if fma_run else machine["issue_beside_q10"]
@@ -240,12 +241,11 @@ def _compute(state, warp, row, now):
     for pipe in range(PIPES):
         end = max(end, _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions))
     reading = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"]
-    if reading > 0 and start < horizon:
+    if reading > 0 and start < horizon and (phase["interleaved"] == 0 or phase["mufu"] > 0):
         _crowd(state, s, start, end, reading)
 
     warp["part"] += 1
     finished = warp["part"] == phase["chunks"]
-    beside = _pipes_free(state, s) > end  # others' arithmetic is under way
     if finished:
         end += machine["mufu_latency"] if phase["mufu"] > 0 else machine["dependent"]
     end = max(end, start + phase["stalls"])
@@ -254,7 +254,7 @@ def _compute(state, warp, row, now):
         chain = phase["latencies"] * machine["shuffle_latency"] + phase["votes"] * machine["vote"]
         chain += phase["divisions"] * machine["divide"]
         branch = machine["branch"]
-        if beside:
+        if others:
             chain += chain * machine["chain_q10"] >> 10
             branch = machine["branch_beside"]
         end += chain + phase["branches"] * branch

@@ -100,12 +100,12 @@ class Warp(Asker):
             "MUFU": counts["MUFU"] * cycles.mufu_beside_q10 + issue_q10,
             "convert": counts["convert"] * cycles.alu_beside_q10 + issue_q10,
         }
-        fma_run = phase.fma > 0 == phase.alu + phase.mufu + phase.convert
+        fma_run = phase.fma > 0 == phase.alu + phase.mufu + phase.convert + phase.interleaved
         for chunk in range(phase.chunks):
             stores = counts["STSM"] * cycles.stsm * cycles.smem_bytes * 1024 // sm.left_for_stores_q10()
             beside_q10["STSM"] = stores << 10
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
-            until = sm.tensor_busy_until(now)
+            until, beside = sm.tensor_busy_until(now), sm.in_arithmetic(now)
             if instructions:
                 slow = (instructions * cycles.fma_beside_q10 if fma_run else issue_q10) >> 10
                 sm.issue.take(begin, paced(ceil(instructions, cycles.issue_rate), slow, begin, until))
@@ -122,9 +122,8 @@ class Warp(Asker):
                 if name in UNITS:
                     self.chip.draw(name, self, ins, start, pipe.free)
             reading = instructions - phase.other - phase.stsm
-            if reading and begin < until:
+            if reading and begin < until and (phase.mufu or not phase.interleaved):
                 sm.crowd(begin, end, reading)
-            beside = sm.in_arithmetic(end)
             if chunk + 1 == phase.chunks:
                 end += cycles.mufu_latency if counts["MUFU"] else cycles.dependent
             end = max(end, begin + phase.stalls)
