@@ -26,7 +26,7 @@ SCHEDULES = (TRITON, *cuda.SCHEDULES)
 
 READY: dict[int, str] = {}
 """Head dim -> the CUDA schedule that "auto" takes on Hopper. A schedule stands here once the whole suite, the sanitizer and the
-endurance runs have passed on an H200 (kernels/cuda/NOTES.md)."""
+endurance runs have passed on an H200 (traces/recorded/backward/validation)."""
 
 
 def checked(schedule: object, head_dim: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,13 @@ from fasim.traces.compare import compare_all
 
 pytest.importorskip("torch")
 
+from fasim.kernels import backward
 from fasim.kernels.measure import peers, plan
+from fasim.kernels.validation import subjects, suite
 
-PLACE = Path(fasim.__file__).parent / "traces" / "recorded" / "backward"
+ROOT = Path(fasim.__file__).parent
+PLACE = ROOT / "traces" / "recorded" / "backward"
+KERNELS = PLACE.parent / "kernels"
 RUNS = store.load_folder(PLACE)
 THEIRS = {name: run for name, run in RUNS.items() if peers.is_peer(run.schedule)}
 
@@ -61,3 +67,56 @@ def test_the_model_has_flash_attention_4s_main_kernel_and_its_bytes(mask):
     assert found.predicted.schedule == "fa3" and found.predicted.tile == RUNS[name].tile
     for quantity, allowed in (("main kernel", 0.06), ("time", 0.05), ("HBM read", 0.04), ("HBM written", 0.04), ("L2 read", 0.01)):
         assert abs(found.row(quantity).error) <= allowed, quantity
+
+
+# -- ours, validated ---
+
+VALIDATION = PLACE / "validation"
+SOURCES = {path: digest for digest, path in map(str.split, (VALIDATION / "sources.sha256").read_text().splitlines())}
+MODES = ("lagged-backward", "lagged-backward-deterministic")
+
+
+def read(name: str) -> dict:
+    """A record of traces/recorded/backward/validation."""
+    return json.loads((VALIDATION / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("dtype", subjects.HALF)
+@pytest.mark.parametrize("mode", MODES)
+def test_our_backward_passed_the_whole_suite_in_both_modes_and_dtypes(mode, dtype):
+    report = read(f"{mode}-{dtype}")
+    assert report["verdict"] == "pass" and "H200" in report["device"] and not report["quick"]
+    passed = {check["group"] for check in report["checks"] if check["verdict"] == "pass"}
+    assert set(suite.GROUPS) <= passed and all(check["verdict"] != "fail" for check in report["checks"])
+
+
+def test_our_backward_endured_and_every_record_is_of_the_same_sources():
+    record, times = read("endurance_backward"), json.loads((KERNELS / "backward_h200.json").read_text(encoding="utf-8"))
+    assert len(record["rows"]) == 20 and all(row["passed"] and row["runs"] >= 200 for row in record["rows"])
+    named = {f"kernels/cuda/backward/{name}": digest for name, digest in record["kernel_sha256"].items()} | times["kernel_sha256"]
+    shared = named.keys() & SOURCES.keys()
+    assert len(shared) >= 10 and all(named[path] == SOURCES[path] for path in shared)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_sanitizer_found_no_access_out_of_bounds_and_the_readme_explains_its_hazards(mode):
+    found = {check["case"]: check for check in read(f"sanitize-{mode}")["checks"] if check["group"] == "sanitize"}
+    assert found["memcheck: accesses out of bounds"]["verdict"] == "pass"
+    hazards = found["racecheck: races in shared memory"]
+    assert hazards["verdict"] == "pass" or "racecheck reports two hazards" in (VALIDATION / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_auto_takes_is_what_was_validated():
+    assert set(backward.READY.values()) <= {"lagged"}
+    for schedule in backward.READY.values():
+        for path in subjects.resolve(f"{schedule}-backward").sources:
+            name = path.resolve().relative_to(ROOT).as_posix()
+            if name.startswith("kernels/cuda/backward/"):
+                assert sha256(path.read_bytes()).hexdigest() == SOURCES[name], f"{name} has changed since: validate it again"
+
+
+def test_the_times_beside_peers_are_of_right_kernels_at_every_row_of_the_table():
+    rows = json.loads((KERNELS / "backward_h200.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["kernel"] for row in rows} == {"lagged", "peer:fa4", "peer:cudnn"} and len(rows) == 3 * 16
+    assert all(row["relative_error"] < 8e-3 and row["tflops"] > 0 for row in rows)
+    assert all(row["sm_clock_mhz"] > 1000 for row in rows)
