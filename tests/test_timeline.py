@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,7 @@ from fasim.cli.legend import entries
 from fasim.cli.palette import colour, letter
 from fasim.cli.svg import svg
 from fasim.cli.timeline import Timeline
-from fasim.simulator.predict import predict
+from fasim.simulator.predict import default_tile, predict
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.results.run import Run
 from fasim.simulator.schedules import SCHEDULES
@@ -26,7 +27,10 @@ TEXT = "{http://www.w3.org/2000/svg}text"
 
 @functools.cache
 def run_of(schedule: str, kernel: str | None = None, head_dim: int = 128, seqlen: int = 1024) -> Run:
-    return predict(Workload(8, 16, seqlen, head_dim), schedule, "h200", kernel=kernel)
+    work, tile = Workload(8, 16, seqlen, head_dim), None
+    if SCHEDULES[schedule].packs:  # whose combine is there where keys are in parts
+        tile = replace(default_tile(work, schedule, "h200"), parts=4)
+    return predict(work, schedule, "h200", tile, kernel=kernel)
 
 
 def lines_of(window, width: int, colours: str | None = None) -> list[str]:
@@ -43,7 +47,7 @@ def test_every_unit_that_has_a_lane_is_in_use_and_copies_are_named_by_what_moves
     names = {row.name for row in window.rows}
     assert all(any(not span.wait for span in row.spans) for row in window.rows if row.kind == "unit")
     assert ("TMA" in names) == SCHEDULES[schedule].hopper and not ("TMA" in names and "cp.async" in names)
-    exponentials = {"softmax", "row sum", "row max and sum"}
+    exponentials = {"softmax", "row sum", "row max and sum", "combine"}
     assert ("MUFU" in names) == any(span.label in exponentials for row in window.rows for span in row.spans)
 
 
