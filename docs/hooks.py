@@ -17,7 +17,7 @@ from fasim import Workload, predict, timeline
 from fasim.cli.main import app, run
 from fasim.simulator.devices.device import DEVICE_NAMES, load_device
 from fasim.simulator.schedules import SCHEDULES
-from fasim.traces import store
+from fasim.traces import ladder, store
 from fasim.traces.lessons import LESSONS, Course
 
 RUNS = "FASIM_DOCS_RUNS"
@@ -38,8 +38,20 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, **_):
-    """`{{ lessons }}` is the table of lessons."""
-    return markdown.replace("{{ lessons }}", lessons())
+    """`{{ lessons }}` and whatever else PARTS has is put in the place of its mark."""
+    for name, make in PARTS.items():
+        if (mark := "{{ " + name + " }}") in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
+
+
+PARTS = {
+    "lessons": lambda: lessons(),
+    "ladder": ladder.ladder,
+    "lost": ladder.lost,
+    "predicted": lambda: ladder.predicted(lambda workload, schedule: predict(workload, schedule, "h200")),
+}
+"""Marks in pages, and what is put in their place."""
 
 
 def on_post_build(config):
