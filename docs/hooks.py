@@ -48,7 +48,6 @@ def on_page_markdown(markdown, page, **_):
 PARTS = {
     "lessons": lambda: lessons(),
     "ladder": ladder.ladder,
-    "lost": ladder.lost,
     "predicted": lambda: ladder.predicted(lambda workload, schedule: predict(workload, schedule, "h200")),
 }
 """Marks in pages, and what is put in their place."""

@@ -33,9 +33,8 @@ from .varlen.operator import flash_attn_varlen_func
 if TYPE_CHECKING:
     from .cuda.launch import Plan as CudaPlan
     from .gluon.launch import Plan as GluonPlan
-    from .launch.fa2 import Plan as TritonPlan
 
-    Plan = CudaPlan | GluonPlan | TritonPlan
+    Plan = CudaPlan | GluonPlan
 
 try:
     from torch._C._dynamo.guards import TensorGuards
@@ -52,7 +51,7 @@ __all__ = [
     "runnable",
 ]
 
-TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".launch.fa2"}
+TRITON = {"standard": ".triton.standard", "fa1": ".triton.fa1", "fa2": ".triton.fa2"}
 """Schedule -> module whose `forward(q, k, v, softmax_scale, causal) -> (O, LSE)` runs it."""
 
 SCHEDULES = (*TRITON, *cuda.available())
@@ -83,7 +82,8 @@ def flash_attn_func(
     q is (B, S_q, H, D), k and v are (B, S_k, H_kv, D): fp16 or bf16, D of 64, 128 or 256, H a multiple of H_kv, any
     lengths and strides. LSE is (B, H, S_q), fp32, natural logarithm. A causal mask is bottom-right aligned; a row that sees
     no key gives O = 0, LSE = -inf. `schedule` is one of SCHEDULES or "auto". Both outputs are differentiable, once.
-    `backend` is "auto" or one of BACKENDS, and then `schedule` one of that backend's.
+    `backend` is "auto" or one of BACKENDS, and then `schedule` one of that backend's. Those in Gluon have been held to fp64 at D of
+    128 only; at 64 and 256 nobody has yet.
 
     `softmax_scale` is a number within -65,536 and 65,536; None is 1/sqrt(D). A negative one prefers the lowest scores. At 0,
     -0.0 and magnitudes below 2^-126, which are 0 in the GPU's fp32, all keys that a row sees weigh the same and dQ = dK = 0.
@@ -282,11 +282,7 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
     check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     name = _resolve(schedule, q, causal, k.shape[1])
     plan = few_queries.plan_for(q, k, causal) if schedule == "auto" else None
-    if plan is None and name == FASTEST_ANYWHERE and q.is_cuda:
-        from .launch.fa2 import plan_for as triton_plan
-
-        plan = triton_plan(q, k, v, causal)
-    elif plan is None and name not in TRITON:
+    if plan is None and name not in TRITON:
         if name.startswith(gluon.PREFIX):
             from .gluon.launch import plan_for
 

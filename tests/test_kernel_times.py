@@ -73,6 +73,24 @@ def test_the_record_says_on_what_and_that_the_results_were_right(name):
     assert all(row["sm_clock_mhz"] > 1000 and row["power_w"] > 100 for row in record["rows"] if "tflops" in row)
 
 
+def test_the_record_of_the_ladder_is_of_todays_gluon_kernels():
+    for name, digest in read("gluon_h200")["kernel_sha256"].items():
+        assert hashlib.sha256((ROOT / name).read_bytes()).hexdigest() == digest, f"{name} has changed since"
+
+
+def test_each_rung_of_the_ladder_gains_on_the_one_below_and_the_last_comes_close_to_flash_attention_3():
+    rows = [
+        row
+        for row in read("gluon_h200")["rows"]
+        if row["head_dim"] == 128 and row.get("compiler", "Triton 3.6.0") == "Triton 3.6.0"
+    ]
+    for shape in {(row["seqlen_q"], row["causal"]) for row in rows}:
+        rate = {row["kernel"]: row["tflops"] for row in rows if (row["seqlen_q"], row["causal"]) == shape}
+        ladder = [rate[f"gluon-{rung}"] for rung in ("tma", "warp-specialized", "pingpong", "overlap-2stage", "fa3")]
+        assert ladder == sorted(ladder)
+        assert rate["gluon-fa3"] >= (0.75 if shape[1] else 0.91) * rate["peer:fa3"] and rate["gluon-fa3"] > rate["fa2"]
+
+
 def test_fa3_is_faster_than_flash_attention_3():
     means = {mean["head_dim"]: mean["vs_fa3"] for mean in read("cuda_h200")["means"] if mean["kernel"] == "fasim-fa3"}
     assert means[128]["rows"] == 12 and means[128]["geometric_mean"] >= 1.05 and means[128]["least"] >= 0.99

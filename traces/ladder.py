@@ -1,10 +1,10 @@
-"""The ladder in Gluon as recorded on an H200, as tables for the documentation: rates, shares, and counters of where cycles go."""
+"""The ladder in Gluon as recorded on an H200, as tables for the documentation."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..simulator.problem.workload import Workload
@@ -14,17 +14,14 @@ from ..simulator.schedules import SCHEDULES
 
 RECORDED = Path(__file__).parent / "recorded" / "kernels"
 PEER, CUDA, PREFIX = "peer:fa3", "fa3", "gluon-"
+FIRST = "Triton 3.6.0"
+"""Beside the PyTorch that the record is of."""
 TITLES = {PEER: "FlashAttention-3's wheel", CUDA: "`fa3` in CUDA, ours", "fa2": "`fa2` in Triton, ours"}
 
 
 def rates() -> dict:
     """The record of rates (kernels/measure/beside_gluon.py)."""
     return json.loads((RECORDED / "gluon_h200.json").read_text(encoding="utf-8"))
-
-
-def counters() -> dict:
-    """The record of where warps wait (kernels/measure/stalls.py)."""
-    return json.loads((RECORDED / "gluon_stalls_h200.json").read_text(encoding="utf-8"))
 
 
 def ladder() -> str:
@@ -37,7 +34,8 @@ def ladder() -> str:
     parts.append(
         f"{record['device']}, driver {record['driver']}, {_versions(record['packages'])}, {record['date']}; bf16, 16k tokens,"
         f" hidden size 2048. Kernel time by CUDA graphs, in shuffled bursts of {said['burst_s'] * 1e3:.0f} ms after"
-        f" {said['rest_s'] * 1e3:.0f} ms of rest. In brackets the share of FlashAttention-3's rate; the mean is geometric."
+        f" {said['rest_s'] * 1e3:.0f} ms of rest. In brackets the share of FlashAttention-3's rate; the mean is"
+        f" geometric, over the shapes that are there. Checked: {said['checked']}."
     )
     return "\n\n".join(parts)
 
@@ -46,12 +44,14 @@ def _table(rows: Sequence[dict]) -> str:
     cases = sorted({(row["causal"], row["seqlen_q"]) for row in rows})
     heads = [f"{seqlen // 1024}k {'causal' if causal else 'full'}" for causal, seqlen in cases]
     lines = ["| kernel | " + " | ".join(heads) + " | mean of FlashAttention-3 |", "|---" * (len(cases) + 2) + "|"]
-    for kernel in dict.fromkeys(row["kernel"] for row in rows):
-        there = {(row["causal"], row["seqlen_q"]): row for row in rows if row["kernel"] == kernel}
+    for kernel, compiler in dict.fromkeys((row["kernel"], row.get("compiler", "")) for row in rows):
+        its = [row for row in rows if (row["kernel"], row.get("compiler", "")) == (kernel, compiler)]
+        there = {(row["causal"], row["seqlen_q"]): row for row in its}
         shares = [row["vs_fa3"] for row in there.values() if "vs_fa3" in row]
         cells = [_cell(there.get(case, {}), kernel != PEER) for case in cases]
         mean = f"{statistics.geometric_mean(shares):.3f}" if shares else "-"
-        lines.append(f"| {TITLES.get(kernel, f'`{kernel}`')} | " + " | ".join(cells) + f" | {mean} |")
+        title = TITLES.get(kernel, f"`{kernel}`") + (f", {compiler}" if compiler else "")
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | {mean} |")
     return "\n".join(lines)
 
 
@@ -61,26 +61,11 @@ def _cell(row: dict, share: bool) -> str:
     return f"{row['tflops']:.0f}" + (f" ({row['vs_fa3']:.2f})" if share and "vs_fa3" in row else "")
 
 
-def lost() -> str:
-    """What counters say of one shape: cycles, how busy the tensor cores and the issue slots are, instructions, and stalls."""
-    record = counters()
-    rows = record["rows"]
-    stalls = sorted({name for row in rows for name in row["stalls"]}, key=lambda name: -max(_stall(rows, name)))[:5]
-    heads = ["kernel", "cycles", "tensor cores", "issue slots", "instructions"]
-    heads += [f"stalled: {name.replace('_', ' ')}" for name in stalls]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = [TITLES.get(row["kernel"], f"`{row['kernel']}`"), f"{row['cycles']:,.0f}", f"{row['tensor_pct']:.1f} %"]
-        cells += [f"{row['issue_pct']:.1f} %", f"{row['instructions'] / 1e6:.1f} M"]
-        cells += [f"{row['stalls'].get(name, 0):.2f}" for name in stalls]
-        lines.append("| " + " | ".join(cells) + " |")
-    said = "by Nsight Compute at the clock that came. Stalls are warps that wait so, on average, for each that issues."
-    return "\n".join([*lines, "", f"{record['workload']}, {said}"])
-
-
 def predicted(predict: Callable[[Workload, str], Run]) -> str:
     """Rates of the rungs at head_dim 128 and 4k, full, beside what their schedules are predicted to make on the same tile."""
-    rows = [row for row in rates()["rows"] if (row["head_dim"], row["seqlen_q"], row["causal"]) == (128, 4096, False)]
+    shape = (128, 4096, False)
+    rows = [row for row in rates()["rows"] if (row["head_dim"], row["seqlen_q"], row["causal"]) == shape]
+    rows = [row for row in rows if row.get("compiler", FIRST) == FIRST]
     lines = ["| rung | measured | predicted | |", "|---|---|---|---|"]
     for row in rows:
         schedule = row["kernel"].removeprefix(PREFIX)
@@ -92,10 +77,6 @@ def predicted(predict: Callable[[Workload, str], Run]) -> str:
                 f"| `{schedule}` | {row['tflops']:.0f} | {rate:.0f} | {100 * (time_ms / row['median_ms'] - 1):+.1f} % of time |"
             )
     return "\n".join(lines)
-
-
-def _stall(rows: Iterable[dict], name: str) -> list[float]:
-    return [row["stalls"].get(name, 0.0) for row in rows]
 
 
 def _versions(packages: dict[str, str]) -> str:

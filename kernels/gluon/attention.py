@@ -1,8 +1,7 @@
 """What the warp-specialised rungs share: shared memory, the walk over tiles, the producer, and the kernel around them.
 
 A rung's file defines `consume`: how a consumer warpgroup takes its 64 queries through the K/V blocks of one tile. One warp loads;
-two or three
-warpgroups of four warps each work on 64 rows. A program takes tile after tile, whichever is next.
+two warpgroups of four warps each work on 64 rows. A program walks tiles `program, program + programs, ..`.
 """
 
 import triton.language.core as core
@@ -12,8 +11,8 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .verbs import LN_2, accumulator_layout, load_rows, of_threads, tile_layout, tma_store
 
+CONSUMERS = gl.constexpr(2)
 ROWS = gl.constexpr(64)
-"""Of a consumer warpgroup."""
 
 
 def record(cls):
@@ -37,7 +36,6 @@ class Problem:
     v: tma.tensor_descriptor
     o: tma.tensor_descriptor
     lse: gl.tensor
-    queue: gl.tensor
     heads: gl.tensor
     sharing: gl.tensor
     seqlen_q: gl.tensor
@@ -49,9 +47,7 @@ class Problem:
     BLOCK_N: gl.constexpr
     HEAD_DIM: gl.constexpr
     STAGES: gl.constexpr
-    CONSUMERS: gl.constexpr
     CAUSAL: gl.constexpr
-    MASKED: gl.constexpr
 
 
 @record
@@ -68,10 +64,6 @@ class Shared:
     v_full: gl.shared_memory_descriptor
     v_free: gl.shared_memory_descriptor
     turn: gl.shared_memory_descriptor
-    o: gl.shared_memory_descriptor
-    work: gl.shared_memory_descriptor
-    work_full: gl.shared_memory_descriptor
-    work_free: gl.shared_memory_descriptor
 
 
 @gluon.jit
@@ -95,64 +87,32 @@ def place(problem, number):
     m = problem.m_tiles - 1 - m
     end = problem.seqlen_k
     if problem.CAUSAL:
-        row = gl.minimum((m + 1) * (problem.CONSUMERS * ROWS), problem.seqlen_q)
+        row = gl.minimum((m + 1) * (CONSUMERS * ROWS), problem.seqlen_q)
         end = gl.minimum(end, row + problem.seqlen_k - problem.seqlen_q)
     # Rows that see no key still walk one block, all of it masked: O = 0.
     return head, m, gl.cdiv(gl.maximum(end, 1), problem.BLOCK_N)
 
 
 @gluon.jit
-def post(shared, number, count):
-    """Tell the consumers the number of the next tile."""
-    slot = count & 1
-    mbarrier.wait(shared.work_free.index(slot), ((count >> 1) & 1) ^ 1)
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    shared.work.index(slot).store(gl.full([1], 0, gl.int32, layout) + number)
-    mbarrier.arrive(shared.work_full.index(slot), count=1)
-
-
-@gluon.jit
-def next_tile(shared, count):
-    """The number of the next tile, when the producer has posted it."""
-    slot = count & 1
-    mbarrier.wait(shared.work_full.index(slot), (count >> 1) & 1)
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    number = gl.max(shared.work.index(slot).load(layout), 0)
-    mbarrier.arrive(shared.work_free.index(slot), count=1)
-    return number
-
-
-@gluon.jit
 def produce(problem, shared):
-    """The producer warp: Q, then K and V block by block, from the last to the first, V one block late.
-
-    Its first tile is the program's number; each further one is drawn from a queue in memory, which the last program leaves at zero.
-    """
+    """The producer warp: Q, then K and V block by block, from the last to the first, V one block late."""
     base = 0
     count = 0
-    number = gl.program_id(0)
-    post(shared, number, count)
-    while number < problem.tiles:
+    for number in range(gl.program_id(0), problem.tiles, gl.num_programs(0)):
         head_index, m, blocks = place(problem, number)
         batch = head_index // problem.heads
         head = head_index % problem.heads
         kv_head = head // problem.sharing
-        load_block(problem.k, shared.k, shared.k_full, shared.k_free, batch, kv_head, blocks - 1, base, problem)
-        for rank in gl.static_range(problem.CONSUMERS):
+        for rank in gl.static_range(CONSUMERS):
             mbarrier.wait(shared.q_free.index(rank), (count & 1) ^ 1)
-            row = (m * problem.CONSUMERS + rank) * ROWS
-            load_rows(problem.q, shared.q.index(rank), shared.q_full.index(rank), batch, head, row)
-        for j in range(1, blocks):
-            load_block(problem.k, shared.k, shared.k_full, shared.k_free, batch, kv_head, blocks - 1 - j, base + j, problem)
-            load_block(problem.v, shared.v, shared.v_full, shared.v_free, batch, kv_head, blocks - j, base + j - 1, problem)
+            load_rows(problem.q, shared.q.index(rank), shared.q_full.index(rank), batch, head, (m * CONSUMERS + rank) * ROWS)
+        for j in range(blocks + 1):
+            if j < blocks:
+                load_block(problem.k, shared.k, shared.k_full, shared.k_free, batch, kv_head, blocks - 1 - j, base + j, problem)
+            if j > 0:
+                load_block(problem.v, shared.v, shared.v_full, shared.v_free, batch, kv_head, blocks - j, base + j - 1, problem)
         base += blocks
-        load_block(problem.v, shared.v, shared.v_full, shared.v_free, batch, kv_head, 0, base - 1, problem)
-        count += 1
-        number = gl.num_programs(0) + gl.atomic_add(problem.queue, 1)
-        post(shared, number, count)
-    if gl.atomic_add(problem.queue + 1, 1) == gl.num_programs(0) - 1:
-        gl.store(problem.queue, 0)
-        gl.store(problem.queue + 1, 0)
+        count += 1  # noqa: SIM113
 
 
 @gluon.jit
@@ -180,13 +140,13 @@ def release(free, n, problem):
 @gluon.jit
 def take(shared, rank: gl.constexpr, turns):
     """Wait for this warpgroup's turn at the tensor cores; the first warpgroup has the first."""
-    mbarrier.wait(shared.turn.index(rank), turns & 1 if rank else (turns & 1) ^ 1)
+    mbarrier.wait(shared.turn.index(rank), (turns & 1) ^ (1 - rank))
 
 
 @gluon.jit
-def give(problem, shared, rank: gl.constexpr):
-    """The turn is the next warpgroup's."""
-    mbarrier.arrive(shared.turn.index((rank + 1) % problem.CONSUMERS), count=1)
+def give(shared, rank: gl.constexpr):
+    """The turn is the other's."""
+    mbarrier.arrive(shared.turn.index(1 - rank), count=1)
 
 
 @gluon.jit
@@ -221,55 +181,44 @@ def as_operand(weights, problem):
 
 @gluon.jit
 def consumer(consume: gl.constexpr, problem, shared, rank: gl.constexpr):
-    """A consumer warpgroup: its rows of every tile. O leaves by way of a tile of its own in shared memory, or of Q's."""
-    OWN_TILE: gl.constexpr = shared.o.shape[0] > 1
+    """A consumer warpgroup: its rows of every tile, O by way of Q's place in shared memory."""
     base = 0
     count = 0
-    number = next_tile(shared, count)
-    while number < problem.tiles:
+    for number in range(gl.program_id(0), problem.tiles, gl.num_programs(0)):
         head_index, m, blocks = place(problem, number)
-        first_row = (m * problem.CONSUMERS + rank) * ROWS
+        first_row = (m * CONSUMERS + rank) * ROWS
         seen_whole = problem.seqlen_k
         if problem.CAUSAL:
             seen_whole = gl.minimum(seen_whole, gl.maximum(0, first_row + 1 + problem.seqlen_k - problem.seqlen_q))
-        masked = 0
-        if problem.MASKED:
-            masked = blocks - seen_whole // problem.BLOCK_N
+        masked = blocks - seen_whole // problem.BLOCK_N
         mbarrier.wait(shared.q_full.index(rank), count & 1)
         acc, top, total = consume(problem, shared, rank, count, first_row, base, blocks, masked)
-        o_tile = shared.q.index(rank)
-        if OWN_TILE:
-            mbarrier.arrive(shared.q_free.index(rank), count=1)
-            o_tile = shared.o.index(rank)
-            tma.store_wait(0)  # of the tile before, which ran meanwhile
+
         divisor = divisor_of(total, top)
-        o_tile.reshape([ROWS, problem.HEAD_DIM]).store(shrink(acc, 1.0 / divisor).to(problem.o.dtype))
+        q_tile = shared.q.index(rank)
+        q_tile.reshape([ROWS, problem.HEAD_DIM]).store(shrink(acc, 1.0 / divisor).to(problem.o.dtype))
         fence_async_shared()
-        tma_store(problem.o, [head_index // problem.heads, head_index % problem.heads, first_row, 0], o_tile)
+        tma_store(problem.o, [head_index // problem.heads, head_index % problem.heads, first_row, 0], q_tile)
         row = first_row + gl.arange(0, ROWS, layout=top.type.layout)
         lse = (top * problem.scale_log2 + gl.log2(divisor)) * LN_2
         gl.store(problem.lse + head_index.to(gl.int64) * problem.seqlen_q + row, lse, mask=row < problem.seqlen_q)
-        if not OWN_TILE:
-            tma.store_wait(0)
-            mbarrier.arrive(shared.q_free.index(rank), count=1)
+        tma.store_wait(0)
+        mbarrier.arrive(shared.q_free.index(rank), count=1)
         base += blocks
-        count += 1
-        number = next_tile(shared, count)
-    tma.store_wait(0)
+        count += 1  # noqa: SIM113
 
 
 @gluon.jit
 def run(
-    consume, q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr,
-    MASKED: gl.constexpr, O_TILES: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    consume, q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """The kernel of a rung: a partition for each consumer and one for the producer."""
+    """The kernel of a rung: three partitions."""
     dtype: gl.constexpr = q.dtype
     problem = Problem(
-        q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-        BLOCK_N, HEAD_DIM, STAGES, CONSUMERS, CAUSAL, MASKED,
-    )  # fmt: skip
+        q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2, BLOCK_N, HEAD_DIM, STAGES, CAUSAL
+    )
     shared = Shared(
         gl.allocate_shared_memory(dtype, [CONSUMERS, 1, 1, ROWS, HEAD_DIM], tile_layout(4, dtype)),
         gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], tile_layout(4, dtype)),
@@ -277,29 +226,13 @@ def run(
         barriers(CONSUMERS, 1), barriers(CONSUMERS, 1),
         barriers(STAGES, 1), barriers(STAGES, CONSUMERS), barriers(STAGES, 1), barriers(STAGES, CONSUMERS),
         barriers(CONSUMERS, 1),
-        gl.allocate_shared_memory(dtype, [O_TILES, 1, 1, ROWS if O_TILES > 1 else 8, HEAD_DIM], tile_layout(4, dtype)),
-        gl.allocate_shared_memory(gl.int32, [2, 1], mbarrier.MBarrierLayout()),
-        barriers(2, 1), barriers(2, CONSUMERS),
     )  # fmt: skip
-    registers: gl.constexpr = CONSUMER_REGISTERS
-    if CONSUMERS == 2:
-        gl.warp_specialize(
-            [
-                (consumer, (consume, problem, shared, gl.constexpr(0))),
-                (consumer, (consume, problem, shared, gl.constexpr(1))),
-                (produce, (problem, shared)),
-            ],
-            [4, 1],
-            [registers, PRODUCER_REGISTERS],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (consumer, (consume, problem, shared, gl.constexpr(0))),
-                (consumer, (consume, problem, shared, gl.constexpr(1))),
-                (consumer, (consume, problem, shared, gl.constexpr(2))),
-                (produce, (problem, shared)),
-            ],
-            [4, 4, 1],
-            [registers, registers, PRODUCER_REGISTERS],
-        )
+    gl.warp_specialize(
+        [
+            (consumer, (consume, problem, shared, gl.constexpr(0))),
+            (consumer, (consume, problem, shared, gl.constexpr(1))),
+            (produce, (problem, shared)),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )

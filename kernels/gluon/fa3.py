@@ -9,20 +9,18 @@ from .verbs import keys_seen, made_here, multiply, softmax
 
 
 @gluon.jit
-def step(problem, shared, rank: gl.constexpr, first_row, key, queries, n, state, MASKED: gl.constexpr):
+def step(problem, shared, rank: gl.constexpr, first_row, key, queries, n, weights, acc, top, total, MASKED: gl.constexpr):
     """S of block n, and behind it P V of the block before, which runs under block n's softmax.
 
     P is carried from step to step in fp32: 16-bit elements would be unpacked and packed at the loop's edge.
     """
-    weights, factor, acc, top, total = state
     operand = as_operand(weights, problem)
-    keys = await_block(shared.k, shared.k_full, n, problem)
-    values = await_block(shared.v, shared.v_full, n - 1, problem)
     take(shared, rank, n)
+    keys = await_block(shared.k, shared.k_full, n, problem)
     scores = multiply(queries, keys.permute((1, 0)))
-    acc = shrink(acc, factor)
+    values = await_block(shared.v, shared.v_full, n - 1, problem)
     acc = warpgroup_mma(operand, values, acc, is_async=True)
-    give(problem, shared, rank)  # the tensor cores are yours; I do softmax
+    give(shared, rank)  # the tensor cores are yours; I do softmax
     scores = warpgroup_mma_wait(1, deps=[scores])
     release(shared.k_free, n, problem)
     if MASKED:
@@ -31,7 +29,7 @@ def step(problem, shared, rank: gl.constexpr, first_row, key, queries, n, state,
     total = made_here(total)
     acc, weights = warpgroup_mma_wait(0, deps=[acc, weights])
     release(shared.v_free, n - 1, problem)
-    return weights, factor, acc, top, total
+    return weights, shrink(acc, factor), top, total
 
 
 @gluon.jit
@@ -41,26 +39,22 @@ def consume(problem, shared, rank: gl.constexpr, count, first_row, base, blocks,
     queries = shared.q.index(rank).reshape([64, problem.HEAD_DIM])
     last = base + blocks - 1
     key = (blocks - 1) * problem.BLOCK_N
-    keys = await_block(shared.k, shared.k_full, base, problem)
     take(shared, rank, base)
+    keys = await_block(shared.k, shared.k_full, base, problem)
     scores = multiply(queries, keys.permute((1, 0)))
-    give(problem, shared, rank)
+    give(shared, rank)
     scores = warpgroup_mma_wait(0, deps=[scores])
     release(shared.k_free, base, problem)
-    if problem.MASKED:
-        scores = keys_seen(scores, first_row, key, problem.seqlen_k, problem.seqlen_k - problem.seqlen_q, problem.CAUSAL)
-    weights, factor, top, total = softmax(scores, top, total, problem.scale_log2, problem.MASKED)
-    state = weights, factor, acc, top, total
+    scores = keys_seen(scores, first_row, key, problem.seqlen_k, problem.seqlen_k - problem.seqlen_q, problem.CAUSAL)
+    weights, _, top, total = softmax(scores, top, total, problem.scale_log2, True)
     masked = gl.maximum(masked, 1)
-    if problem.MASKED:
-        for j in range(1, masked):
-            key -= problem.BLOCK_N
-            state = step(problem, shared, rank, first_row, key, queries, base + j, state, True)
+    for j in range(1, masked):
+        key -= problem.BLOCK_N
+        weights, acc, top, total = step(problem, shared, rank, first_row, key, queries, base + j, weights, acc, top, total, True)
     for j in range(masked, blocks):
-        state = step(problem, shared, rank, first_row, 0, queries, base + j, state, False)
-    weights, factor, acc, top, total = state
+        weights, acc, top, total = step(problem, shared, rank, first_row, 0, queries, base + j, weights, acc, top, total, False)
     values = await_block(shared.v, shared.v_full, last, problem)
-    acc = warpgroup_mma(as_operand(weights, problem), values, shrink(acc, factor), is_async=True)
+    acc = warpgroup_mma(as_operand(weights, problem), values, acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=[acc])
     release(shared.v_free, last, problem)
     return acc, top, total
@@ -68,12 +62,12 @@ def consume(problem, shared, rank: gl.constexpr, count, first_row, base, blocks,
 
 @gluon.jit
 def attention_forward(
-    q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr,
-    MASKED: gl.constexpr, O_TILES: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """The kernel; arguments as of attention.run."""
     run(
-        consume, q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-        BLOCK_N, HEAD_DIM, STAGES, CONSUMERS, CAUSAL, MASKED, O_TILES, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
+        consume, q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+        BLOCK_N, HEAD_DIM, STAGES, CAUSAL, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
     )  # fmt: skip

@@ -13,7 +13,7 @@ def step(problem, shared, rank: gl.constexpr, turn, first_row, key, queries, n, 
     """Block n: the turn is held from its second GEMM on, and over the first of the next block."""
     keys = await_block(shared.k, shared.k_full, n, problem)
     scores = multiply(queries, keys.permute((1, 0)))
-    give(problem, shared, rank)  # the tensor cores are yours; I do softmax
+    give(shared, rank)  # the tensor cores are yours; I do softmax
     scores = warpgroup_mma_wait(0, deps=[scores])
     release(shared.k_free, n, problem)
     if MASKED:
@@ -36,24 +36,23 @@ def consume(problem, shared, rank: gl.constexpr, count, first_row, base, blocks,
     queries = shared.q.index(rank).reshape([64, problem.HEAD_DIM])
     turn = base + count
     take(shared, rank, turn)
-    if problem.MASKED:
-        for j in range(masked):
-            key = (blocks - 1 - j) * problem.BLOCK_N
-            acc, top, total = step(problem, shared, rank, turn + 1 + j, first_row, key, queries, base + j, acc, top, total, True)
+    for j in range(masked):
+        key = (blocks - 1 - j) * problem.BLOCK_N
+        acc, top, total = step(problem, shared, rank, turn + 1 + j, first_row, key, queries, base + j, acc, top, total, True)
     for j in range(masked, blocks):
         acc, top, total = step(problem, shared, rank, turn + 1 + j, first_row, 0, queries, base + j, acc, top, total, False)
-    give(problem, shared, rank)
+    give(shared, rank)
     return acc, top, total
 
 
 @gluon.jit
 def attention_forward(
-    q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr,
-    MASKED: gl.constexpr, O_TILES: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """The kernel; arguments as of attention.run."""
     run(
-        consume, q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-        BLOCK_N, HEAD_DIM, STAGES, CONSUMERS, CAUSAL, MASKED, O_TILES, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
+        consume, q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+        BLOCK_N, HEAD_DIM, STAGES, CAUSAL, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
     )  # fmt: skip

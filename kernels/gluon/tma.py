@@ -23,16 +23,14 @@ def load_ahead(source, tiles, full, batch, kv_head, block, n, blocks, problem):
 
 @gluon.jit
 def attention_forward(
-    q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr,
-    MASKED: gl.constexpr,
+    q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """One program: one tile of 128 queries of one head."""
     dtype: gl.constexpr = q.dtype
     problem = Problem(
-        q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-        BLOCK_N, HEAD_DIM, STAGES, CONSUMERS, CAUSAL, MASKED,
-    )  # fmt: skip
+        q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2, BLOCK_N, HEAD_DIM, STAGES, CAUSAL
+    )
     q_tile = gl.allocate_shared_memory(dtype, [1, 1, BLOCK_M, HEAD_DIM], tile_layout(4, dtype))
     k_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], tile_layout(4, dtype))
     v_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, HEAD_DIM], tile_layout(4, dtype))
@@ -61,9 +59,8 @@ def attention_forward(
         scores = multiply(queries, k_tiles.index(stage).reshape([BLOCK_N, HEAD_DIM]).permute((1, 0)))
         scores = warpgroup_mma_wait(0, deps=[scores])
         load_ahead(k, k_tiles, k_full, batch, kv_head, blocks - 1 - j - STAGES, j + STAGES, blocks, problem)
-        if MASKED:
-            scores = keys_seen(scores, first_row, key, seqlen_k, seqlen_k - seqlen_q, CAUSAL)
-        weights, factor, top, total = softmax(scores, top, total, scale_log2, MASKED)
+        scores = keys_seen(scores, first_row, key, seqlen_k, seqlen_k - seqlen_q, CAUSAL)
+        weights, factor, top, total = softmax(scores, top, total, scale_log2, True)
         acc = shrink(acc, factor)
         mbarrier.wait(v_full.index(stage), phase)
         values = v_tiles.index(stage).reshape([BLOCK_N, HEAD_DIM])

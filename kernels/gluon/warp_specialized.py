@@ -32,10 +32,9 @@ def consume(problem, shared, rank: gl.constexpr, count, first_row, base, blocks,
     """Masked blocks first, then those that every row sees whole."""
     acc, top, total = start(problem, 64)
     queries = shared.q.index(rank).reshape([64, problem.HEAD_DIM])
-    if problem.MASKED:
-        for j in range(masked):
-            key = (blocks - 1 - j) * problem.BLOCK_N
-            acc, top, total = step(problem, shared, first_row, key, queries, base + j, acc, top, total, True)
+    for j in range(masked):
+        key = (blocks - 1 - j) * problem.BLOCK_N
+        acc, top, total = step(problem, shared, first_row, key, queries, base + j, acc, top, total, True)
     for j in range(masked, blocks):
         acc, top, total = step(problem, shared, first_row, 0, queries, base + j, acc, top, total, False)
     return acc, top, total
@@ -43,12 +42,12 @@ def consume(problem, shared, rank: gl.constexpr, count, first_row, base, blocks,
 
 @gluon.jit
 def attention_forward(
-    q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, CAUSAL: gl.constexpr,
-    MASKED: gl.constexpr, O_TILES: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """The kernel; arguments as of attention.run."""
     run(
-        consume, q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
-        BLOCK_N, HEAD_DIM, STAGES, CONSUMERS, CAUSAL, MASKED, O_TILES, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
+        consume, q, k, v, o, lse, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+        BLOCK_N, HEAD_DIM, STAGES, CAUSAL, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
     )  # fmt: skip

@@ -142,11 +142,10 @@ def resources_of(name: str, workload: Workload) -> dict:
     """Tile and shared memory of a rung."""
     if name not in gluon.NAMES:
         return {}
-    schedule = name.removeprefix(gluon.PREFIX)
-    config = gluon.config_for(schedule, workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k)
+    config = gluon.config_for(name.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal)
     built = build.build(config)
     return {
-        "tile": {"block_m": config.block_m, "block_n": config.block_n, "stages": config.stages, "consumers": config.consumers},
+        "tile": {"block_m": gluon.BLOCK_M, "block_n": config.block_n, "stages": config.stages},
         "smem_bytes": built.smem_bytes,
         "compiler": built.compiler,
     }

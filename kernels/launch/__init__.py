@@ -1,1 +1,0 @@
-"""Launches of what Triton compiled, past its launcher: a few microseconds on the host."""
