@@ -49,7 +49,6 @@ def adopted(
         f"{name}: tile {found[0].tile}, d{pipeline.head_dim}, {pipeline.consumers} consumers, the order of their loop and its "
         f"{pipeline.instructions} instructions a block are read; {estimated} estimated"
         + ("" if pipeline.stages else ", two stages assumed")
-        + ("" if pipeline.weights_in_registers else "; P, which goes through shared memory, is predicted as in registers")
         + ("; how V is transposed is left out" if pipeline.element_bytes == 1 else "")
     )
     return 0, tuple(each.name for each in found)

@@ -109,3 +109,15 @@ def test_a_kept_kernel_is_predicted_without_its_file(head_dim):
     found, estimated = (predict(workload, name, "h200", clock_hz=1.5e9) for name in names)
     assert found.tile == estimated.tile
     assert found.cycles == pytest.approx(estimated.cycles, rel=0.1)
+
+
+def test_weights_that_go_through_shared_memory_are_put_there():
+    """FlashAttention-3's full kernel at d64, 192 x 192."""
+    (kept,) = (each for each in FA3 if (each.head_dim, each.dtype, each.causal) == (64, "bf16", False))
+    workload = Workload(1, 16, 2048, 64, "bf16")
+    name = adopt("kept d64 full", kept.pipeline).name
+    (program,) = programs(workload, name, "h200", kv_blocks=4)
+    assert not kept.pipeline.weights_in_registers and "put P" in program.labels
+    assert program.smem_parts["P"] == 192 * 192 * 2
+    found, estimated = (predict(workload, each, "h200", clock_hz=1.5e9).cycles for each in (name, "fa3-published"))
+    assert found == pytest.approx(estimated, rel=0.05)

@@ -54,6 +54,10 @@ class Reader(Pen):
         """Itself: what is around it is a step of the order."""
         return 1
 
+    def put(self, tile, name: str) -> list[Phase]:
+        """The stores of P: their issue is in the code that was read, the bytes and the fence are not."""
+        return [replace(each, other=0) for each in super().put(tile, name)]
+
     def begins(self, tile, j: int) -> bool:
         """Whether block j does not go the loop's way: it is a tile's first, or no key was seen before it by a running softmax."""
         return j == 0 or (self.code.softmax is RUNNING and j <= tile.hidden(self.rank))

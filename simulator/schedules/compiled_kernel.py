@@ -44,6 +44,7 @@ class _Order:
             self.Q, self.O = cta.ring("Q", tile.q_bytes, stages=1), cta.ring("O", tile.o_bytes, stages=1, over=self.rings["V"])
         else:
             self.Q, self.O = cta.private("Q", tile.q_bytes), cta.staging("O", tile.stage_bytes)
+        self.P = None if pipeline.weights_in_registers else cta.outbox("P", tile.nbytes("P"))
         self.turn = cta.baton(first=0) if pipeline.takes_turns else None
         self.meets = any(step.what == "meet" for step in pipeline.blocks[0].steps)
 
@@ -130,7 +131,7 @@ class _Consumer:
 
     def __init__(self, order: _Order, wg):
         self.order, self.wg = order, wg
-        self.results, self.loaded, self.begun = {}, set(), set()
+        self.results, self.loaded, self.begun, self.put = {}, set(), set(), set()
 
     def walk(self, turn: int, block: Block) -> None:
         """One turn of the loop, or the part of it that is about blocks there are."""
@@ -145,6 +146,19 @@ class _Consumer:
                     self._run(step.phases, "address", turn)
             elif is_there(turn - step.lag):
                 self._step(step, gap, turn - step.lag)
+        if turn in self.begun:
+            self._weights(turn)
+
+    def _weights(self, j: int):
+        """P of block j as an operand: in registers, or put into shared memory behind its softmax."""
+        if self.order.P is None:
+            return "P"
+        slot = self.order.P[self.wg, j]
+        if j not in self.put:
+            self.put.add(j)
+            self.wg.put("P", slot)
+            self.wg.wait(slot)
+        return slot
 
     def _step(self, step: Step, gap: int, j: int) -> None:
         wg, slot = self.wg, self.order.rings[step.tensor][j] if step.tensor in self.order.rings else None
@@ -161,9 +175,11 @@ class _Consumer:
         elif step.what == "scores":
             self.results["K", j] = wg.gemm("S", self.order.q(wg), slot, loaded=("K", j) in self.loaded)
         elif step.what == "values":
-            self.results["V", j] = wg.gemm("O", "P", slot, add=True, loaded=("V", j) in self.loaded)
+            self.results["V", j] = wg.gemm("O", self._weights(j), slot, add=True, loaded=("V", j) in self.loaded)
         elif step.what == "finished":
             wg.wait(self.results[step.tensor, j])
+            if step.tensor == "V" and self.order.P is not None:
+                wg.free(self.order.P[wg, j])
         else:
             wg.free(slot)
             if step.tensor == "K" and j == self.order.last:
