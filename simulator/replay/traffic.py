@@ -112,9 +112,10 @@ def replay_traffic(
                 block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
             )  # fmt: skip
         moved.append(_moved(counts, shares, lookups[0]))
-        left, fresh, before = counts.copy(), links.copy(), links[:, 3].copy()
-        fresh[:, 3] &= ~earlier
-        flush(homes, block, fresh, left)
+        left, before = counts.copy(), links[:, 3].copy()
+        links[:, 3] &= ~earlier
+        flush(homes, block, links, left)  # nothing is written back yet: it is counted, and the stripes are dirty again
+        links[:, 3] = before
         dirty, earlier = dirty + int((left - counts)[:, FROM_HBM + 1].sum()), before
     flush(homes, block, links, counts)
     moved[-1] = _moved(counts, shares, lookups[0])
