@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from fasim.kernels import ops  # noqa: E402
 from fasim.kernels.cuda import config, launch  # noqa: E402
+from fasim.kernels.cuda.fp8 import launch as fp8_launch  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
 from fasim.simulator.problem.order import work_items  # noqa: E402
 from fasim.simulator.problem.workload import Workload  # noqa: E402
@@ -53,12 +54,38 @@ def test_what_tma_can_describe_is_read_in_place_and_the_rest_copied(name):
     assert flat.shape == x.shape and torch.equal(flat, x)
 
 
-def test_a_base_off_16_bytes_is_copied():
-    x = torch.randn(2 * 3 * 4 * 64 + 1).half()[1:].view(2, 3, 4, 64)
+OFF_BASE = {
+    "contiguous": lambda x: torch.cat((x.flatten()[:1], x.flatten()))[1:].view(x.shape),
+    "columns 1 to 64 of 72": lambda x: torch.cat((x[..., :1], x, x[..., :7]), -1)[..., 1:65],
+    "heads before rows": lambda x: torch.cat((x, x[..., :8]), -1).transpose(1, 2).contiguous().transpose(1, 2)[..., 1:65],
+    "one head for all": lambda x: torch.cat((x[:, :, :1, :1], x[:, :, :1], x[:, :, :1, :7]), -1)[..., 1:65].expand(x.shape),
+    "negated lazily": lambda x: torch._neg_view(torch.cat((x[..., :1], x, x[..., :7]), -1)[..., 1:65]),
+}
+
+
+def described(operand, x):
+    """What the operand's tensor map has TMA read from x's address."""
+    element = x.element_size()
+    head_dim, rows, heads, batch = operand.sizes
+    row, head, of_batch = (step // element for step in operand.strides_bytes)
+    return x.detach().as_strided((batch, rows, heads, head_dim), (of_batch, row, head, 1))
+
+
+@pytest.mark.parametrize("name", OFF_BASE)
+def test_a_base_off_16_bytes_is_copied_to_what_the_tensor_map_describes(name):
+    x = OFF_BASE[name](torch.randn(2, 3, 4, 64).half())
     operand = launch.Operand("fp16", tuple(x.shape), x.stride(), (64, 64))
     assert x.data_ptr() % 16 and not operand.copied
     seen = operand.readable(x)
-    assert seen.data_ptr() % 16 == 0 and torch.equal(seen, x)
+    assert seen.data_ptr() % 16 == 0 and torch.equal(seen, x) and torch.equal(described(operand, seen), x)
+
+
+def test_an_fp8_base_off_16_bytes_is_copied_to_what_the_tensor_map_describes():
+    x = torch.randn(2, 3, 4, 80).to(torch.float8_e4m3fn)[..., 1:65]
+    operand = fp8_launch._Operand("e4m3", tuple(x.shape), x.stride(), (64, 64))
+    assert x.data_ptr() % 16 and not operand.copied
+    seen = operand.readable(x)
+    assert seen.data_ptr() % 16 == 0 and torch.equal(described(operand, seen).float(), x.float())
 
 
 @pytest.mark.parametrize("seqlen_k", [1, 500, 4096, 16384, 1 << 20])

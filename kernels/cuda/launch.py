@@ -171,11 +171,11 @@ class Operand:
         self.maps: dict[int, driver.TensorMap] = {}
 
     def readable(self, x: Tensor) -> Tensor:
-        """x, or a contiguous copy where TMA cannot describe it."""
-        if self.copied or x.data_ptr() % TMA_ALIGNMENT:
+        """x, or a copy that TMA can read and `map` describes: contiguous where no map has x's strides, else of x's strides."""
+        if self.copied:
             check_storage(x)
             return x.clone(memory_format=torch.contiguous_format)
-        return x
+        return x if x.data_ptr() % TMA_ALIGNMENT == 0 else aligned(x)
 
     def map(self, x: Tensor) -> driver.TensorMap:
         """The tensor map of x."""
@@ -242,6 +242,13 @@ def describable(shape: tuple, strides: tuple) -> bool:
         return False
     steps = [stride * ELEMENT_BYTES for size, stride in zip(shape[:3], strides[:3], strict=True) if size > 1]
     return all(step % TMA_ALIGNMENT == 0 and 0 <= step < 1 << 40 for step in steps)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """A copy of x of its own strides (any, also 0) on an address that TMA takes; UsageError where x's storage ends early."""
+    check_storage(x)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided((span,), (1,)).clone().as_strided(x.shape, x.stride(), 0)
 
 
 def grid_of(heads: int, m_tiles: int, cluster: int, sm_count: int) -> int:

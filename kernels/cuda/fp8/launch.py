@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....simulator.errors import UsageError
+from ...arguments import check_storage
 from ...compile import build
 from ...fp8.arguments import check
 from .. import driver, launch
@@ -190,10 +191,11 @@ class _Operand:
         self.maps: dict[int, driver.TensorMap] = {}
 
     def readable(self, x: Tensor) -> Tensor:
-        """x, or a contiguous copy where TMA cannot describe it."""
-        if self.copied or x.data_ptr() % launch.TMA_ALIGNMENT:
+        """x, or a copy that TMA can read and `map` describes, as of launch.Operand."""
+        if self.copied:
+            check_storage(x)
             return x.clone(memory_format=torch.contiguous_format)
-        return x
+        return x if x.data_ptr() % launch.TMA_ALIGNMENT == 0 else launch.aligned(x)
 
     def map(self, x: Tensor) -> driver.TensorMap:
         """The tensor map of x."""
