@@ -39,9 +39,7 @@ def round_robin_by_step(jobs):
 
 def whole_gemm_first(jobs):
     """A warpgroup keeps the tensor cores until its issued steps are done."""
-    return _queues(
-        jobs, lambda ready, last, queues: last if last in ready else min(ready, key=lambda w: queues[w][0][0])
-    )
+    return _queues(jobs, lambda ready, last, queues: last if last in ready else min(ready, key=lambda w: queues[w][0][0]))
 
 
 POLICIES = {

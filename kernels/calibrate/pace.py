@@ -67,9 +67,7 @@ class Pace:
     def __init__(self, module):
         self.module = module
 
-    def __call__(
-        self, order, d, ring, level="blocks", fenced=True, blocks=BLOCKS, shift=0, delays=(0, 0), alone=False, fed=None
-    ):
+    def __call__(self, order, d, ring, level="blocks", fenced=True, blocks=BLOCKS, shift=0, delays=(0, 0), alone=False, fed=None):
         import torch
 
         n, groups = tile(order, d)

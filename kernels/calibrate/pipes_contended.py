@@ -51,9 +51,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 
 def source():
     """The whole CUDA source."""
-    text = (
-        PRELUDE + wgmma_wrappers((128,)) + (HERE / "gemm.cuh").read_text() + (HERE / "pipes_contended.cu").read_text()
-    )
+    text = PRELUDE + wgmma_wrappers((128,)) + (HERE / "gemm.cuh").read_text() + (HERE / "pipes_contended.cu").read_text()
     return text + "".join(kernel(name, operand) for name in PATTERNS for operand in ("SS", "RS"))
 
 

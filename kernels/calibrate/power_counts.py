@@ -64,9 +64,7 @@ def profile(paces):
     with tempfile.TemporaryDirectory(prefix="fasim-power-") as folder:
         listed = Path(folder) / "paces.json"
         listed.write_text(json.dumps(paces))
-        seen = counters(
-            f"{__package__}.power", CHILD, f"regex:^({kernels})$", METRICS.values(), value=str(listed), cache="none"
-        )
+        seen = counters(f"{__package__}.power", CHILD, f"regex:^({kernels})$", METRICS.values(), value=str(listed), cache="none")
     found = {}
     for name, row in zip(counted_names(), seen, strict=True):
         work = paces[name][0] * WORKLOADS[name].units

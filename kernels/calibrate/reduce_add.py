@@ -104,9 +104,7 @@ def latency(module, data):
         torch.cuda.synchronize()
         seen = out.cpu().numpy()[8:]
         found[size] = {"smem_reusable": spread(seen[:, 0]), "done": spread(seen[:, 1])}
-    fits = {
-        way: line(list(found), [each[way]["median"] for each in found.values()]) for way in ("smem_reusable", "done")
-    }
+    fits = {way: line(list(found), [each[way]["median"] for each in found.values()]) for way in ("smem_reusable", "done")}
     return {"by_bytes": found, "fit_cycles_over_bytes": fits}
 
 

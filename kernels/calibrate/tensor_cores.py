@@ -139,9 +139,7 @@ def main():
     issue = {label(r): typical(stamps(module, f"steps_{label(r)}", 1))[0] for r in (QK, PV, QK_LONG, PV_LONG)}
     results = {"solo_fit_cycles_per_k16_step": fits, "solo": table, "solo_issue": issue}
     results |= {"streams": streams(module), "contention": contention(module)}
-    results["arbitration_error_cycles"] = judge(
-        results["contention"], lambda role: int(role.split("_n")[1].split("_")[0]) / 2
-    )
+    results["arbitration_error_cycles"] = judge(results["contention"], lambda role: int(role.split("_n")[1].split("_")[0]) / 2)
     write(out, "tensor_cores", "kernels/calibrate/tensor_cores.py", text, results)
 
 

@@ -1,7 +1,7 @@
 """Profiles of compiled kernels, kept under simulator/code/profiles: ours, and FlashAttention-3's from its wheel. No GPU is needed.
 
-    python -m fasim.kernels.compile.profile ours
-    python -m fasim.kernels.compile.profile fa3-fwd-0.0.3 fa3_fwd/_C.abi3.so
+python -m fasim.kernels.compile.profile ours
+python -m fasim.kernels.compile.profile fa3-fwd-0.0.3 fa3_fwd/_C.abi3.so
 """
 
 from __future__ import annotations

@@ -22,18 +22,29 @@ __device__ __forceinline__ void store_transposed(u32 row_address, u32 a, u32 b, 
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
 }
-__device__ __forceinline__ void store_floats(u32 address, const float* x) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+__device__ __forceinline__ void store_pair(u32 address, float low, float high) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(low), "f"(high) : "memory");
+}
+__device__ __forceinline__ float2 load_pair(u32 address) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+  return x;
 }
 
-// -- turns in global memory: key tile number `turn` adds next -------------------------------------------------------------
-__device__ __forceinline__ void wait_turn(const int* turns, int turn) {
+// -- counters in global memory, by which CTAs wait for one another's bulk copies and stores -----------------------------------
+__device__ __forceinline__ int count_of(const int* counter) {
   int now;
-  do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turns) : "memory");
-  while (now != turn);
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+  return now;
+}
+__device__ __forceinline__ void wait_count(const int* counter, int reached) {
+  while (count_of(counter) < reached) __nanosleep(64);
   asm volatile("fence.proxy.async;" ::: "memory");
 }
-__device__ __forceinline__ void pass_turn(int* turns, int turn) {
+__device__ __forceinline__ void count(int* counter, int more) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(more) : "memory");
+}
+__device__ __forceinline__ void wait_turn(const int* turns, int turn) {
+  while (count_of(turns) != turn) {}
   asm volatile("fence.proxy.async;" ::: "memory");
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(turns), "r"(turn) : "memory");
 }

@@ -5,32 +5,40 @@ __device__ __forceinline__ void step(Consumer& wg, int i) {
   Scores S, dP;
   Operand P, dS;
   Queries dQ;
+  Rows rows;
   wg.issue_scores(S, i);
   wg.issue_products(dP, i);
-  wait_for<1>(S);
-  wg.probabilities(S, i);
+  wg.wait_scores<1>(S, i);
+  wg.load_lse(rows, i);
+  wg.probabilities(S, rows, i);
   pin(S);
-  wait_for<0>(dP);
-  wg.gradient(S, dP, P, dS, i);
-  wg.issue_values(P, i);
+  wg.wait_products<0>(dP, i);
+  wg.load_delta(rows, i);
+  wg.gradient(S, dP, rows, P, dS, i);
+  wg.issue_values(P, i, i != wg.first);
   wg.put_gradient(dS, i);
+  wg.share_gradient(i);
   wg.wait_gradients(i);
   wg.issue_queries(dQ, i);
-  wait_for<1>(wg.dV);
+  wg.wait_values<1>(i);
   wg.free_do(i);
-  wg.issue_keys(dS, i);
-  wait_for<1>(dQ);
+  wg.issue_keys(dS, i, i != wg.first);
+  wg.wait_queries<1>(dQ, i);
   wg.put_queries(dQ, i);
-  wait_for<0>(wg.dK);
+  wg.wait_keys<0>(i);
   wg.free_q(i);
 }
 
 __device__ __forceinline__ void consume(Consumer& wg) {
-  wg.wait_keys_and_values();
+  wg.wait_k();
+  wg.wait_v();
+  wg.claim_outbox();
 #pragma unroll 1
-  for (int i = 0; i < wg.tile.blocks; ++i) step(wg, i);
-  wg.meet();
-  wg.store();
+  for (int i = wg.first; i <= wg.last; ++i) step(wg, i);
+  wg.free_k();
+  wg.free_v();
+  wg.store_values();
+  wg.store_keys();
 }
 
 ATTENTION_BACKWARD

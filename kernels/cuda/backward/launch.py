@@ -1,4 +1,4 @@
-"""Launches the CUDA backward on PyTorch tensors: three kernels, no synchronisation, any stream. Compiled on first use."""
+"""Launches the CUDA backward on PyTorch tensors: two kernels, no synchronisation, any stream. Compiled on first use."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from ...compile import build
 from .. import driver, launch
 from .config import ENTRIES, WARPGROUP, BackwardConfig, config_for
 
-PREPARE_THREADS = FINISH_THREADS = 2 * WARPGROUP
+PREPARE_THREADS = 2 * WARPGROUP
 WARP_KEYS = 16
 """Rows of dK and dV in a box: each warp sends its own."""
-GIVEN = struct.Struct("@" + "Pqqq" * 4 + "PPPPiii0P")
-"""struct Given of prepare.cu: o, dO, lse and dlse with strides of batch, head and row; lse2, delta, sums,
-turns; heads, seqlen_q, m_tiles."""
-PARAMS = struct.Struct("@PPPPiiiiiiiiff")
-"""struct Params of the main kernels: problem.cuh."""
-SUMS = struct.Struct("@PPiiif")
-"""struct Given of finish.cu: sums, dQ, heads, seqlen_q, m_tiles, scale."""
+SECTIONS = 3
+"""Sections of heads that have fp32 sums of dQ at a time: one that is added to, one that may be, one on its way out."""
+LEAST_GAIN = 4
+"""Blocks: a split tile's dK and dV cost about two on their way through memory."""
+GIVEN = struct.Struct("@" + "Pqqq" * 4 + "P" * 9 + "iiiii0P")
+"""struct Given of prepare.cu."""
+PARAMS = struct.Struct("@" + "P" * 13 + "i" * 13 + "ff0P")
+"""struct Params of problem.cuh."""
 
 
 def backward(
@@ -47,8 +48,8 @@ def backward(
     q, o and do are (B, S_q, H, D), k and v (B, S_k, H_kv, D), fp16 or bf16, D of config.HEAD_DIMS, H a multiple of H_kv, any
     strides; lse and dlse (B, H, S_q) in fp32, natural logarithm, -inf where a row sees no key. `scale` as softmax_scale of
     ops.flash_attn_func; a causal mask is bottom-right aligned. The results are contiguous, of q's dtype; dK and dV are summed over
-    the query heads of a group. dK and dV are always deterministic; dQ's fp32 sums are taken in the order in which tiles of
-    keys finish unless `deterministic` is set. Inputs that TMA or 16-byte loads cannot read are copied first.
+    the query heads of a group. dK and dV have the same bits every time; dQ's fp32 sums are taken in the order in which
+    CTAs come to them unless `deterministic` is set. Inputs that TMA or 16-byte loads cannot read are copied first.
     FlashAttention-2 (arXiv:2307.08691) section 2.3: dS = P (dP - delta), delta = rowsum(dO O) - dLSE.
     Raises UsageError for what is not supported, build.CompileError and build.MissingCompiler.
     """
@@ -70,7 +71,7 @@ class Kernel:
         driver.call("cuCtxSetCurrent", self.context)
         self.smem_bytes = self.built.report.dynamic_smem_bytes
         self.function = driver.load_kernel(self.built.cubin, ENTRIES[part], self.smem_bytes)
-        self.threads = {"prepare": PREPARE_THREADS, "main": config.threads, "finish": FINISH_THREADS}[part]
+        self.threads = config.threads if part == "main" else PREPARE_THREADS
         self.cu_launch = driver.library().cuLaunchKernel
         self.cu_launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 
@@ -105,13 +106,42 @@ class Plan:
         self.empty = 0 in (batch, heads, seqlen_q, seqlen_k, kv_heads)
         if self.empty:
             return
-        self.prepare, self.main, self.finish = (kernel_for(config, part, device) for part in ENTRIES)
+        self.prepare, self.main = (kernel_for(config, part, device) for part in ENTRIES)
         m_tiles, n_tiles = -(-seqlen_q // tile.block_m), -(-seqlen_k // tile.block_n)
         self.rows = batch * heads * m_tiles * tile.block_m
-        self.blocks, self.tiles = batch * heads * m_tiles, batch * kv_heads * n_tiles
-        section = min(batch * kv_heads, section_heads(seqlen_q, head_dim, heads // kv_heads))
-        self.sizes = (batch, heads, kv_heads, seqlen_q, seqlen_k, m_tiles, n_tiles, section)
-        self.query_sizes = (heads, seqlen_q, m_tiles)
+        self.blocks = batch * heads * m_tiles
+        sms = launch._sm_count(device)
+        group = min(n_tiles, m_tiles, sms)
+        if config.deterministic and not config.causal:
+            sms = sms // group * group  # whole groups, all of whose tiles run at a time
+        self.ctas = min(sms, batch * kv_heads * n_tiles)
+        self.heads, sharing = batch * heads, heads // kv_heads
+        section = section_heads(seqlen_q, head_dim, sharing)
+        ring = min(batch * heads, SECTIONS * section * sharing)
+        split = split_tiles(batch * kv_heads * n_tiles, m_tiles * sharing, self.ctas)
+        # A wait for the sums of a head that a split tile adds to as well would never end.
+        possible = not (config.causal or config.deterministic) and -(-split // n_tiles) * sharing <= ring
+        self.split = split if possible else 0
+        self.sums = ring * m_tiles * tile.block_m * head_dim
+        self.key_sums = self.split * 2 * tile.block_n * head_dim
+        adds = tile.consumers * sum(m_tiles - first for first in first_blocks(config, seqlen_q, seqlen_k))
+        sections = min(batch * kv_heads, section)
+        self.sizes = (
+            batch,
+            heads,
+            kv_heads,
+            sharing,
+            seqlen_q,
+            seqlen_k,
+            m_tiles,
+            n_tiles,
+            sections,
+            ring,
+            group,
+            adds,
+            self.split,
+        )
+        self.query_sizes = (heads, seqlen_q, m_tiles, ring, self.split)
         contiguous = (seqlen_k * kv_heads * head_dim, kv_heads * head_dim, head_dim, 1)
         queries, keys = (launch.BOX_COLUMNS, tile.block_m), (launch.BOX_COLUMNS, tile.block_n)
         self.q, self.k, self.v, self.o, self.do, self.dk, self.dv = (
@@ -128,12 +158,21 @@ class Plan:
         )
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        lse: Tensor,
+        do: Tensor,
+        dlse: Tensor | None,
+        scale: float,
+        trace: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Launch on the device's current stream, with a scale that scale_of gave."""
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
-                return self.run(q, k, v, o, lse, do, dlse, scale)
+                return self.run(q, k, v, o, lse, do, dlse, scale, trace)
         dq = torch.empty(self.q_shape, dtype=q.dtype, device=q.device)
         dk, dv = (torch.empty(self.k_shape, dtype=q.dtype, device=q.device) for _ in range(2))
         if self.empty:
@@ -141,14 +180,21 @@ class Plan:
         q, k, v, o, do = (
             operand.readable(x) for operand, x in zip((self.q, self.k, self.v, self.o, self.do), (q, k, v, o, do), strict=True)
         )
-        sums, statistics, turns = self.workspace(q.device)
-        turn = 0 if turns is None else turns.data_ptr()
-        lse2, delta = statistics.data_ptr(), statistics.data_ptr() + 4 * self.rows
+        work, counters = self.workspace(q.device)
+        sums = work.data_ptr()
+        key_sums = sums + 4 * self.sums
+        lse2 = key_sums + 4 * self.key_sums
+        delta = lse2 + 4 * self.rows
+        tickets = counters.data_ptr()
+        added = tickets + 8
+        finished = added + 4 * self.heads
+        key_added = finished + 4 * self.heads
+        turns = key_added if self.config.deterministic else 0
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         slopes = (0, 0, 0, 0) if dlse is None else _rows(dlse, 0, 1, 2)
         given = _block(
             GIVEN, *_rows(o, 0, 2, 1), *_rows(do, 0, 2, 1), *_rows(lse, 0, 1, 2), *slopes,
-            lse2, delta, sums.data_ptr(), turn, *self.query_sizes,
+            lse2, delta, sums, key_sums, added, finished, key_added, tickets, turns, *self.query_sizes,
         )  # fmt: skip
         self.prepare.launch(self.blocks, stream, ctypes.addressof(given))
         # Every map is named until the launch has read it.
@@ -156,19 +202,20 @@ class Plan:
             operand.map(x)
             for operand, x in zip((self.q, self.k, self.v, self.do, self.dk, self.dv), (q, k, v, do, dk, dv), strict=True)
         ]
-        params = _block(PARAMS, lse2, delta, sums.data_ptr(), turn, *self.sizes, scale, scale * launch.LOG2_E)
-        self.main.launch(self.tiles, stream, *(each.address for each in maps), ctypes.addressof(params))
-        given = _block(SUMS, sums.data_ptr(), dq.data_ptr(), *self.query_sizes, scale)
-        self.finish.launch(self.blocks, stream, ctypes.addressof(given))
+        params = _block(
+            PARAMS, lse2, delta, sums, key_sums, tickets, added, finished, key_added, turns,
+            dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), 0 if trace is None else trace.data_ptr(), *self.sizes,
+            scale, scale * launch.LOG2_E,
+        )  # fmt: skip
+        self.main.launch(self.ctas, stream, *(each.address for each in maps), ctypes.addressof(params))
         return dq, dk, dv
 
-    def workspace(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """dQ's fp32 sums in the order of registers, LSE to base 2 and delta of each row, and whose turn it is to add."""
-        head_dim = self.q_shape[3]
+    def workspace(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """fp32 sums, of dQ of some heads and of split tiles; LSE to base 2 and delta of each row; and counters."""
+        more = 2 * self.blocks if self.config.deterministic else self.split
         return (
-            torch.empty(self.rows * head_dim, dtype=torch.float32, device=device),
-            torch.empty(2 * self.rows, dtype=torch.float32, device=device),
-            torch.empty(2 * self.blocks, dtype=torch.int32, device=device) if self.config.deterministic else None,
+            torch.empty(self.sums + self.key_sums + 2 * self.rows, dtype=torch.float32, device=device),
+            torch.empty(2 + 2 * self.heads + more, dtype=torch.int32, device=device),
         )
 
 
@@ -180,6 +227,23 @@ def _rows(x: Tensor, batch: int, head: int, row: int) -> tuple[int, int, int, in
 def _block(layout: struct.Struct, *fields: float) -> ctypes.Array:
     """An argument of a kernel: a struct by value."""
     return ctypes.create_string_buffer(layout.pack(*fields), layout.size)
+
+
+def first_blocks(config: BackwardConfig, seqlen_q: int, seqlen_k: int) -> list[int]:
+    """Of every tile of keys the first query block that sees it."""
+    tile, offset = config.tile, seqlen_k - seqlen_q
+    keys = range(0, seqlen_k, tile.block_n)
+    return [min(max(0, key - offset), seqlen_q - 1) // tile.block_m if config.causal else 0 for key in keys]
+
+
+def split_tiles(tiles: int, walk: int, ctas: int) -> int:
+    """How many tiles of `walk` blocks the CTAs share, so that each has as many blocks; 0 where it would gain little.
+
+    A CTA's part is a tile at least, so that two share a tile at most: their two sums are the same bits in either order.
+    """
+    left = tiles % ctas
+    gain = walk - left * walk // ctas
+    return left + ctas if left and tiles > ctas and gain >= LEAST_GAIN else 0
 
 
 def section_heads(seqlen_q: int, head_dim: int, sharing: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from .check import say
 
 TOKENS, HIDDEN = 16384, 2048
-WARM, CALLS, REST = 3, 10, 0.25
+WARM, MOST_CALLS, BURST_MS, REST = 2, 10, 40, 0.4
 
 
 def flops(seqlen: int, causal: bool) -> float:
@@ -28,9 +28,14 @@ def milliseconds(call) -> float:
     """The median of a burst."""
     import torch
 
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    call()
+    events[1].record()
     torch.cuda.synchronize()
+    calls = max(3, min(MOST_CALLS, int(BURST_MS / events[0].elapsed_time(events[1]))))
     time.sleep(REST)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(WARM + CALLS + 1)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(WARM + calls + 1)]
     events[0].record()
     for event in events[1:]:
         call()
@@ -39,7 +44,9 @@ def milliseconds(call) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in zip(events[WARM:-1], events[WARM + 1 :], strict=True))
 
 
-def measure(schedule: str, head_dim: int, seqlen: int, causal: bool, dtype: str = "bf16", deterministic: bool = False) -> dict:
+def measure(
+    schedule: str, head_dim: int, seqlen: int, causal: bool, dtype: str = "bf16", deterministic: bool = False, split: bool = False
+) -> dict:
     """One shape: milliseconds of the call and of each kernel."""
     import torch
 
@@ -61,11 +68,10 @@ def measure(schedule: str, head_dim: int, seqlen: int, causal: bool, dtype: str 
         deterministic, False, q.get_device(),
     )  # fmt: skip
     parts = {}
-    for part in ("prepare", "finish"):  # the call without it is as much shorter as it takes
-        kernel = getattr(plan, part)
-        setattr(plan, part, _Nothing())
-        parts[part] = whole - milliseconds(call)
-        setattr(plan, part, kernel)
+    if split:
+        main, plan.main = plan.main, _Nothing()
+        parts["prepare"] = milliseconds(call)
+        plan.main = main
     main = flops(seqlen, causal) / (whole - sum(parts.values())) / 1e9
     row = {
         "schedule": schedule, "head_dim": head_dim, "seqlen": seqlen, "causal": causal, "dtype": dtype,
@@ -93,6 +99,7 @@ def main() -> int:
     parser.add_argument("--head-dims", type=int, nargs="+", default=[128, 64])
     parser.add_argument("--seqlens", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--split", action="store_true", help="the preprocess apart")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = []
@@ -100,7 +107,7 @@ def main() -> int:
         for seqlen in args.seqlens:
             for causal in (False, True):
                 for schedule in args.schedules:
-                    rows.append(measure(schedule, head_dim, seqlen, causal, deterministic=args.deterministic))
+                    rows.append(measure(schedule, head_dim, seqlen, causal, deterministic=args.deterministic, split=args.split))
                     if args.out:
                         args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0

@@ -1,4 +1,4 @@
-// Before the main kernel: delta = rowsum(dO O) - dLSE of each query, LSE in base 2, and dQ's sums and turns cleared.
+// Before the main kernel: delta = rowsum(dO O) - dLSE of each query, LSE in base 2, and dQ's sums and all counters cleared.
 // Rows that are not there or see no key get LSE +inf, hence P = 0. A CTA has one block of BLOCK_M queries of one head.
 // Chosen at compile time: HEAD_DIM, BLOCK_M, BF16, HAS_DLSE.
 #include "narrow.cuh"
@@ -10,9 +10,13 @@ struct Rows {  // (batch, heads, rows) by strides in elements
 struct Given {
   Rows o, dO, lse, dlse;
   float *lse2, *delta;
-  float4* sums;
-  int2* turns;  // or null
-  int heads, seqlen_q, m_tiles;
+  float4* sums;            // of the first `ring` heads
+  float4* key_sums;        // and of split tiles
+  int *added, *finished;   // (batch, heads)
+  int* key_added;          // (split)
+  int2* counters;
+  int2* turns;             // or null
+  int heads, seqlen_q, m_tiles, ring, split;
 };
 
 constexpr int THREADS = 256;
@@ -21,6 +25,11 @@ constexpr int TOGETHER = THREADS / LANES;
 
 __device__ __forceinline__ const char* row_of(const Rows& x, int batch, int head, int row, int bytes) {
   return (const char*)x.data + (batch * x.batch + head * x.head + row * x.row) * bytes;
+}
+
+__device__ __forceinline__ void clear(float4* sums) {
+#pragma unroll
+  for (int i = threadIdx.x; i < BLOCK_M * HEAD_DIM / 4; i += THREADS) sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_prepare(const __grid_constant__ Given given) {
@@ -55,8 +64,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_prepare(const __
       given.delta[index * BLOCK_M + at] = sum;
     }
   }
-  if (given.turns && threadIdx.x == 0) given.turns[index] = make_int2(0, 0);
-  float4* sums = given.sums + index * (BLOCK_M * HEAD_DIM / 4);
-#pragma unroll
-  for (int i = threadIdx.x; i < BLOCK_M * HEAD_DIM / 4; i += THREADS) sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (threadIdx.x == 0) {
+    if (m == 0) given.added[flat] = 0, given.finished[flat] = 0;
+    if (index == 0) *given.counters = make_int2(0, 0);
+    if (given.turns) given.turns[index] = make_int2(0, 0);
+  }
+  if (flat < given.ring) clear(given.sums + index * (BLOCK_M * HEAD_DIM / 4));
+  // As many blocks as a split tile's dV and dK are: 128 keys.
+  for (int block = blockIdx.x; block < given.split * (2 * 128 / BLOCK_M); block += gridDim.x) {
+    clear(given.key_sums + (long long)block * (BLOCK_M * HEAD_DIM / 4));
+    if (threadIdx.x == 0 && block < given.split) given.key_added[block] = 0;
+  }
 }

@@ -1,54 +1,108 @@
-// The problem, and which tile of keys a CTA works on. The orders are those of simulator/problem/order.py, "columns".
+// The problem, and which tiles of keys a CTA works on. The orders are those of simulator/problem/order.py, "columns".
 #pragma once
-#include "ptx.cuh"
+#include "verbs.cuh"
+
+struct Counters {
+  int tile, part;  // next to be worked on; part of dQ next to be finished
+};
 
 struct Params {
   const float *lse2, *delta;  // (batch, heads, m_tiles * BLOCK_M): LSE in base 2, +inf where a row is not there or sees no key; delta
-  float* sums;                // dQ: (batch, heads, m_tiles, 2 warpgroups, BLOCK_M * HEAD_DIM / 2) in the order of registers
-  int* turns;                 // (batch, heads, m_tiles, 2): tiles of keys that have added, for deterministic sums; or null
-  int batch, heads, kv_heads, seqlen_q, seqlen_k;
+  float* sums;                // dQ's, zero before: (ring, m_tiles, 2 warpgroups, 64, 64); head h of all has slot h % ring
+  float* key_sums;            // dV's and dK's of split tiles, zero before: (split, dV or dK, HEAD_DIM / 64, 2 warpgroups, 64, 64)
+  Counters* counters;         // zero before
+  int *added, *finished;      // (batch, heads), zero before: shares of blocks added to a head's sums, parts that are out again
+  int* key_added;             // (split), zero before: of a split tile, shares of blocks that are in its sums
+  int* turns;                 // (batch, heads, m_tiles, 2), zero before: tiles of keys that have added, for deterministic sums; or null
+  void *dQ, *dK, *dV;         // (batch, seqlen, heads, HEAD_DIM), contiguous
+  u32* trace;                 // see trace.cuh; null unless TRACE
+  int batch, heads, kv_heads, sharing, seqlen_q, seqlen_k;  // heads that share a K/V head
   int m_tiles, n_tiles;       // query blocks and key tiles of a head
   int section;                // K/V heads walked together where the mask is causal
+  int ring;                   // heads that have sums at a time
+  int group;                  // tiles of keys that run at a time for deterministic sums
+  int adds;                   // shares of blocks that a head's sums need
+  int split;                  // the first tiles of keys, which all CTAs share, so that each has as many blocks
   float scale, scale_log2;    // softmax_scale, and times log2(e)
 };
 
-// BLOCK_N keys of one K/V head, against the query blocks `first` .. m_tiles - 1 of every query head that shares it.
-struct Tile {
+// Deterministic sums with a full mask: `group` tiles of keys begin as far apart in the queries as can be, and go round, so that each
+// block's adds come one after another without a wait.
+constexpr bool ROTATED = DETERMINISTIC && !CAUSAL;
+constexpr bool SPLITS = !DETERMINISTIC && !CAUSAL;  // whether tiles of keys may be shared
+
+// BLOCK_N keys of one K/V head, against the query blocks from `first` on (to the last, or round) of every query head that shares it.
+struct alignas(16) Tile {
   int n, kv_head, batch;
   int first;   // query block
-  int walked;  // query blocks of one head
-  int blocks;  // of all heads of the group
+  int blocks;  // of all heads of the group, or as many of them as this CTA has
+  int begin;   // those before
+  int split;   // number of a tile that two CTAs share; -2 - number of one among those that was not cut; or -1
 
-  __device__ __forceinline__ Tile(int index, const Params& p) {
+  // How many tiles of keys add to query block m before this one.
+  __device__ __forceinline__ int turn(int m, const Params& p) const {
+    if constexpr (CAUSAL) {  // from the diagonal on: the nearer, the sooner it is there
+      const int sees = min(m * BLOCK_M + BLOCK_M, p.seqlen_q) - 1 + p.seqlen_k - p.seqlen_q;
+      return sees / BLOCK_N - n;
+    } else {
+      const int group = p.group, apart = p.m_tiles / group, begin = n / group * group, rank = n - begin;
+      const int size = min(group, p.n_tiles - begin), here = min(m / apart, size - 1);
+      return begin + here - rank + (rank <= here ? 0 : size);
+    }
+  }
+
+  static __device__ __forceinline__ Tile locate(int index, const Params& p) {
+    Tile tile;
     int flat;
     if constexpr (CAUSAL) {  // longest first: key tile 0 of every head of the section, and so on
       const int total = p.batch * p.kv_heads;
       const int begin = index / (p.section * p.n_tiles) * p.section;
       const int within = index - begin * p.n_tiles, heads = min(p.section, total - begin);
-      n = within / heads;
+      tile.n = within / heads;
+      if constexpr (DETERMINISTIC) tile.n = p.n_tiles - 1 - tile.n;  // shortest first, as it adds first
       flat = begin + within % heads;
     } else {
-      n = index % p.n_tiles;
+      tile.n = index % p.n_tiles;
       flat = index / p.n_tiles;
     }
-    kv_head = flat % p.kv_heads;
-    batch = flat / p.kv_heads;
-    first = 0;
-    if constexpr (CAUSAL) first = min(max(0, n * BLOCK_N - (p.seqlen_k - p.seqlen_q)), p.seqlen_q - 1) / BLOCK_M;
-    walked = p.m_tiles - first;
-    blocks = walked * (p.heads / p.kv_heads);
+    tile.kv_head = flat % p.kv_heads;
+    tile.batch = flat / p.kv_heads;
+    tile.first = CAUSAL ? min(max(0, tile.n * BLOCK_N - (p.seqlen_k - p.seqlen_q)), p.seqlen_q - 1) / BLOCK_M : 0;
+    tile.blocks = (p.m_tiles - tile.first) * p.sharing;
+    tile.begin = 0, tile.split = -1;
+    if constexpr (ROTATED) tile.first = tile.n % p.group * (p.m_tiles / p.group);
+    return tile;
   }
 };
 
-// Where block i of a tile's walk is: a query head, and a query block of it.
+// Where a tile's walk has come to: a query head, and a query block of it.
 struct Block {
   int head, m;
-  __device__ __forceinline__ Block(const Tile& tile, const Params& p) : head(tile.kv_head * (p.heads / p.kv_heads)), m(tile.first) {}
-  __device__ __forceinline__ void next(const Params& p, const Tile& tile) {
-    if (++m == p.m_tiles) m = tile.first, ++head;
+  __device__ __forceinline__ Block(const Tile& tile, const Params& p)
+      : head(tile.batch * p.heads + tile.kv_head * p.sharing), m(tile.first) {
+    if constexpr (SPLITS) head += tile.begin / p.m_tiles, m = tile.begin % p.m_tiles;
   }
-  // Counted over all heads.
-  __device__ __forceinline__ u64 index(const Tile& tile, const Params& p) const {
-    return (u64)(u32)(tile.batch * p.heads + head) * (u32)p.m_tiles + (u32)m;
+  __device__ __forceinline__ void next(const Tile& tile, const Params& p) {
+    if (++m == p.m_tiles) m = ROTATED ? 0 : tile.first;
+    if (m == tile.first) ++head;
+  }
+  __device__ __forceinline__ u64 index(const Params& p) const { return (u64)(u32)head * (u32)p.m_tiles + (u32)m; }
+};
+
+// The tiles of this CTA in turn. The producer finds each and posts it; the others read the post.
+struct Work {
+  Tile post[2];
+  Ring<2> posted;
+
+  __device__ __forceinline__ void init(int readers) { posted.init(readers); }
+  __device__ __forceinline__ void announce(int t, const Tile& tile) {
+    posted.wait_free(t);
+    post[t % 2] = tile;
+    mbarrier_arrive(posted.full_of(t));
+  }
+  // The t-th tile of this CTA, to be read where it lies until it is freed; blocks < 0 means that there is none.
+  __device__ __forceinline__ const Tile& wait(int t) {
+    posted.wait(t);
+    return post[t % 2];
   }
 };
