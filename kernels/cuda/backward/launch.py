@@ -21,6 +21,8 @@ WARP_KEYS = 16
 """Rows of dK and dV in a box: each warp sends its own."""
 SECTIONS = 3
 """Sections of heads that have fp32 sums of dQ at a time: one that is added to, one that may be, one on its way out."""
+SHARE_TILES = False
+"""Two CTAs to a tile of keys: it compiles and counts right, and has not run on a GPU yet in this form (NOTES.md)."""
 LEAST_GAIN = 4
 """Blocks: a split tile's dK and dV cost about two on their way through memory."""
 GIVEN = struct.Struct("@" + "Pqqq" * 4 + "P" * 9 + "iiiii0P")
@@ -121,7 +123,7 @@ class Plan:
         split = split_tiles(batch * kv_heads * n_tiles, m_tiles * sharing, self.ctas)
         # A wait for the sums of a head that a split tile adds to as well would never end.
         possible = not (config.causal or config.deterministic) and -(-split // n_tiles) * sharing <= ring
-        self.split = split if possible else 0
+        self.split = split if possible and SHARE_TILES else 0
         self.sums = ring * m_tiles * tile.block_m * head_dim
         self.key_sums = self.split * 2 * tile.block_n * head_dim
         adds = tile.consumers * sum(m_tiles - first for first in first_blocks(config, seqlen_q, seqlen_k))
