@@ -1,4 +1,4 @@
-"""The CUDA kernels of the backward without a GPU: registers, shared memory, instructions; and how tiles are shared out."""
+"""The CUDA kernels of the backward without a GPU: registers, shared memory, instructions."""
 
 from __future__ import annotations
 
@@ -66,23 +66,3 @@ def test_what_has_no_kernel_is_said_in_one_sentence():
         config_for("fa9", "bf16", 128, causal=False)
     with pytest.raises(UsageError, match="head_dim=96 is not supported"):
         config_for("fa3", "bf16", 96, causal=False)
-
-
-def test_tiles_are_shared_where_that_evens_out_the_blocks_of_each_cta():
-    launch = pytest.importorskip("fasim.kernels.cuda.backward.launch", exc_type=ImportError)
-    assert launch.split_tiles(2048, 64, 132) == 2048 % 132 + 132
-    assert launch.split_tiles(132 * 3, 64, 132) == 0  # even already
-    assert launch.split_tiles(132 + 131, 64, 132) == 0  # nothing to gain
-    assert launch.split_tiles(2048, 4, 132) == 0  # parts too short for what they cost
-
-
-def test_the_first_query_block_that_sees_a_tile_of_keys_is_the_masks():
-    launch = pytest.importorskip("fasim.kernels.cuda.backward.launch", exc_type=ImportError)
-    causal, full = config_for("lagged", "bf16", 128, True), config_for("lagged", "bf16", 128, False)
-    for seqlen_q, seqlen_k in ((300, 300), (100, 500), (500, 100), (1, 1)):
-        rows, keys = causal.tile.block_m, causal.tile.block_n
-        wanted = [
-            min(row for row in range(seqlen_q) if row + seqlen_k - seqlen_q >= key) // rows for key in range(0, seqlen_k, keys)
-        ]
-        assert launch.first_blocks(causal, seqlen_q, seqlen_k) == wanted
-        assert launch.first_blocks(full, seqlen_q, seqlen_k) == [0] * len(wanted)

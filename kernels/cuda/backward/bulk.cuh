@@ -41,10 +41,15 @@ __device__ __forceinline__ void wait_count(const int* counter, int reached) {
   while (count_of(counter) < reached) __nanosleep(64);
   asm volatile("fence.proxy.async;" ::: "memory");
 }
-__device__ __forceinline__ void count(int* counter, int more) {
-  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(more) : "memory");
+__device__ __forceinline__ void count(int* counter) {
+  asm volatile("fence.proxy.async;" ::: "memory");
+  asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
 }
 __device__ __forceinline__ void wait_turn(const int* turns, int turn) {
   while (count_of(turns) != turn) {}
   asm volatile("fence.proxy.async;" ::: "memory");
+}
+__device__ __forceinline__ void pass_turn(int* turns, int turn) {
+  asm volatile("fence.proxy.async;" ::: "memory");
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(turns), "r"(turn) : "memory");
 }

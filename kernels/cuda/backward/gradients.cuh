@@ -9,8 +9,8 @@
 
 // What a consumer warpgroup stamps of a block in a trace build: GEMMs issued and done, and its own work done.
 enum class Stamp : u32 {
-  SCORES, SCORES_DONE, PROBABILITIES, PRODUCTS, PRODUCTS_DONE, GRADIENT, PUT_GRADIENT, VALUES, VALUES_DONE,
-  QUERIES, QUERIES_DONE, PUT_QUERIES, KEYS, KEYS_DONE, STORE
+  SCORES, SCORES_DONE, PROBABILITIES, PRODUCTS, PRODUCTS_DONE, GRADIENT, PUT_GRADIENT, VALUES, VALUES_DONE, QUERIES, QUERIES_DONE, PUT_QUERIES,
+  KEYS, KEYS_DONE, STORE
 };
 
 typedef float Scores[BLOCK_M / 2];  // a warpgroup's S^T, or dP^T, of one block, in registers
@@ -18,7 +18,21 @@ typedef float2 Rows[BLOCK_M / 8];   // LSE, or delta, of the queries of a thread
 typedef u32 Operand[BLOCK_M / 4];   // and P^T, or dS^T, as A of a GEMM
 typedef float Queries[SHARE / WARPGROUP];  // its share of dQ
 
-constexpr int OWN_BARRIER = 1;  // named barriers: 0 is __syncthreads, then one of each warpgroup's own
+// Named barriers: 0 is __syncthreads, then one of each warpgroup's own, then one turn of each.
+constexpr int OWN_BARRIER = 1, NEXT_BARRIER = OWN_BARRIER + CONSUMERS;
+
+// The two warpgroups take their exponentials by turns where a schedule says so; warpgroup 0 has the first.
+#ifndef BY_TURNS
+#define BY_TURNS 0
+#endif
+struct Turn {
+  int rank;
+  __device__ __forceinline__ void start() const {
+    if (BY_TURNS && rank == CONSUMERS - 1) give();
+  }
+  __device__ __forceinline__ void take() const { barrier_sync(NEXT_BARRIER + rank, CONSUMERS * WARPGROUP); }
+  __device__ __forceinline__ void give() const { barrier_arrive(NEXT_BARRIER + (rank ^ 1), CONSUMERS * WARPGROUP); }
+};
 
 // A consumer warpgroup: 64 keys.
 struct Consumer {
@@ -26,15 +40,15 @@ struct Consumer {
   const Problem& problem;
   const int rank;
   Trace trace;
+  Turn turn;
   int tiles = 0;             // begun
   int first = 0, last = -1;  // blocks of this tile, numbered over the kernel's life
   int m = 0;                 // query block of the scores in work
-  int puts = 0;              // into the outbox
   int masked_until = 0;      // the first query block of a head that needs no mask
   float dK[HEAD_DIM / 2], dV[HEAD_DIM / 2];
 
   __device__ __forceinline__ Consumer(Shared& shared, const Problem& problem, int rank) 
-      : shared(shared), problem(problem), rank(rank), trace(problem.p.trace, 1 + rank) {}
+      : shared(shared), problem(problem), rank(rank), trace(problem.p.trace, 1 + rank), turn{rank} {}
 
   // Wait for the next tile; false when there is none.
   __device__ __forceinline__ bool begin() {
@@ -43,7 +57,7 @@ struct Consumer {
     if (tile.blocks < 0) return false;
     first = last + 1;
     last += tile.blocks;
-    m = SPLITS ? tile.begin % p.m_tiles : tile.first;
+    m = tile.first;
     trace.begin(first, last);
     const int end = tile.n * BLOCK_N + (rank + 1) * KEYS;  // past this warpgroup's last key
     masked_until = 0;
@@ -113,9 +127,7 @@ struct Consumer {
 
   // Until at most PENDING GEMMs are still running; then the result may be read.
   template <int PENDING> __device__ __forceinline__ void wait_scores(Scores& S, int i) { wait_for<PENDING>(S, Stamp::SCORES_DONE, i); }
-  template <int PENDING> __device__ __forceinline__ void wait_products(Scores& dP, int i) {
-    wait_for<PENDING>(dP, Stamp::PRODUCTS_DONE, i);
-  }
+  template <int PENDING> __device__ __forceinline__ void wait_products(Scores& dP, int i) { wait_for<PENDING>(dP, Stamp::PRODUCTS_DONE, i); }
   template <int PENDING> __device__ __forceinline__ void wait_values(int i) { wait_for<PENDING>(dV, Stamp::VALUES_DONE, i); }
   template <int PENDING> __device__ __forceinline__ void wait_queries(Queries& dQ, int i) { wait_for<PENDING>(dQ, Stamp::QUERIES_DONE, i); }
   template <int PENDING> __device__ __forceinline__ void wait_keys(int i) { wait_for<PENDING>(dK, Stamp::KEYS_DONE, i); }
@@ -178,21 +190,15 @@ struct Consumer {
     }
     stamp(Stamp::GRADIENT, i);
   }
-  // The same from weights already rounded, which take half the registers. In bf16 dP - delta is rounded too: 48 of 112 instructions less
-  // for 32 elements.
+  // The same from weights already rounded, which take half the registers.
   __device__ __forceinline__ void gradient(const Operand& P, const Scores& dP, const Rows& rows, Operand& dS, int i) {
 #pragma unroll
     for (int g = 0; g < BLOCK_M / 8; ++g) {
       const float2 row = rows[g];
       const float* y = dP + 4 * g;
-      if constexpr (BF16) {  // fp16 would overflow where dP does
-        dS[2 * g] = product(P[2 * g], pack<BF16>(y[0] - row.x, y[1] - row.y));
-        dS[2 * g + 1] = product(P[2 * g + 1], pack<BF16>(y[2] - row.x, y[3] - row.y));
-      } else {
-        const float2 low = unpack<BF16>(P[2 * g]), high = unpack<BF16>(P[2 * g + 1]);
-        dS[2 * g] = pack<BF16>(low.x * (y[0] - row.x), low.y * (y[1] - row.y));
-        dS[2 * g + 1] = pack<BF16>(high.x * (y[2] - row.x), high.y * (y[3] - row.y));
-      }
+      const float2 low = unpack<BF16>(P[2 * g]), high = unpack<BF16>(P[2 * g + 1]);
+      dS[2 * g] = pack<BF16>(low.x * (y[0] - row.x), low.y * (y[1] - row.y));
+      dS[2 * g + 1] = pack<BF16>(high.x * (y[2] - row.x), high.y * (y[3] - row.y));
     }
     stamp(Stamp::GRADIENT, i);
   }
@@ -207,8 +213,7 @@ struct Consumer {
     const u32 to = smem_address(shared.dS[i % DS_STAGES]) + rank * BLOCK_M * ROW_BYTES + (lane / 16 * 8 + lane % 8) * ROW_BYTES +
                    ((2 * warp() + lane / 8 % 2) ^ lane % 8) * 16;
 #pragma unroll
-    for (int k = 0; k < BLOCK_M / 16; ++k)
-      store_transposed(to + k * 16 * ROW_BYTES, dS[4 * k], dS[4 * k + 1], dS[4 * k + 2], dS[4 * k + 3]);
+    for (int k = 0; k < BLOCK_M / 16; ++k) store_transposed(to + k * 16 * ROW_BYTES, dS[4 * k], dS[4 * k + 1], dS[4 * k + 2], dS[4 * k + 3]);
     fence_async();
     stamp(Stamp::PUT_GRADIENT, i);
   }
@@ -219,43 +224,31 @@ struct Consumer {
   }
   // Both warpgroups' dS of block i.
   __device__ __forceinline__ void wait_gradients(int i) const { mbarrier_wait(&shared.exchanged[i % DS_STAGES], i / DS_STAGES & 1); }
-  // This warpgroup's share of dQ into the outbox.
+  // This warpgroup's share of dQ into the outbox, 64 rows of 64 sums; 32 bytes of a row lie at their number xor the row's.
   __device__ __forceinline__ void put_queries(const Queries& dQ, int i) {
-    put(dQ);
-    stamp(Stamp::PUT_QUERIES, i);
-  }
-  // 64 rows of 64 sums; 32 bytes of a row lie at their number xor the row's.
-  __device__ __forceinline__ void put(const float* x) {
     Outbox& box = shared.outbox[rank];
-    mbarrier_wait(&box.empty, puts++ & 1 ^ 1);
+    mbarrier_wait(&box.empty, (i & 1) ^ 1);
     const int lane = lane_id();
     const u32 to = smem_address(shared.dQ[rank]) + (warp() * 16 + lane / 4) * (SHARE_COLUMNS * 4) + lane / 4 * 32 + lane % 4 * 8;
 #pragma unroll
     for (int g = 0; g < SHARE_COLUMNS / 8; ++g) {
-      store_pair(to ^ g * 32, x[4 * g], x[4 * g + 1]);
-      store_pair((to ^ g * 32) + 8 * SHARE_COLUMNS * 4, x[4 * g + 2], x[4 * g + 3]);
+      store_pair(to ^ g * 32, dQ[4 * g], dQ[4 * g + 1]);
+      store_pair((to ^ g * 32) + 8 * SHARE_COLUMNS * 4, dQ[4 * g + 2], dQ[4 * g + 3]);
     }
     fence_async();
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(&box.full);
+    if (lane_id() == 0) mbarrier_arrive(&box.full);
+    stamp(Stamp::PUT_QUERIES, i);
   }
 
   // dV leaves, by the buffer of its own; dK, and dV where it has none, through the outbox once dQ is out of it.
   __device__ __forceinline__ void store_values() {
-    if (SPLITS && tile().split >= 0) return;
     if constexpr (DV_APART) send(dV, shared.dV[rank * 4 + warp()], problem.dV);
   }
   __device__ __forceinline__ void store_keys() {
-    if (SPLITS && tile().split >= 0) {  // by way of sums in memory, as dQ
-#pragma unroll
-      for (int c = 0; c < PANELS; ++c) put(dV + c * SHARE / WARPGROUP);
-#pragma unroll
-      for (int c = 0; c < PANELS; ++c) put(dK + c * SHARE / WARPGROUP);
-      return;
-    }
 #pragma unroll
     for (int e = 0; e < HEAD_DIM / 2; ++e) dK[e] *= problem.p.scale;
-    mbarrier_wait(&shared.outbox[rank].empty, puts & 1 ^ 1);
+    mbarrier_wait(&shared.outbox[rank].empty, last & 1);
     unsigned char* to = reinterpret_cast<unsigned char*>(shared.dQ[rank]) + warp() * STAGED_BYTES;
     if constexpr (!DV_APART) send(dV, to, problem.dV);
     send(dK, to, problem.dK);
@@ -297,8 +290,7 @@ struct Consumer {
 // Keeps the exponentials before the next wait for a WGMMA, past which the compiler would move them: a store that depends on them
 // all, and is never made, as no weight is negative. (A branch would cost registers that there are not.)
 __device__ __forceinline__ void never_store(u32 signs) {
-  asm volatile("{\n\t.reg .pred never;\n\tsetp.ne.u32 never, %0, 0;\n\t@never st.shared.u32 [%1], %0;\n\t}" ::"r"(signs), "r"(0)
-               : "memory");
+  asm volatile("{\n\t.reg .pred never;\n\tsetp.ne.u32 never, %0, 0;\n\t@never st.shared.u32 [%1], %0;\n\t}" ::"r"(signs), "r"(0) : "memory");
 }
 __device__ __forceinline__ void pin(const Scores& P) {
   u32 signs = 0;
@@ -314,8 +306,8 @@ __device__ __forceinline__ void pin(const Operand& P) {
 }
 __device__ __forceinline__ void consume(Consumer& wg);
 
-// What the CTA is launched with, 128 x 512 registers, dealt out anew.
-constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 232;
+// What the CTA is launched with, 168 x 384 registers, dealt out anew.
+constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 
 __device__ __forceinline__ void attention(const Problem& problem) {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -329,21 +321,24 @@ __device__ __forceinline__ void attention(const Problem& problem) {
   __syncthreads();
   if (warpgroup == 0) {
     fewer_registers<PRODUCER_REGISTERS>();
-    const int warp = uniform(thread_id() / 32);
-    if (warp <= CONSUMERS && elected()) {
+    const int warp = uniform(threadIdx.x / 32);
+    if (warp > CONSUMERS) {
+      finish_queries(problem.p);
+    } else if (elected()) {
       if (warp == 0) Producer{shared, problem}.run();
       else drain(shared, problem, warp - 1);
     }
-  } else if (warpgroup > CONSUMERS) {
-    fewer_registers<PRODUCER_REGISTERS>();
-    finish_all<1>(problem.p);
   } else {
     more_registers<CONSUMER_REGISTERS>();
-    Consumer wg(shared, problem, uniform(thread_id() / WARPGROUP) - 1);  // anew: what is kept from the entry on is spilled
-    for (; wg.begin(); wg.end()) consume(wg);
+    Consumer wg(shared, problem, warpgroup - 1);
+    wg.turn.start();
+    for (; wg.begin(); wg.end()) {
+      consume(wg);
+      help_finish(problem.p);
+    }
     if (lane_id() == 0) tma_wait_read();  // shared memory must outlive the copies from it
     __syncwarp();
-    finish_all<8>(problem.p);
+    finish_queries(problem.p);
   }
 }
 

@@ -55,24 +55,6 @@ struct Producer {
     const Params& p = problem.p;
     const int total = p.batch * p.kv_heads * p.n_tiles;
     int index = blockIdx.x, t = 0;
-    if constexpr (SPLITS) {
-      const int walk = p.m_tiles * p.sharing;
-      const long long shared_blocks = (long long)p.split * walk;
-      long long at = shared_blocks * blockIdx.x / gridDim.x;
-      const long long end = shared_blocks * (blockIdx.x + 1) / gridDim.x;
-#pragma unroll 1
-      for (; at < end; ++t) {
-        const int number = at / walk;
-        Tile tile = Tile::locate(number, p);
-        tile.begin = at - (long long)number * walk;
-        tile.blocks = min(end - at, (long long)(walk - tile.begin));
-        tile.split = tile.blocks < walk ? number : -2 - number;
-        shared.work.announce(t, tile);
-        load(tile, t);
-        at += tile.blocks;
-      }
-      index += p.split;
-    }
 #pragma unroll 1
     for (; index < total; ++t) {
       const Tile tile = Tile::locate(index, p);
@@ -80,7 +62,7 @@ struct Producer {
       load(tile, t);
       index = gridDim.x + (CAUSAL ? atomicAdd(&p.counters->tile, 1) : index);  // after the last load, or a head's CTAs would fall apart
     }
-    shared.work.announce(t, Tile{0, 0, 0, 0, -1, 0, -1});
+    shared.work.announce(t, Tile{0, 0, 0, 0, -1});
   }
 };
 
@@ -88,50 +70,33 @@ struct Producer {
 __device__ __forceinline__ void drain(Shared& shared, const Problem& problem, int rank) {
   const Params& p = problem.p;
   Outbox& box = shared.outbox[rank];
-  int puts = 0;
-  const auto add = [&](float* to) {
-    bulk_add(to, shared.dQ[rank], SHARE * 4);
-    tma_commit();
-    tma_wait_read();
-    mbarrier_arrive(&box.empty);
-    ++puts;
-  };
+  int i = 0;
 #pragma unroll 1
   for (int t = 0;; ++t) {
     const Tile tile = shared.work.wait(t);
     mbarrier_arrive(&shared.work.posted.empty[t % 2]);
     if (tile.blocks < 0) return;
     Block at(tile, p);
-    int first = 0;  // of this head
 #pragma unroll 1
-    for (int i = 0; i < tile.blocks;) {
-      mbarrier_wait(&box.full, puts & 1);
+    for (const int end = i + tile.blocks; i < end; ++i) {
+      mbarrier_wait(&box.full, i & 1);
       const int head = at.head;
       int* turn = p.turns + at.index(p) * CONSUMERS + rank;
-      if (i == first && head >= p.ring) wait_count(p.finished + head - p.ring, p.m_tiles * PARTS);
+      if (at.m == tile.first && head >= p.ring) wait_count(p.finished + head - p.ring, p.m_tiles * PARTS);
       if constexpr (DETERMINISTIC) wait_turn(turn, tile.turn(at.m, p));
-      add(p.sums + ((u64)(u32)(head % p.ring * p.m_tiles + at.m) * CONSUMERS + rank) * SHARE);
+      bulk_add(p.sums + ((u64)(u32)(head % p.ring * p.m_tiles + at.m) * CONSUMERS + rank) * SHARE, shared.dQ[rank], SHARE * 4);
+      tma_commit();
+      tma_wait_read();
+      mbarrier_arrive(&box.empty);
       if constexpr (DETERMINISTIC) {
         bulk_wait();
-        count(turn, 1);
+        pass_turn(turn, tile.turn(at.m, p) + 1);
       }
       at.next(tile, p);
-      ++i;
-      if (at.head != head || i == tile.blocks) {
+      if (at.head != head) {
         bulk_wait();
-        count(p.added + head, i - first);
-        first = i;
+        count(p.added + head);
       }
-    }
-    if (SPLITS && tile.split < -1) count(p.key_added + (-2 - tile.split), WHOLE);
-    if (SPLITS && tile.split >= 0) {
-#pragma unroll 1
-      for (int c = 0; c < 2 * PANELS; ++c) {
-        mbarrier_wait(&box.full, puts & 1);
-        add(p.key_sums + ((u64)(u32)(tile.split * 2 * PANELS + c) * CONSUMERS + rank) * SHARE);
-      }
-      bulk_wait();
-      count(p.key_added + tile.split, tile.blocks);
     }
   }
 }

@@ -11,7 +11,7 @@ constexpr int ROW_BYTES = 128;  // of a panel
 constexpr int GROUP_BYTES = 8 * ROW_BYTES;
 constexpr int KEYS = 64;        // of one consumer warpgroup: M of S^T, dP^T, dV and dK
 constexpr int WARP_KEYS = 16;
-constexpr int THREADS = WARPGROUP * (2 + CONSUMERS);
+constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr int DS_STAGES = 2;    // who writes dS(i + 2) has met the other over dS(i + 1), who had read dS(i)
 constexpr bool DQ_BY_QUERIES = HEAD_DIM == 64;  // a warpgroup's share of dQ: 64 queries, or else 64 of the head dim
 constexpr int SHARE_ROWS = 64, SHARE_COLUMNS = 64, SHARE = SHARE_ROWS * SHARE_COLUMNS;
