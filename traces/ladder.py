@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..simulator.problem.workload import Workload
+from ..simulator.reading import read_json
 from ..simulator.results import metrics
 from ..simulator.results.run import Run
 from ..simulator.schedules import SCHEDULES
@@ -21,7 +21,7 @@ TITLES = {PEER: "FlashAttention-3's wheel", CUDA: "`fa3` in CUDA, ours", "fa2": 
 
 def rates() -> dict:
     """The record of rates (kernels/measure/beside_gluon.py)."""
-    return json.loads((RECORDED / "gluon_h200.json").read_text(encoding="utf-8"))
+    return read_json(RECORDED / "gluon_h200.json", "record")
 
 
 def ladder() -> str:

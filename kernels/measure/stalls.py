@@ -7,9 +7,7 @@ average, per warp that issues. Writes DIR/stalls.json.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import io
 import json
 import shutil
 import subprocess
@@ -19,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ...simulator.problem.workload import Workload
+from ...simulator.reading import parse_csv
 from .beside_gluon import attention_of
 
 METRICS = {
@@ -57,7 +56,7 @@ def call(kernels: list[str], causal: bool) -> None:
 def read(text: str, kernels: list[str]) -> list[dict]:
     """One row for each kernel: of the launches that the profile has, those that multiplied, in order."""
     table = text[text.index('"ID"') :]
-    names, _, *launches = csv.reader(io.StringIO(table))
+    names, _, *launches = parse_csv(table, "the profile")
     found = [dict(zip(names, launch, strict=True)) for launch in launches]
     number = lambda launch, name: float(launch[name].replace(",", ""))  # noqa: E731
     main = [launch for launch in found if number(launch, "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed") > 1]

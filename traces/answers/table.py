@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...simulator.errors import UsageError
-from ...simulator.reading import parse_json, read_text
+from ...simulator.reading import parse_csv, parse_json, read_text
 from ...simulator.results import html
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -95,7 +95,10 @@ def read_rows(path: Path) -> list[dict[str, object]]:
     if suffix == ".csv":
         text = read_text(path, what, MAX_BYTES)
         whole = text[: text.rfind("\n") + 1]
-        return [dict(row) for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row and None not in row.values()]
+        if not whole.strip():
+            return []
+        header, *rows = parse_csv(whole, f"{what} {path}")
+        return [dict(zip(header, row, strict=True)) for row in rows]
     if suffix == ".jsonl":
         lines = read_text(path, what, MAX_BYTES).split("\n")[:-1]
         found = [parse_json(line, f"{what} {path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]

@@ -14,6 +14,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ....simulator.reading import parse_json
+
 TOLERANCE = {"fp16": 3e-3, "bf16": 2e-2}
 """Of the root mean square error over the oracle's: four to six times the rounding of the operands."""
 LARGEST = 6
@@ -229,7 +231,7 @@ def _child(at: int) -> tuple[int, int, int]:
             if not line:
                 return process.wait(), at, failures
             if line.startswith("@"):
-                at, passed = json.loads(line[1:])
+                at, passed = parse_json(line[1:], "a case's line")
                 failures += not passed
                 seconds = CASE_SECONDS
             else:
