@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -65,8 +64,6 @@ def test_a_worker_with_another_model_is_refused(scheduler, monkeypatch):
 
 def test_nobody_there_is_a_sentence(monkeypatch):
     monkeypatch.setattr(cluster, "TIMEOUT_S", 0.5)
-    started = time.perf_counter()
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         with pytest.raises(UsageError, match=r"^no Dask scheduler answers at [^\n]+$"), cluster.connected(address):
             pass
-    assert time.perf_counter() - started < 30
