@@ -14,6 +14,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from processes import have_ended  # noqa: E402
+
 from fasim.kernels.validation import mutants, subjects, suite  # noqa: E402
 from fasim.kernels.validation.check import Check  # noqa: E402
 from fasim.kernels.validation.report import Report  # noqa: E402
@@ -115,9 +117,7 @@ def test_an_interrupt_ends_the_processes_of_the_self_test(planted):
     with pytest.raises(KeyboardInterrupt):
         suite.self_test(only=["determinism"], mutants=[planted(never_made), FEW[0]], processes=2, advance=interrupt)
     assert started
-    for child in started:
-        child.join(30)
-    assert not any(child.is_alive() for child in started)
+    assert have_ended(started)
 
 
 @pytest.mark.parametrize(("kernel", "words"), [(no_kernel, "no such kernel"), (end_the_process, "ended without an answer")])

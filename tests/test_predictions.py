@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import time
 from dataclasses import replace
 
 import numba
 import pytest
+from processes import have_ended
 
 from fasim.simulator import compiling
 from fasim.simulator import predict as room
@@ -123,13 +123,7 @@ def test_other_processes_give_the_same_answers_and_end_when_interrupted(tmp_path
     assert children
     with pytest.raises(KeyboardInterrupt):
         busy.throw(KeyboardInterrupt)
-    for child in children:
-        child.join(30)
-    for _ in range(100):  # the pool's own thread may have heard of an end and not yet written it down
-        if not any(child.is_alive() for child in children):
-            break
-        time.sleep(0.05)
-    assert not any(child.is_alive() for child in children)
+    assert have_ended(children)
 
 
 def test_what_no_other_process_makes_is_made_here(folder, monkeypatch, asked):
