@@ -132,6 +132,29 @@ class WorkloadOptions(ShapeOptions, _HeadOptions):
 
 @Parameter(name="*", group=_WORKLOAD)
 @dataclass(frozen=True, kw_only=True)
+class PackedOptions(WorkloadOptions):
+    """What attention is asked to compute, of one length or of packed sequences."""
+
+    lengths: str | None = None
+    "Packed sequences, in place of --batch and --seqlen: 100,2000,37, or 256:8000 where queries and keys differ, or a file of such."
+
+    def build(self, direction: str | None = None) -> Workload:
+        """As of ShapeOptions; raises UsageError also where --lengths contradicts the others."""
+        if self.lengths is None:
+            return super().build(direction)
+        from ..simulator.problem.workload import Workload
+        from .lengths import lengths
+
+        if self.batch != WorkloadOptions.batch or (self.seqlen, self.seqlen_q, self.seqlen_k) != (None, None, None):
+            raise UsageError("--lengths says how many sequences there are and how long each is: leave --batch and --seqlen out")
+        found = lengths(self.lengths)
+        heads = {"heads": self.heads, "kv_heads": self.kv_heads, "batch": len(found)}
+        shape = {"head_dim": self.head_dim, "dtype": self.dtype, "causal": self.causal, "lengths": found}
+        return Workload(**heads, **shape, direction=direction or self.directions()[-1])
+
+
+@Parameter(name="*", group=_WORKLOAD)
+@dataclass(frozen=True, kw_only=True)
 class WalkedOptions(WorkloadOptions):
     """What is walked: one head of few tokens unless more is asked for."""
 
@@ -166,6 +189,8 @@ class TileOptions:
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False, help=_SET)] = ()
     splits: int | None = None
     "Parts of the keys, of --schedule decode. [default: as many as its kernel would take]"
+    pack_gqa: bool | None = None
+    "Whether the query heads of a K/V head are rows of one tile, of --schedule decode; no: a tile for each. [default: yes]"
 
     def load(self) -> Device:
         """The device, with what --set changes; raises UsageError for an unknown name or field, or a broken file."""
@@ -180,16 +205,20 @@ class TileOptions:
 
     def choose_tile(self, workload: Workload, schedule: str, device: Device) -> Tile | None:
         """The tile asked for; None leaves the choice to the schedule's own table."""
+        from ..simulator.schedules import find_schedule
+
         changes = {name: getattr(self, name) for name in ("stages", "cluster") if getattr(self, name) is not None}
         changes |= {} if self.splits is None else {"parts": self.splits}
-        if self.tile is None and not changes:
+        if self.pack_gqa and not find_schedule(schedule, workload.direction).packs:
+            raise UsageError(f"'{schedule}' has a tile for each query head: give --schedule decode for --pack-gqa")
+        if self.tile is None and not changes and self.pack_gqa is not False:
             return None
         from dataclasses import replace
 
         from ..simulator.predict import default_tile
         from ..simulator.problem.tile import Tile
 
-        tile = default_tile(workload, schedule, device)
+        tile = default_tile(workload, schedule, device, packed=self.pack_gqa is not False)
         if self.tile is not None:
             asked = Tile.parse(self.tile)
             consumers = tile.consumers_for(asked.block_m, asked.block_n if workload.backward else None)

@@ -126,7 +126,9 @@ def house_table(*columns: str, gap: int = 2) -> WholeTable:
 def _tile(run: Run) -> str:
     cluster = f", cluster {run.tile.cluster}" if run.tile.cluster > 1 else ""
     stages = f", {run.tile.stages} stages" if run.tile.stages > 1 else ""
-    return f"{run.tile}{stages}{cluster}"
+    parts = f", {run.tile.parts} parts" if run.tile.parts > 1 else ""
+    packed = "" if run.tile.packed else ", heads apart"
+    return f"{run.tile}{stages}{cluster}{parts}{packed}"
 
 
 class Figures:

@@ -53,11 +53,16 @@ def cost(kernels: Sequence[Kernel], workload: Workload, tile: Tile, partitions: 
     per_pair = 7 if whole_head else 2  # FlashAttention-1 loads and stores O, l and m at every step
     per_pair = 9 if columns else per_pair  # standard attention's backward: 2 in each GEMM, and 5 in the softmax's derivative
     items = heads * (1 if whole_head else m_tiles * (n_tiles if materialised else 1))
+    walked = heads * m_tiles * n_tiles
+    if workload.lengths:
+        cut = [(-(-queries // tile.block_m), -(-keys // tile.block_n)) for queries, keys in workload.lengths]
+        items = workload.heads * sum(m for m, _ in cut)
+        walked = workload.heads * sum(m * n for m, n in cut)
     listed = per_pair * max(n_tiles * (m_tiles if whole_head else 1), m_tiles * workload.heads_per_kv if columns else 0)
     tiles = (8 if columns else 4) * heads * m_tiles + (4 if columns else 2) * workload.batch * workload.kv_heads * n_tiles
     tiles += (3 if columns else 2) * heads * m_tiles * n_tiles if materialised else 0
     nbytes = items * ITEM_BYTES + listed * ACCESS_BYTES + tiles * (TILE_BYTES + partitions**2 * LINK_BYTES)
-    return Cost(per_pair * heads * m_tiles * n_tiles, items, listed, tiles, nbytes)
+    return Cost(per_pair * walked, items, listed, tiles, nbytes)
 
 
 def affordable(kernels: Sequence[Kernel], workload: Workload, tile: Tile, partitions: int) -> None:

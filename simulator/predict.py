@@ -102,14 +102,16 @@ def predict(
     return replace(run, bottleneck=named, savings=savings)
 
 
-def default_tile(workload: Workload, schedule: str, device: str | Device = "h100-sxm") -> Tile:
-    """The tile a schedule takes when none is asked for; a cluster only where the Q tiles of a head pair up."""
+def default_tile(workload: Workload, schedule: str, device: str | Device = "h100-sxm", packed: bool = True) -> Tile:
+    """The tile a schedule takes when none is asked for; a cluster only where the Q tiles of a head pair up. Not `packed`, one
+    for each query head, which a schedule that packs them can be asked for."""
     chosen, gpu = find_schedule(schedule, workload.direction), load_device(device) if isinstance(device, str) else device
     _supported(chosen, workload, gpu)
     if chosen.packs:
-        return parts.tile_for(workload, gpu.sms)
+        return parts.tile_for(workload, gpu.sms, packed)
     tile = chosen.tile or default_for(chosen.family, workload)[0]
-    if -(-workload.seqlen_q // tile.block_m) % tile.cluster:
+    tile = replace(tile, packed=packed)
+    if workload.lengths or -(-workload.seqlen_q // tile.block_m) % tile.cluster:
         tile = replace(tile, cluster=1)
     return tile
 
@@ -182,6 +184,8 @@ def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:
     if workload.dtype not in schedule.dtypes:
         what = f"the backward of '{schedule.name}'" if workload.backward else f"'{schedule.name}'"
         raise UsageError(f"dtype={workload.dtype} is not supported by {what} ({', '.join(schedule.dtypes)})")
+    if workload.lengths and not (schedule.hopper and all(kernel.persistent for kernel in schedule.kernels)):
+        raise UsageError(f"'{schedule.name}' is not predicted on packed sequences: give --schedule fa3, or one length")
     device.tensor_rate(workload.element_bytes)  # where there is none for fp8, it says so
 
 
@@ -189,6 +193,8 @@ def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
     if tile.cluster > 1 and not schedule.hopper:
         raise UsageError(f"'{schedule.name}' has no clusters; use --cluster 1")
     q_tiles = -(-workload.seqlen_q // tile.block_m)
+    if tile.cluster > 1 and workload.lengths:
+        raise UsageError("CTAs of a cluster walk one sequence, which packed ones of any length prevent; use --cluster 1")
     if tile.cluster > 1 and workload.causal:
         raise UsageError("CTAs of a cluster walk the same K/V blocks, which a causal mask prevents; use --cluster 1")
     if q_tiles % tile.cluster:
@@ -198,6 +204,8 @@ def _cluster_fits(schedule: Schedule, workload: Workload, tile: Tile) -> None:
 
 
 def _parts_fit(schedule: Schedule, workload: Workload, tile: Tile) -> None:
+    if not tile.packed and not schedule.packs:
+        raise UsageError(f"'{schedule.name}' has a tile for each query head as it is: leave --no-pack-gqa out")
     if tile.parts > 1 and not schedule.packs:
         raise UsageError(f"'{schedule.name}' walks its keys in one part: give --schedule decode for --splits {tile.parts}")
     blocks = -(-workload.seqlen_k // tile.block_n)
@@ -249,6 +257,8 @@ def _lay_out(
     dealing = ON_EXIT
     if kernel.persistent:
         order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
+    if workload.lengths:
+        order, dealing = "packed", ON_EXIT
     seen = workload if kernel.skips_masked else replace(workload, causal=False)
     kernel = _dealt(kernel, schedule, workload, tile, device)
     if schedule.packs:
@@ -276,7 +286,7 @@ def _lay_out(
         dealing=dealing,
         boxes=schedule.hopper and not kernel.plain,
     )
-    return Grid(kernel, items, room, launch, masked)
+    return Grid(kernel, items, room, launch, masked, bool(workload.lengths))
 
 
 def _lay_out_parts(
@@ -409,6 +419,8 @@ def _warnings(
         notes.append(
             f"out of memory: the tensors take {held / 1e9:.1f} GB, {device.name} has {device.memory_bytes / 1e9:.1f} GB"
         )
+    if not tile.packed:
+        notes.append("no kernel here has a tile for each query head of few queries: the decode kernel packs those of a K/V head")
     items = len(grids[0 if grids[0].kernel.grid == "parts" else -1].items)
     if items < device.sms:
         notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")

@@ -119,6 +119,7 @@ def file_name(run: Run) -> str:
     length = f"s{w.seqlen_q}" + (f"x{w.seqlen_k}" if w.seqlen_q != w.seqlen_k else "")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in run.schedule)
     parts = [name, taken.implementation if taken else run.device, f"b{w.batch}{heads}{length}d{w.head_dim}", w.dtype]
+    parts += ["packed"] if w.lengths else []
     parts += ["causal"] if w.causal else []
     parts += ["backward"] if w.backward else []
     parts += [taken.regime] + (["warm"] if taken.l2 == "warm" else []) if taken else []
@@ -167,7 +168,7 @@ def _run(body: dict) -> Run:
     body["spans"] = _spans(_mapping(body, "spans"))
     body.setdefault("kernels", [])  # files of before say nothing of them
     if isinstance(body.get("tile"), dict):
-        body["tile"] = {"parts": 1} | body["tile"]
+        body["tile"] = {"parts": 1, "packed": True} | body["tile"]
     run = _build(Run, body, "run")
     name(run.device, "run.device")
     if len(run.spans):

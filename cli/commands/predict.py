@@ -7,16 +7,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from .. import output
-from ..options import Json, MachineOptions, Schedules, WorkloadOptions
+from ..options import Json, MachineOptions, PackedOptions, Schedules
 
-_DEFAULT = WorkloadOptions()
+_DEFAULT = PackedOptions()
 _MACHINE = MachineOptions()
 _USUAL = ("fa3",)
 
 
 def predict(
     schedule: Schedules = _USUAL,
-    workload: WorkloadOptions = _DEFAULT,
+    workload: PackedOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
     kernel: str | None = None,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from .. import output
-from ..options import Json, MachineOptions, Schedules, WorkloadOptions
+from ..options import Json, MachineOptions, PackedOptions, Schedules
 
-_DEFAULT = WorkloadOptions()
+_DEFAULT = PackedOptions()
 _MACHINE = MachineOptions()
 
 
 def roofline(
     schedule: Schedules = ("fa3",),
-    workload: WorkloadOptions = _DEFAULT,
+    workload: PackedOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
     json: Json = False,

@@ -10,18 +10,18 @@ from cyclopts import Parameter
 
 from ...simulator.errors import UsageError
 from .. import output, pictures
-from ..options import Json, MachineOptions, Schedules, TileOptions, WalkedOptions, WorkloadOptions
+from ..options import Json, MachineOptions, PackedOptions, Schedules, TileOptions, WalkedOptions
 
 if TYPE_CHECKING:
     from ...simulator.results.run import Run
 
-_DEFAULT = WorkloadOptions()
+_DEFAULT = PackedOptions()
 _MACHINE = MachineOptions()
 
 
 def timeline(
     schedule: Schedules = ("pingpong",),
-    workload: WorkloadOptions = _DEFAULT,
+    workload: PackedOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
     kernel: str | None = None,
@@ -111,7 +111,7 @@ def timeline(
 
 
 def _step(
-    schedule: Sequence[str], workload: WorkloadOptions, machine: MachineOptions, unused: Sequence[str], json: bool
+    schedule: Sequence[str], workload: PackedOptions, machine: MachineOptions, unused: Sequence[str], json: bool
 ) -> None:
     """The walk over one head of the workload."""
     from .walk import walk

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 from ...simulator.errors import UsageError
 from .. import output
-from ..options import Json, MachineOptions, Schedule, WorkloadOptions
+from ..options import Json, MachineOptions, PackedOptions, Schedule
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ...traces.answers.tune import Tuned
 
-_DEFAULT = WorkloadOptions()
+_DEFAULT = PackedOptions()
 _MACHINE = MachineOptions()
 
 
 def tune(
     schedule: Schedule = "fa3",
-    workload: WorkloadOptions = _DEFAULT,
+    workload: PackedOptions = _DEFAULT,
     machine: MachineOptions = _MACHINE,
     *,
     top: int = 10,

@@ -102,7 +102,7 @@ class Cta(Recorder):
     def _begun(self, warp: Warp) -> Warp:
         """Of a persistent CTA each warp finds its next tile first."""
         if self.persistent and warp.tile_number < self.tile_number:
-            if warp.rank < 0 and self.tile.workload.causal:
+            if warp.rank < 0 and (self.tile.workload.causal or self.tile.workload.lengths):
                 warp._emit(Op.DRAW, "next tile", None)
             warp._run(warp.pen.next_tile(), "next tile")
             warp.tile_number = self.tile_number

@@ -18,12 +18,15 @@ ITEM = np.dtype(
     ]
 )
 
-ORDERS = ("grid", "persistent", "longest-first", "heads", "tiles", "columns")
+ORDERS = ("grid", "persistent", "longest-first", "packed", "heads", "tiles", "columns")
 
 SECTION_BYTES = 16 * 1024 * 1024
 """K and V of a section of heads at most, in the order "longest-first" of our kernels."""
 SHIPPED_SECTION_BYTES = 32 * 1024 * 1024
 """FlashAttention-3's (hopper/tile_scheduler.hpp): with its neighbours' more than the 30 MiB that half of an H200's L2 holds."""
+
+BUCKETS = 512
+"""Packed sequences are ordered by their keys to one in so many of the longest's (kernels/cuda/varlen/prepare.cu)."""
 
 SUM_BYTES = 4
 """An element of a sum in memory: fp32."""
@@ -51,6 +54,7 @@ def work_items(
     persistent      query tile fastest, then head, then batch (FlashAttention-3's static persistent scheduler)
     longest-first   sections of heads whose K and V fit `section_bytes` together; in a section the last query tile of every
                     head first, heads fastest (FlashAttention-3's dynamic scheduler for causal attention)
+    packed          packed sequences, those of most keys first (to one in BUCKETS of the longest); within one as longest-first
     heads           one item per batch and head, every K/V block (FlashAttention-1), or `splits` of them, which deal its query
                     tiles among themselves: item m has every splits-th from the m-th on
     columns         one item per K/V head and key tile, which walks the query tiles that see it, of every query head of the group
@@ -72,6 +76,8 @@ def work_items(
     elif order == "longest-first":
         together = _fit(section_bytes, 2 * workload.seqlen_k * workload.head_dim * workload.element_bytes)
         q_head, m = _sections(workload.batch * workload.heads, m_tiles, together * workload.heads_per_kv)
+    elif order == "packed":
+        q_head, m = _packed(workload, block_m, section_bytes)
     elif order == "heads":
         m, q_head = _grid(splits, batch * heads)
     elif order == "tiles":
@@ -86,14 +92,14 @@ def work_items(
     if n is not None:
         items["n"] = n
         items["blocks"] = 1
-        whole = _whole_blocks(workload, block_m, block_n, items["m"])
+        whole = _whole_blocks(workload, block_m, block_n, items)
         items["masked"] = items["n"] >= whole
     elif order == "heads":
         items["blocks"] = n_tiles
         items["masked"] = n_tiles if workload.causal else int(workload.seqlen_k % block_n > 0)
     else:
-        items["blocks"] = visible_blocks(workload, block_m, block_n, items["m"])
-        whole = _whole_blocks(workload, block_m, block_n, items["m"])
+        items["blocks"] = _visible_blocks(workload, block_m, block_n, items)
+        whole = _whole_blocks(workload, block_m, block_n, items)
         items["masked"] = items["blocks"] - np.minimum(items["blocks"], whole)
     return items
 
@@ -123,20 +129,35 @@ def _columns(workload: Workload, block_m: int, block_n: int) -> np.ndarray:
     return items
 
 
-def visible_blocks(workload: Workload, block_m: int, block_n: int, m: np.ndarray) -> np.ndarray:
-    """K/V blocks, counted from the first, of which query tile m sees at least one key (bottom-right aligned mask)."""
-    keys = np.full_like(m, workload.seqlen_k)
+def _packed(workload: Workload, block_m: int, section_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Heads and query tiles of packed sequences, as kernels/cuda/varlen deals them out; one without queries has none."""
+    scale = (BUCKETS - 1) / max(1, max(keys for _, keys in workload.sequences))
+    lengths = list(workload.sequences) * workload.of_each
+    places = sorted(range(workload.batch), key=lambda i: -int(lengths[i][1] * scale))
+    q_head, m = [], []
+    for i in places:
+        queries, keys = lengths[i]
+        together = _fit(section_bytes, max(1, 2 * keys * workload.head_dim * workload.element_bytes))
+        heads, tiles = _sections(workload.heads, -(-queries // block_m), together * workload.heads_per_kv)
+        q_head.append(i * workload.heads + heads)
+        m.append(tiles)
+    return np.concatenate(q_head), np.concatenate(m)
+
+
+def _visible_blocks(workload: Workload, block_m: int, block_n: int, items: np.ndarray) -> np.ndarray:
+    """K/V blocks, counted from the first, of which an item's query tile sees at least one key (bottom-right aligned mask)."""
+    queries, keys = workload.lengths_of(items["q_head"])
     if workload.causal:
-        rows_end = np.minimum((m + 1) * block_m, workload.seqlen_q)
-        keys = np.clip(rows_end + workload.seqlen_k - workload.seqlen_q, 0, workload.seqlen_k)
+        rows_end = np.minimum((items["m"] + 1) * block_m, queries)
+        keys = np.clip(rows_end + keys - queries, 0, keys)
     return -(-keys // block_n)
 
 
-def _whole_blocks(workload: Workload, block_m: int, block_n: int, m: np.ndarray) -> np.ndarray:
-    """K/V blocks, counted from the first, of which every query of tile m sees every key."""
-    keys = np.full_like(m, workload.seqlen_k)
+def _whole_blocks(workload: Workload, block_m: int, block_n: int, items: np.ndarray) -> np.ndarray:
+    """K/V blocks, counted from the first, of which every query of an item's tile sees every key."""
+    queries, keys = workload.lengths_of(items["q_head"])
     if workload.causal:
-        keys = np.clip(m * block_m + workload.seqlen_k - workload.seqlen_q + 1, 0, workload.seqlen_k)
+        keys = np.clip(items["m"] * block_m + keys - queries + 1, 0, keys)
     return keys // block_n
 
 

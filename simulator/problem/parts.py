@@ -80,25 +80,38 @@ def cut(head_dim: int, rows: int, kv_heads: int, seqlen_k: int, sms: int) -> Cut
     return Cut(tall, keys, stages, tiles, parts_for(tiles, blocks, sms))
 
 
-def tile_for(workload: Workload, sms: int) -> Tile:
-    """The tile and parts that the kernel takes for a workload on a GPU of `sms` SMs."""
-    rows = workload.seqlen_q * workload.heads_per_kv
-    found = cut(workload.head_dim, rows, workload.batch * workload.kv_heads, workload.seqlen_k, sms)
-    return Tile(found.rows, found.keys, found.stages, 1, parts=found.parts)
+def sharing(workload: Workload, packed: bool) -> int:
+    """Query heads whose rows lie in one tile: those of a K/V head, or one."""
+    return workload.heads_per_kv if packed else 1
+
+
+def tile_for(workload: Workload, sms: int, packed: bool = True) -> Tile:
+    """The tile and parts that the kernel takes for a workload on a GPU of `sms` SMs; not `packed`, by the same rule with a tile
+    for each query head, which no kernel here has."""
+    together = sharing(workload, packed)
+    heads = workload.batch * workload.heads // together
+    found = cut(workload.head_dim, workload.seqlen_q * together, heads, workload.seqlen_k, sms)
+    return Tile(found.rows, found.keys, found.stages, 1, parts=found.parts, packed=packed)
 
 
 def rows_of(workload: Workload, tile: Tile) -> int:
     """Query rows of a tile that exist, of the fullest one."""
-    return min(tile.block_m, workload.seqlen_q * workload.heads_per_kv)
+    return min(tile.block_m, workload.seqlen_q * sharing(workload, tile.packed))
+
+
+def tiles_of(workload: Workload, tile: Tile) -> int:
+    """Tiles that hold the query rows of heads that are packed together."""
+    return -(-workload.seqlen_q * sharing(workload, tile.packed) // tile.block_m)
 
 
 def packed(workload: Workload, tile: Tile) -> Workload:
-    """The problem that the walk's CTAs see: a query head for each K/V head, whose query tiles are its tiles' parts, one behind
-    another, each of `rows_of` rows; K and V as they are. No mask: what it hides of a few queries' keys is walked all the same.
+    """The problem that the walk's CTAs see: a query head for each tile's heads, those of a K/V head or, not packed, one. Its query
+    tiles are its tiles' parts, one behind another, each of `rows_of` rows; K and V as they are. No mask: what it hides of a few
+    queries' keys is walked all the same.
     """
-    tiles = -(-workload.seqlen_q * workload.heads_per_kv // tile.block_m)
-    rows = tiles * tile.parts * rows_of(workload, tile)
-    return replace(workload, heads=workload.kv_heads, seqlen_q=rows, seqlen=None, causal=False)
+    rows = tiles_of(workload, tile) * tile.parts * rows_of(workload, tile)
+    heads = workload.heads // sharing(workload, tile.packed)
+    return replace(workload, heads=heads, seqlen_q=rows, seqlen=None, causal=False)
 
 
 def part_items(workload: Workload, tile: Tile) -> np.ndarray:
@@ -106,12 +119,14 @@ def part_items(workload: Workload, tile: Tile) -> np.ndarray:
 
     Of `packed`'s numbers: m is the part's query tile, n its first block; the first parts have a block more.
     """
-    tiles = -(-workload.seqlen_q * workload.heads_per_kv // tile.block_m)
-    batch, part, of, head = (axis.ravel() for axis in np.indices((workload.batch, tile.parts, tiles, workload.kv_heads)))
+    heads = workload.heads // sharing(workload, tile.packed)
+    sizes = (workload.batch, tile.parts, tiles_of(workload, tile), heads)
+    batch, part, of, head = (axis.ravel() for axis in np.indices(sizes))
     blocks = -(-workload.seqlen_k // tile.block_n)
     each, more = divmod(blocks, tile.parts)
     items = np.zeros(len(head), ITEM)
-    items["q_head"] = items["kv_head"] = batch * workload.kv_heads + head
+    items["q_head"] = batch * heads + head
+    items["kv_head"] = items["q_head"] // (heads // workload.kv_heads)
     items["m"] = of * tile.parts + part
     items["n"] = part * each + np.minimum(part, more)
     items["blocks"] = items["masked"] = each + (part < more)
@@ -120,10 +135,11 @@ def part_items(workload: Workload, tile: Tile) -> np.ndarray:
 
 def combine_items(workload: Workload, tile: Tile) -> np.ndarray:
     """A CTA for each tile of each K/V head, which reads its parts in their order, as an ITEM array."""
-    tiles = -(-workload.seqlen_q * workload.heads_per_kv // tile.block_m)
-    head, of = (axis.ravel() for axis in np.indices((workload.batch * workload.kv_heads, tiles)))
+    heads = workload.heads // sharing(workload, tile.packed)
+    head, of = (axis.ravel() for axis in np.indices((workload.batch * heads, tiles_of(workload, tile))))
     items = np.zeros(len(head), ITEM)
-    items["q_head"] = items["kv_head"] = head
+    items["q_head"] = head
+    items["kv_head"] = head // (heads // workload.kv_heads)
     items["m"] = of * tile.parts
     items["blocks"] = tile.parts
     return items

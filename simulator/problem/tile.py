@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from ..errors import UsageError
-from ..values import shown
+from ..values import flag, shown
 from .workload import Workload
 
 MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "cluster": 16, "parts": 256}
@@ -17,7 +17,8 @@ MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "clust
 class Tile:
     """One CTA's share: block_m queries x block_n keys, `stages` K/V buffers, `consumers` warpgroups, `cluster` CTAs.
 
-    The keys are walked in `parts`, of the schedule "decode" alone, whose block_m counts the rows of a K/V head's query heads.
+    The keys are walked in `parts`, of the schedule "decode" alone, whose block_m counts the rows of a K/V head's query heads, or,
+    not `packed`, those of one query head.
 
     For mma.sync kernels a consumer is four warps, one per sub-partition, as a warpgroup is.
     """
@@ -28,9 +29,12 @@ class Tile:
     consumers: int = 2
     cluster: int = 1
     parts: int = 1
+    packed: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        flag(self.packed, "tile: packed")
+        for name in MOST:
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise UsageError(f"tile: {name}={shown(value)} must be a positive whole number")
             if value > MOST[name]:
@@ -57,9 +61,9 @@ class Tile:
         return max(1, block_m * self.consumers // self.block_m)
 
     def to_dict(self) -> dict:
-        """The tile's fields as plain JSON values; parts where there are several."""
-        fields = asdict(self)
-        return fields if self.parts > 1 else {name: value for name, value in fields.items() if name != "parts"}
+        """The tile's fields as plain JSON values; parts where there are several, and that heads are not packed where they are not."""
+        usual = {"parts": 1, "packed": True}
+        return {name: value for name, value in asdict(self).items() if usual.get(name) != value}
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}"

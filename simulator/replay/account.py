@@ -25,7 +25,7 @@ def of_kernel(
     busy = float(counts @ durations.busy[:, U_TENSOR])
     ideal = float(counts @ durations.gemm_flops) / flops_per_cycle
     executed, inside = pairs(items, workload, tile, grid)
-    unmasked = workload.pairs * workload.batch * workload.heads
+    unmasked = workload.all_pairs
     parts = {
         "useful": ideal * unmasked / executed if executed else 0.0,
         "masked": ideal * (inside - unmasked) / executed if executed else 0.0,
@@ -51,13 +51,14 @@ def _idle(durations: Durations, counts: np.ndarray, lengths: np.ndarray, ends: n
 
 def pairs(items: np.ndarray, workload: Workload, tile: Tile, grid: str) -> tuple[int, int]:
     """(query, key) pairs that a kernel's tiles execute, and those of them within the lengths."""
-    rows = np.clip(workload.seqlen_q - items["m"].astype(np.int64) * tile.block_m, 0, tile.block_m)
+    queries, of_keys = workload.lengths_of(items["q_head"])
+    rows = np.clip(queries - items["m"].astype(np.int64) * tile.block_m, 0, tile.block_m)
     blocks = items["blocks"].astype(np.int64)
     if grid == "combine":
         return 0, 0
     if grid == "parts":
-        heads, whole = workload.batch * workload.kv_heads, workload.seqlen_q * workload.heads_per_kv * workload.seqlen_k
-        return int(blocks.sum()) * tile.block_m * tile.block_n, heads * whole
+        whole = workload.batch * workload.heads * workload.seqlen_q * workload.seqlen_k
+        return int(blocks.sum()) * tile.block_m * tile.block_n, whole
     if grid == "tiles":
         keys = np.clip(workload.seqlen_k - items["n"].astype(np.int64) * tile.block_n, 0, tile.block_n)
         return len(items) * tile.block_m * tile.block_n, int((rows * keys).sum())
@@ -76,5 +77,5 @@ def pairs(items: np.ndarray, workload: Workload, tile: Tile, grid: str) -> tuple
         first = items["m"].astype(np.int64) * tile.block_m
         rows = np.minimum(first + of_head * tile.block_m, workload.seqlen_q) - first
         return int((blocks * tile.block_m * tile.block_n).sum()), int((rows * keys).sum()) * workload.heads_per_kv
-    keys = np.minimum(blocks * tile.block_n, workload.seqlen_k)
+    keys = np.minimum(blocks * tile.block_n, of_keys)
     return int((blocks * tile.block_m * tile.block_n).sum()), int((rows * keys).sum())

@@ -98,7 +98,9 @@ def recorded(kernel: Kernel, workload: Workload, tile: Tile, blocks: int, masked
     """
     if kernel.grid != "heads" and not kernel.where:
         group = workload.heads_per_kv
-        workload = replace(workload, batch=1, heads=group, kv_heads=1, seqlen=None, seqlen_q=tile.block_m, seqlen_k=tile.block_n)
+        one = {"batch": 1, "seqlen": None, "seqlen_q": tile.block_m, "seqlen_k": tile.block_n}
+        packed = ((tile.block_m, tile.block_n),) if workload.lengths else None
+        workload = replace(workload, heads=group, kv_heads=1, lengths=packed, **one)
     return _recorded(kernel, workload, tile, blocks, masked, tiles)
 
 

@@ -133,8 +133,8 @@ def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, 
         m = items[i, 2] + accesses[p, 3] % of_head
         n = items[i, 3]
         head += accesses[p, 3] // of_head
-    rows = max(0, min(sizes[2], sizes[0] - m * sizes[2]))
-    keys = max(0, min(sizes[3], sizes[1] - n * sizes[3]))
+    rows = max(0, min(sizes[0], items[i, 5] - m * sizes[0]))
+    keys = max(0, min(sizes[1], items[i, 6] - n * sizes[1]))
     if how == ROW:
         if m < accesses[p, 3] and not walked:
             return
@@ -158,8 +158,8 @@ def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, 
         if i != leader and items[leader, 1] == items[i, 1] and items[leader, 4] == items[i, 4]:
             return  # the cluster's first CTA has fetched it for all
     delivered = size
-    if sizes[4] and not write and how != PAIR:
-        delivered = (sizes[2] if how == ROW else sizes[3]) * accesses[p, 5] * accesses[p, 6]
+    if sizes[2] and not write and how != PAIR:
+        delivered = (sizes[0] if how == ROW else sizes[1]) * accesses[p, 5] * accesses[p, 6]
     counts[tensor, ASKED + write] += delivered
     if again:
         return  # the CTA has read this very tile a moment ago

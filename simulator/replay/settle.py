@@ -39,6 +39,7 @@ class Grid:
     occupancy: Occupancy
     launch: Launch
     masked: np.ndarray  # masked blocks by loop length
+    packed: bool = False  # whether it walks packed sequences, which another kernel lists and describes before
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,9 @@ def _lengths(grid: Grid) -> np.ndarray:
 
 
 def _launch(grid: Grid, device: Device, clock_hz: float) -> float:
-    """SM cycles of a kernel's launch, which takes its time whatever their clock."""
+    """SM cycles of a kernel's launch, which takes its time whatever their clock; of packed sequences two: one lists them first."""
     cycles = device.kernel_train_cycles if grid.kernel.early else device.kernel_launch_cycles
+    cycles += device.kernel_train_cycles * grid.packed
     return cycles * clock_hz / device.max_clock_hz
 
 

@@ -102,8 +102,9 @@ def replay_traffic(
         item_of, position, steps = np.arange(slots), np.zeros(slots, np.int64), np.full(slots, 0.5)
         queue = np.array([slots, slots])
         items = _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks"))
+        items = np.column_stack([items, *workload.lengths_of(launch.items["q_head"])])
         accesses = _columns(launch.accesses, ACCESS.names)
-        sizes = np.array([workload.seqlen_q, workload.seqlen_k, launch.block_m, launch.block_n, launch.boxes], np.int64)
+        sizes = np.array([launch.block_m, launch.block_n, launch.boxes], np.int64)
         near_of, pace = _partitions(slots, launch.cluster, homes), paces(slots)
         while queue[1] > 0:
             walk(

@@ -137,6 +137,12 @@ def _bandwidth(name: str, run: Run, busy: float, saved: float) -> Bottleneck:
 
 def _padding(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     work, tile = run.workload, run.tile
+    if work.lengths:
+        rows = sum(-(-queries // tile.block_m) for queries, _ in work.sequences) * tile.block_m
+        return (
+            f"{rows - work.total_q:,} of {rows:,} query rows are padding, at the ends of {work.batch} sequences, "
+            f"{run.breakdown.useful:.1%} of the tensor cores' time is useful work; a tile with fewer rows would waste less"
+        )
     rows, keys = (-(-n // block) * block for n, block in ((work.seqlen_q, tile.block_m), (work.seqlen_k, tile.block_n)))
     if (rows - work.seqlen_q) / rows < (keys - work.seqlen_k) / keys:
         what, helps = f"{keys - work.seqlen_k} of {keys} keys", "a tile with fewer keys would waste less"

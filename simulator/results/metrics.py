@@ -45,7 +45,7 @@ def energy_j(run: Execution) -> float | None:
 
 def tokens(run: Execution) -> int:
     """Tokens of one call: its queries, over the batch."""
-    return run.workload.batch * run.workload.seqlen_q
+    return run.workload.total_q
 
 
 def joules_per_million_tokens(run: Execution) -> float | None:

@@ -96,8 +96,7 @@ def roofline(workload: Workload, device: Device, clock_hz: float, standard: bool
     reads P twice, writes and reads dP, writes dS and reads it twice: seven passes. Only
     unmasked pairs are counted, so the bound holds for kernels that skip masked tiles too.
     """
-    heads = workload.batch * workload.heads
-    pairs = workload.pairs * heads
+    pairs = workload.all_pairs
     tensor_flops = device.sms * device.tensor_rate(workload.element_bytes)  # per cycle
     exp2 = device.sms * SUB_PARTITIONS * WARP_LANES / device.mufu_cycles  # per cycle
     nbytes = l2_bytes = sum(workload.tensor_bytes.values())
