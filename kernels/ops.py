@@ -1,8 +1,9 @@
 """The kernels as PyTorch operators: `flash_attn_func`, differentiable, traceable by torch.compile, on any stream.
 
 `fasim::attention` (O and LSE) is registered here, `fasim::attention_backward` (dQ, dK, dV) in `backward.py`, those of FP8 in
-`fp8/operator.py`, that of few queries in `decode/operator.py`, those of packed sequences in `varlen/operator.py`. Kernels are
-imported on first use. Where nobody traces, a CUDA kernel is launched past the dispatcher, whose price is several times its own.
+`fp8/operator.py`, those of few queries in `decode/operator.py` and, against a cache in pages, `decode/cache.py`, those of packed
+sequences in `varlen/operator.py`. Kernels are imported on first use. Where nobody traces, a CUDA kernel is launched past the
+dispatcher, whose price is several times its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .compile import build
 from .cuda import config as cuda
 from .cuda import fastest
 from .decode import operator as few_queries
+from .decode.cache import flash_attn_with_kvcache
 from .device import check_runnable, on_device
 from .fp8.arguments import Descales
 from .fp8.operator import attend, flash_attn_fp8, is_e4m3
@@ -48,6 +50,7 @@ __all__ = [
     "flash_attn_fp8",
     "flash_attn_func",
     "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "runnable",
 ]
 
