@@ -126,7 +126,7 @@ def test_schedules_know_verbs_not_cycles():
 
 def test_the_walls_stand_on_something():
     assert all(sources(room) for room in ROOMS)
-    assert "numba" in imports(ROOT / "simulator" / "replay" / "engine.py")
+    assert "numba" in imports(ROOT / "simulator" / "jit.py")
 
 
 def test_units_know_cycles_not_attention():

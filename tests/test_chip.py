@@ -102,8 +102,8 @@ def run_deal(order, later, sms):
     later = np.array(later, float)
     room = later.shape[1]
     resident, left, clock = np.full((sms, room), -1), np.zeros((sms, room)), np.zeros((sms, 2))
-    handed = np.zeros(1, np.int64)
-    while deal(np.array(order), later, later, resident, left, clock, handed, 1):  # a CTA at a time: it goes on from where it was
+    handed, queue = np.zeros(1, np.int64), np.zeros(sms, np.int64)
+    while deal(np.array(order), later, later, resident, left, clock, handed, queue, 1):  # a CTA at a time
         pass
     return clock[:, 0].max()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -81,6 +82,15 @@ def test_a_folder_that_goes_away_while_it_compiles_costs_nothing_but_the_copy(tm
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", gone)
     with pytest.warns(CacheWarning, match="NUMBA_CACHE_DIR"):
         assert double(4) == 8
+
+
+def test_what_would_allocate_is_refused_since_its_reference_counts_cost_more_than_the_work():
+    @compiled()
+    def squares(n):
+        return np.zeros(n).sum()
+
+    with pytest.raises(numba.TypingError):
+        squares(4)
 
 
 def test_a_replay_that_stops_and_goes_on_is_the_same_replay(monkeypatch):

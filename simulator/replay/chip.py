@@ -12,11 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numba
 import numpy as np
 
 from ..devices.device import Device
-from ..jit import SLICE, compiled
+from ..jit import SLICE, compiled, inlined
 from ..language.ops import Op
 from ..language.program import Program, trace
 from ..language.view import TileView
@@ -172,8 +171,8 @@ def ends_of_sms(durations: Durations, loop_lengths: np.ndarray, sms: int, cluste
     order = np.searchsorted(durations.lengths, loop_lengths[::cluster])
     groups, room = max(1, sms // cluster), durations.later.shape[1]
     resident, left = np.full((groups, room), -1), np.zeros((groups, room))
-    clock, handed = np.zeros((groups, 2)), np.zeros(1, np.int64)
-    while deal(order, durations.first, durations.later, resident, left, clock, handed, SLICE):
+    clock, handed, queue = np.zeros((groups, 2)), np.zeros(1, np.int64), np.zeros(groups, np.int64)
+    while deal(order, durations.first, durations.later, resident, left, clock, handed, queue, SLICE):
         pass
     ends = np.zeros(max(sms, groups * cluster))
     ends[: groups * cluster] = np.repeat(clock[:, 0], cluster)
@@ -181,13 +180,13 @@ def ends_of_sms(durations: Durations, loop_lengths: np.ndarray, sms: int, cluste
 
 
 @compiled()
-def deal(order, first, later, resident, left, clock, progress, budget):
+def deal(order, first, later, resident, left, clock, progress, queue, budget):
     """Hand CTAs out in order, each to the SM (or cluster) that has room first; whether there is more to do.
 
     CTAs that share an SM progress at the rate of their present company: 1 / later[length, company - 1] per cycle.
     `resident` has the length of each CTA on an SM (-1: none), `left` its share still to do, `clock` the time up to which
-    an SM has been advanced and the time when its next CTA ends. `progress` counts the CTAs handed out so far. Returns after
-    about `budget` steps, to be called again.
+    an SM has been advanced and the time when its next CTA ends. `progress` counts the CTAs handed out so far; `queue` is room for
+    a number per SM. Returns after about `budget` steps, to be called again.
     """
     sms, room = resident.shape
     total, handed = len(order), progress[0]
@@ -201,7 +200,7 @@ def deal(order, first, later, resident, left, clock, progress, budget):
                     handed += 1
         for s in range(sms):
             clock[s, 1] = _next_end(resident, left, later, s, 0.0)
-    queue = _in_order(clock)  # a heap: no SM ends before the one at half its place
+    _in_order(queue, clock)  # a heap: no SM ends before the one at half its place
     for _ in range(max(1, budget // (8 + room * room))):
         s = queue[0]
         now = clock[s, 1]
@@ -226,20 +225,18 @@ def deal(order, first, later, resident, left, clock, progress, budget):
     return True
 
 
-@numba.njit
-def _in_order(clock):
+@inlined
+def _in_order(queue, clock):
     """The SMs, those first that end first: by insertion, since numpy's sort takes two seconds to compile."""
-    queue = np.arange(len(clock))
-    for s in range(1, len(clock)):
+    for s in range(len(clock)):
         place = s
         while place > 0 and _sooner(clock, s, queue[place - 1]):
             queue[place] = queue[place - 1]
             place -= 1
         queue[place] = s
-    return queue
 
 
-@numba.njit
+@inlined
 def _sink(queue, clock):
     """The first of the queue goes down to its place: behind all that end sooner, or at the same time and are first in number."""
     moved, place = queue[0], 0
@@ -254,12 +251,12 @@ def _sink(queue, clock):
     queue[place] = moved
 
 
-@numba.njit
+@inlined
 def _sooner(clock, s, t):
     return clock[s, 1] < clock[t, 1] or (clock[s, 1] == clock[t, 1] and s < t)
 
 
-@numba.njit
+@inlined
 def _company(resident, s):
     """CTAs on SM s."""
     count = 0
@@ -269,7 +266,7 @@ def _company(resident, s):
     return count
 
 
-@numba.njit
+@inlined
 def _next_end(resident, left, later, s, now):
     """When the first of SM s's CTAs ends if their company stays; never if there is none."""
     company = _company(resident, s)

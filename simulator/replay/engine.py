@@ -25,11 +25,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from ..devices.device import Device
-from ..jit import SLICE, compiled
+from ..jit import SLICE, compiled, inlined
 from ..language.ops import BarrierKind, Op
 from ..language.program import Program
 from ..results.run import SPAN
@@ -84,16 +83,10 @@ class State(NamedTuple):
     unit_lane: int  # the first unit's lane
 
 
-# Nothing jitted allocates: without reference counts, and with units inlined by LLVM, the replay is eight times faster.
-# Only the loop is cached on disk; the units are compiled into it.
-_unit = numba.njit(forceinline=True, _nrt=False, error_model="numpy")
-_loop = compiled(_nrt=False, error_model="numpy")
-
-
 # -- recording ----------------------------------------------------------------------------------------------------------
 
 
-@_unit
+@inlined
 def _draw(state, lane, warp, row, wait, start, end):
     """Record a span of SM 0, or lengthen the last one of its lane where it goes on without a gap."""
     spans, count = state.spans, state.chip[0]["spans"]
@@ -123,7 +116,7 @@ def _draw(state, lane, warp, row, wait, start, end):
 # -- the loop -----------------------------------------------------------------------------------------------------------
 
 
-@_loop
+@compiled()
 def _replay(state, eight_bit, events):
     """Advance whoever is earliest, so many times or until no one can; whether every warp has finished.
 
@@ -147,7 +140,7 @@ def _replay(state, eight_bit, events):
     return FINISHED if finished else STUCK
 
 
-@_unit
+@inlined
 def _earliest(state):
     """The warp, or behind the warps the SM's tensor core, that can go on first, and when; (-1, 0) if there is none."""
     who, when = -1, NEVER
@@ -165,7 +158,7 @@ def _earliest(state):
     return (who, when) if who >= 0 else (-1, 0)
 
 
-@_unit
+@inlined
 def _execute(state, i, now, eight_bit):
     """One instruction of warp i, or the part of it that comes next."""
     warp = state.warps[i]
@@ -201,7 +194,7 @@ def _execute(state, i, now, eight_bit):
         _finish(state, warp, row)
 
 
-@_unit
+@inlined
 def _finish(state, warp, row):
     """On to the next instruction; a tile ends with the last instruction, and the last store, of any of its warps."""
     end = warp["time"]
@@ -213,7 +206,7 @@ def _finish(state, warp, row):
     state.tile_ends[slot, tile] = max(state.tile_ends[slot, tile], end)
 
 
-@_unit
+@inlined
 def _note(state, time):
     state.chip[0]["last_event"] = max(state.chip[0]["last_event"], time)
 
@@ -221,7 +214,7 @@ def _note(state, time):
 # -- arithmetic: issue port, FMA, ALU, MUFU and convert pipes -----------------------------------------------------------
 
 
-@_unit
+@inlined
 def _compute(state, warp, row, now):
     """One chunk: its instructions pass the issue port while each pipe it needs works; the last one waits for results."""
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
@@ -267,7 +260,7 @@ def _compute(state, warp, row, now):
     return finished
 
 
-@_unit
+@inlined
 def _crowd(state, s, start, end, instructions):
     """Arithmetic that needs more of the register file than WGMMA leaves it takes it from WGMMA, until it is done."""
     sm, port = state.sms[s], state.machine[0]["port_q10"]
@@ -277,7 +270,7 @@ def _crowd(state, s, start, end, instructions):
         sm["crowded_until"], sm["crowded_q10"] = end, longer
 
 
-@_unit
+@inlined
 def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
     """Hold one pipe, once it is free, for its instructions of the chunk; when it has done them (0 without any)."""
     machine, s = state.machine[0], warp["sm"]
@@ -310,7 +303,7 @@ def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
     return end
 
 
-@_unit
+@inlined
 def _left_for_stores(state, s):
     """Bytes a cycle, times 2^10, for stores to shared memory beside GEMMs under way: what their operands leave, within limits."""
     machine, sm = state.machine[0], state.sms[s]
@@ -320,14 +313,14 @@ def _left_for_stores(state, s):
     return max(1, machine["store_least_q10"], left)
 
 
-@_unit
+@inlined
 def _pipes_free(state, s):
     """When all arithmetic pipes of an SM are free."""
     free = state.pipe_free
     return max(free[s, FMA], free[s, ALU], free[s, MUFU], free[s, CONVERT])
 
 
-@_unit
+@inlined
 def _beside(work, slow, start, horizon):
     """Cycles from `start` of what takes `work` alone and `slow` beside WGMMA, which executes until `horizon`."""
     if start >= horizon or slow <= work:
@@ -340,7 +333,7 @@ def _beside(work, slow, start, horizon):
 # -- tensor cores -------------------------------------------------------------------------------------------------------
 
 
-@_unit
+@inlined
 def _issue_wgmma(state, i, row, now, eight_bit):
     """First the start of the group, then one k step at a time into the SM's queue, while it has room."""
     machine, warp = state.machine[0], state.warps[i]
@@ -383,14 +376,14 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     return True
 
 
-@_unit
+@inlined
 def _operand_bytes(gemm):
     """What one k step reads from shared memory: 32 bytes of K per row of A, if it is there, and of B once for 64 rows of A."""
     of_b = max(1, gemm["m"] >> 6) * gemm["n"]
     return 32 * (of_b if gemm["a_in_registers"] == 1 else gemm["m"] + of_b)
 
 
-@_unit
+@inlined
 def _k_step_cycles(machine, gemm, eight_bit):
     """Cycles of the tensor cores for one k step: its products, or the reading of its operands."""
     rate = machine["tensor_flops_8bit"] if eight_bit else machine["tensor_flops"]
@@ -398,7 +391,7 @@ def _k_step_cycles(machine, gemm, eight_bit):
     return max(products, -(-_operand_bytes(gemm) // machine["smem_bytes"]))
 
 
-@_unit
+@inlined
 def _serve_k_step(state, s, now):
     """The tensor cores of SM s execute the k step that the arbiter chooses."""
     machine, sm = state.machine[0], state.sms[s]
@@ -437,7 +430,7 @@ def _serve_k_step(state, s, now):
             warp["time"] = warp["since"]
 
 
-@_unit
+@inlined
 def _admit(state, s):
     """Who waits for room in the SM's queue has it now: the warp that issued last, if it is amid a GEMM, or the longest waiting."""
     chosen, issuer = -1, state.sms[s]["issuer"] - 1
@@ -453,7 +446,7 @@ def _admit(state, s):
         state.sms[s]["steps"] += 1
 
 
-@_unit
+@inlined
 def _oldest(state, s):
     """The warp whose first k step in its queue was issued first."""
     chosen = -1
@@ -465,7 +458,7 @@ def _oldest(state, s):
     return chosen
 
 
-@_unit
+@inlined
 def _next_in_turn(state, s, now):
     """The warp served last, until its `arbitration` k steps are over; then the next one round the SM."""
     owner, warps = state.sms[s]["tensor_owner"], state.warps.shape[0]
@@ -479,13 +472,13 @@ def _next_in_turn(state, s, now):
     return -1
 
 
-@_unit
+@inlined
 def _offers(state, i, s, now):
     warp = state.warps[i]
     return warp["sm"] == s and warp["queue_length"] > 0 and state.queues[i, warp["queue_head"]]["issued"] <= now
 
 
-@_unit
+@inlined
 def _wait_for_group(state, warp, row, now):
     """Until at most row["target"] groups of the warp are outstanding; with none to wait for it takes no time."""
     target = warp["committed"] - row["target"]
@@ -500,7 +493,7 @@ def _wait_for_group(state, warp, row, now):
     return True
 
 
-@_unit
+@inlined
 def _mma(state, warp, row, now):
     """mma.sync, one k step: operands from shared memory by ldmatrix, then the tensor cores; the warp waits for the last.
 
@@ -535,7 +528,7 @@ def _mma(state, warp, row, now):
 # -- barriers -----------------------------------------------------------------------------------------------------------
 
 
-@_unit
+@inlined
 def _wait(state, warp, row, now):
     """Until the barrier has completed row["target"] generations, then what the wait itself costs."""
     machine, barrier, target = state.machine[0], state.barriers[row["barrier"]], row["target"]
@@ -559,7 +552,7 @@ def _wait(state, warp, row, now):
     return True
 
 
-@_unit
+@inlined
 def _arrive(state, warp, row, now):
     """One arrival, on its way for as long as its kind of barrier takes; the last warp out of a CTA waits for its stores."""
     machine, kind = state.machine[0], state.barriers[row["barrier"]]["kind"]
@@ -582,7 +575,7 @@ def _arrive(state, warp, row, now):
     return True
 
 
-@_unit
+@inlined
 def _arrival(state, number, at):
     """Count an arrival at time `at`; the last one expected completes a generation and wakes who waits for it."""
     barrier = state.barriers[number]
@@ -603,13 +596,13 @@ def _arrival(state, number, at):
 # -- copies: the SM's ports, L2, HBM --------------------------------------------------------------------------------------
 
 
-@_unit
+@inlined
 def _service(nbytes, q20):
     """Cycles a server of 2^20 / q20 bytes per cycle needs, at least one."""
     return max(1, (nbytes * q20 + (1 << 20) - 1) >> 20)
 
 
-@_unit
+@inlined
 def _load(state, warp, row, now):
     """A copy into shared memory. By TMA one instruction does it; by cp.async the warp issues 16 bytes per lane itself."""
     machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
@@ -642,7 +635,7 @@ def _load(state, warp, row, now):
     return True
 
 
-@_unit
+@inlined
 def _store(state, warp, row, now):
     """A copy out of shared memory, asynchronous: the warp runs on. By TMA, or by the warp's own stores."""
     machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
@@ -664,7 +657,7 @@ def _store(state, warp, row, now):
     return True
 
 
-@_unit
+@inlined
 def _add(state, warp, row, now):
     """A copy out that adds to what is there, asynchronous. By one bulk copy, or by instructions that pass the issue port."""
     machine, sm, s, chip = state.machine[0], state.sms[warp["sm"]], warp["sm"], state.chip[0]
@@ -690,7 +683,7 @@ def _add(state, warp, row, now):
     return True
 
 
-@_unit
+@inlined
 def _wait_for_stores(state, warp, row, now):
     """Until every store of the warp has been read from shared memory."""
     warp["time"] = max(now, warp["store_done"])
@@ -698,7 +691,7 @@ def _wait_for_stores(state, warp, row, now):
     return True
 
 
-@_unit
+@inlined
 def _setup(state, warp, row, now):
     """The prologue of a CTA."""
     warp["time"] = now + state.machine[0]["setup"]

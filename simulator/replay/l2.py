@@ -10,9 +10,8 @@ a turn. Left out: policies other than recency (of data that each SM reads alone,
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from ..jit import compiled
+from ..jit import compiled, inlined
 
 ROW, KV, PAIR = 0, 1, 2
 """How an access finds its tile: of queries (q_head, m), of keys (kv_head, block), or of both (q_head, m, block)."""
@@ -109,7 +108,7 @@ def walk(budget, queue, steps, items, accesses, first, group, m_tiles, n_tiles, 
     queue[0], queue[1] = waiting, busy
 
 
-@njit(forceinline=True)
+@inlined
 def _same_tile(accesses, p):
     """Whether access p reads the tile that the access before it read."""
     for column in range(4):
@@ -118,7 +117,7 @@ def _same_tile(accesses, p):
     return accesses[p - 1, 7] == 0
 
 
-@njit(forceinline=True)
+@inlined
 def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, sizes, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
@@ -193,7 +192,7 @@ def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, 
             late[tensor] += fetched[number, 1] * size
 
 
-@njit(forceinline=True)
+@inlined
 def _touch(x, partition, size, block, links, capacity, used, oldest, counts):
     """Make entry x its partition's most recent, evict what no longer fits; returns in how many stripes it was absent.
 
