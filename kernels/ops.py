@@ -86,7 +86,7 @@ def flash_attn_func(
     lengths and strides. LSE is (B, H, S_q), fp32, natural logarithm. A causal mask is bottom-right aligned; a row that sees
     no key gives O = 0, LSE = -inf. `schedule` is one of SCHEDULES or "auto". Both outputs are differentiable, once.
     `backend` is "auto" or one of BACKENDS, and then `schedule` one of that backend's. Those in Gluon have been held to fp64 at D of
-    128 only; at 64 and 256 nobody has yet.
+    128 only, "persistent" nowhere; at 64 and 256 nobody has yet.
 
     `softmax_scale` is a number within -65,536 and 65,536; None is 1/sqrt(D). A negative one prefers the lowest scores. At 0,
     -0.0 and magnitudes below 2^-126, which are 0 in the GPU's fp32, all keys that a row sees weigh the same and dQ = dK = 0.

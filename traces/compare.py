@@ -33,6 +33,8 @@ SPLITS = "splitkv"
 LIBRARIES = ("peer", "pytorch")
 GLUON = "gluon-"
 """Before the schedule in the name of a kernel in Gluon."""
+ORDER_OF = {"persistent": "fa3"}
+"""Of a rung whose name is no schedule's."""
 """Implementations whose kernels are listed even where no schedule stands for them."""
 DISTINCT = 0.02
 """Two schedules whose measured times differ by more than this must rank as on the hardware."""
@@ -180,8 +182,9 @@ def counterpart(name: str, run: Run, schedule: str | None) -> tuple[str | None, 
     known, stands_for = (BACKWARD, STANDS_FOR_BACKWARD) if run.workload.backward else (SCHEDULES, STANDS_FOR)
     if implementation == "cuda" and run.schedule in known:
         return run.schedule, ""
-    if implementation == "gluon" and schedule is None and run.schedule.removeprefix(GLUON) in known:
-        rung = run.schedule.removeprefix(GLUON)
+    rung = run.schedule.removeprefix(GLUON)
+    rung = ORDER_OF.get(rung, rung)
+    if implementation == "gluon" and schedule is None and rung in known:
         return rung, f"{run.schedule} has the order of {rung}, whose code is another compiler's"
     nearest = schedule or (run.schedule if run.schedule in known else stands_for.get(run.schedule))
     if nearest in WIDE and run.workload.backward and run.workload.head_dim not in known[nearest].head_dims:

@@ -10,10 +10,10 @@ from functools import cache
 
 from ...simulator.errors import UsageError
 from ..compile.triton_cache import ensure_writable
-from .config import CONSUMER_REGISTERS, PRODUCER_REGISTERS, GluonConfig, module_of
+from .config import REGISTERS, GluonConfig, module_of
 
 ENTRY = "attention_forward"
-POINTERS_AND_SIZES = {"lse": "*fp32", "scale_log2": "fp32"}
+POINTERS_AND_SIZES = {"lse": "*fp32", "queue": "*i32", "scale_log2": "fp32"}
 """Types of arguments that are neither a tensor map nor a 32-bit whole number."""
 
 
@@ -26,6 +26,7 @@ class Built:
     smem_bytes: int
     threads: int
     compiler: str
+    signature: tuple[tuple[str, str], ...]  # (name, Triton's type) of the arguments of a launch
 
 
 @cache
@@ -45,8 +46,12 @@ def build(config: GluonConfig) -> Built:
         "HEAD_DIM": config.head_dim,
         "STAGES": config.stages,
         "CAUSAL": config.causal,
-        "CONSUMER_REGISTERS": CONSUMER_REGISTERS,
-        "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
+        "CONSUMERS": config.consumers,
+        "MASKED": config.masked,
+        "NAMED": config.named,
+        "O_TILES": config.o_tiles,
+        "CONSUMER_REGISTERS": REGISTERS[config.consumers][0],
+        "PRODUCER_REGISTERS": REGISTERS[config.consumers][1],
     }
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
@@ -71,4 +76,6 @@ def build(config: GluonConfig) -> Built:
         cause = " ".join(str(error).split())[-200:]
         raise UsageError(f"Triton {triton.__version__} does not compile the Gluon kernel {config.name!r}: {cause}") from error
     threads = int(re.search(r"\.reqntid (\d+)", compiled.asm["ptx"])[1])
-    return Built(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared, threads, f"Triton {triton.__version__}")
+    arguments = tuple((name, kind) for name, kind in signature.items() if kind != "constexpr")
+    smem_bytes, compiler = compiled.metadata.shared, f"Triton {triton.__version__}"
+    return Built(compiled.asm["cubin"], compiled.asm["ptx"], smem_bytes, threads, compiler, arguments)

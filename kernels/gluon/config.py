@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCHEDULES = ("tma", "warp-specialized", "pingpong", "overlap-2stage", "fa3")
-"""The rungs, each one idea past another."""
+SCHEDULES = ("tma", "warp-specialized", "pingpong", "overlap-2stage", "fa3", "persistent")
+"""The rungs, each one idea past another; the last is `fa3`'s order, with all that lies around its loop done otherwise."""
+NOT_RUN = ("persistent",)
+"""Those that compile, and that no GPU has run yet."""
 PREFIX = "gluon-"
 NAMES = tuple(PREFIX + schedule for schedule in SCHEDULES)
 """How they are spoken of among kernels of every kind."""
 DTYPES = ("fp16", "bf16")
 HEAD_DIMS = (64, 128, 256)
-BLOCK_M = 128
-CONSUMER_REGISTERS, PRODUCER_REGISTERS = 240, 24
-"""A thread, as FlashAttention-3 splits them: the first consumer, Triton's default partition, has what is left, 240 too."""
+ROWS = 64
+"""Of a consumer warpgroup."""
+REGISTERS = {2: (240, 24), 3: (160, 32)}
+"""Consumers -> registers a thread of a consumer and of the producer, as FlashAttention-3 splits them; the first consumer, Triton's
+default partition, has what is left, as many as the others."""
+MAX_SMEM_BYTES = 227 * 1024
 
 BLOCK_N = {64: 128, 128: 128, 256: 64}
 """Keys per block. Shapes of Gluon tensors are powers of two: 176 or 80 keys, FlashAttention-3's choice, cannot be had."""
@@ -32,11 +37,20 @@ class GluonConfig:
     causal: bool
     block_n: int
     stages: int = STAGES
+    consumers: int = 2
+    ragged: bool = True  # whether the last block may hold keys past the end
+    named: bool = True  # `persistent` alone: hands over by named barriers, in inline assembly; else by mbarriers
 
     @property
     def name(self) -> str:
         """As it is spoken of: "fa3 bf16 d128 causal"."""
-        return f"{self.schedule} {self.dtype} d{self.head_dim} {'causal' if self.causal else 'full'}"
+        whole = "" if self.masked else " whole"
+        return f"{self.schedule} {self.dtype} d{self.head_dim} {'causal' if self.causal else 'full'}{whole}"
+
+    @property
+    def masked(self) -> bool:
+        """Whether any score may have to be masked."""
+        return self.causal or self.ragged
 
     @property
     def one_partition(self) -> bool:
@@ -51,12 +65,39 @@ class GluonConfig:
     @property
     def q_rows(self) -> int:
         """Rows of a box of Q and of O."""
-        return BLOCK_M if self.one_partition else BLOCK_M // 2
+        return self.block_m if self.one_partition else ROWS
+
+    @property
+    def block_m(self) -> int:
+        """Queries of a tile."""
+        return ROWS * self.consumers
+
+    @property
+    def o_tiles(self) -> int:
+        """Of `persistent`: tiles of O in shared memory, one a consumer where there is room, and Q of the next tile need not wait
+        for O to leave; else 1, a token, and O leaves by way of Q's."""
+        taken = (2 * self.block_m + 2 * self.stages * self.block_n) * 2 * self.head_dim
+        return self.consumers if taken + 1024 <= MAX_SMEM_BYTES else 1
 
 
-def config_for(schedule: str, dtype: str, head_dim: int, causal: bool) -> GluonConfig:
-    """The kernel of a schedule on its tile."""
-    return GluonConfig(schedule, dtype, head_dim, causal, BLOCK_N[head_dim])
+def config_for(schedule: str, dtype: str, head_dim: int, causal: bool, seqlen_k: int = 1) -> GluonConfig:
+    """The kernel of a schedule on its tile; `persistent` without a mask where neither it nor the length asks for one."""
+    block_n = BLOCK_N[head_dim]
+    whole = schedule == "persistent" and not causal and seqlen_k % block_n == 0
+    return GluonConfig(schedule, dtype, head_dim, causal, block_n, ragged=not whole)
+
+
+def candidates(dtype: str, head_dim: int, causal: bool, seqlen_k: int = 1) -> dict[str, GluonConfig]:
+    """What `persistent` might be, by a name for each: hand-overs by named barriers or by mbarriers, two or three consumers."""
+    usual = config_for("persistent", dtype, head_dim, causal, seqlen_k)
+    tiles = [usual]
+    if head_dim == 64:  # with 128 keys 160 registers a thread do not hold S, P and O of three
+        tiles.append(replace(usual, block_n=64, consumers=3, ragged=causal or seqlen_k % 64 != 0))
+    return {
+        f"persistent {tile.block_m}x{tile.block_n} {'named barriers' if named else 'mbarriers'}": replace(tile, named=named)
+        for tile in tiles
+        for named in (True, False)
+    }
 
 
 def variants() -> list[GluonConfig]:
@@ -77,5 +118,5 @@ def module_of(schedule: str) -> str:
 
 def sources_of(schedule: str) -> list[Path]:
     """The files that make up a rung's kernel and its launch."""
-    shared = ("attention.py", "build.py", "config.py", "launch.py", "verbs.py")
+    shared = ["attention.py", "build.py", "config.py", "launch.py", "verbs.py"] + ["assembly.py"] * (schedule == "persistent")
     return [HERE / f"{module_of(schedule)}.py", *(HERE / name for name in shared)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import threading
 from functools import cache, lru_cache
@@ -13,12 +12,10 @@ from torch import Tensor
 from ...simulator.errors import UsageError
 from ..arguments import scale_of
 from ..cuda import driver
-from ..cuda.launch import BOX_COLUMNS, DTYPES, LOG2_E, Operand, section_heads, sm_count
+from ..cuda.launch import BOX_COLUMNS, DTYPES, LOG2_E, Operand, queue_of, section_heads, sm_count
+from ..launch.arguments import ArgumentBlock
 from . import build
-from .config import BLOCK_M, HEAD_DIMS, SCHEDULES, GluonConfig, config_for
-
-MAP_ARGUMENTS = 9
-"""Of a tensor map in Triton's signature: the map, four sizes and four strides, which the kernels do not read."""
+from .config import HEAD_DIMS, SCHEDULES, GluonConfig, config_for
 
 
 def forward(
@@ -61,11 +58,15 @@ class Plan:
         self.lse_shape = (batch, heads, seqlen_q)
         self.empty = 0 in (batch, heads, seqlen_q)
         self.keyless = seqlen_k == 0
-        m_tiles = -(-seqlen_q // BLOCK_M)
+        m_tiles = -(-seqlen_q // config.block_m)
         sharing = heads // kv_heads if kv_heads else 1
         section = min(batch * heads, section_heads(seqlen_k, head_dim, sharing)) if seqlen_k else 1
         tiles = m_tiles * batch * heads
-        self.sizes = (heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles)
+        self.local = threading.local()
+        self.sizes = {
+            "heads": heads, "sharing": sharing, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k,
+            "m_tiles": m_tiles, "section": section, "tiles": tiles,
+        }  # fmt: skip
         self.grid = tiles if config.one_partition else max(1, min(sm_count(device), tiles))
         contiguous = (seqlen_q * heads * head_dim, heads * head_dim, head_dim, 1)
         self.contiguous = strides[0] == contiguous
@@ -93,54 +94,28 @@ class Plan:
             return o.zero_(), lse.fill_(-math.inf)
         q, k, v = self.q.readable(q), self.k.readable(k), self.v.readable(v)
         stream = torch._C._cuda_getCurrentRawStream(self.device)
-        block = _block()
+        block = self.block()
         maps = self.q.map(q), self.k.map(k), self.v.map(v), self.o.map(o)  # held until the driver has read them
-        for place, each in enumerate(maps):
-            block.pointers[place * MAP_ARGUMENTS] = each.address
-        block.lse.value = lse.data_ptr()
-        block.sizes[:] = self.sizes
-        block.scale.value = softmax_scale * LOG2_E
+        for name, each in zip("qkvo", maps, strict=True):
+            block.pointers[block.maps[name]] = each.address
+        block.values["lse"].value = lse.data_ptr()
+        if "queue" in block.values:
+            queue = queue_of(self.device, stream)
+            block.values["queue"].value = queue.data_ptr()
+        block.values["scale_log2"].value = softmax_scale * LOG2_E
         built = self.kernel.built
-        arguments = (self.kernel.function, self.grid, 1, 1, built.threads, 1, 1, built.smem_bytes, stream, block.address, None)
-        code = block.launch(*arguments)
-        if code == driver.INVALID_CONTEXT:  # a thread that never touched CUDA has none yet: give it the device's
-            driver.call("cuCtxSetCurrent", self.kernel.context)
-            code = block.launch(*arguments)
-        if code:
-            raise driver.DriverError("cuLaunchKernel", code)
+        block.launch(self.kernel.function, self.grid, built.threads, built.smem_bytes, stream, self.kernel.context)
         return o, lse
 
-
-class _Block:
-    """A thread's argument block, reused: the driver has copied it when cuLaunchKernel returns.
-
-    Behind the kernel's own arguments Triton passes two pointers to scratch memory, which these kernels do not use.
-    """
-
-    SIZES = 7
-
-    def __init__(self) -> None:
-        self.lse, self.scale, self.nothing = ctypes.c_void_p(), ctypes.c_float(), ctypes.c_uint64(0)
-        self.sizes = (ctypes.c_int32 * self.SIZES)()
-        nothing = ctypes.addressof(self.nothing)
-        sizes = [ctypes.addressof(self.sizes) + 4 * place for place in range(self.SIZES)]
-        addresses = [nothing] * (4 * MAP_ARGUMENTS) + [ctypes.addressof(self.lse), *sizes, ctypes.addressof(self.scale)]
-        addresses += [nothing, nothing]
-        self.pointers = (ctypes.c_void_p * len(addresses))(*addresses)
-        self.address = ctypes.addressof(self.pointers)
-        self.launch = driver.library().cuLaunchKernel
-        self.launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-
-
-_local = threading.local()
-
-
-def _block() -> _Block:
-    try:
-        return _local.block
-    except AttributeError:
-        _local.block = _Block()
-        return _local.block
+    def block(self) -> ArgumentBlock:
+        """This thread's argument block, with the sizes in it."""
+        try:
+            return self.local.block
+        except AttributeError:
+            block = self.local.block = ArgumentBlock(self.kernel.built.signature)
+            for name, size in self.sizes.items():
+                block.values[name].value = size
+            return block
 
 
 @lru_cache(maxsize=512)
@@ -168,5 +143,5 @@ def plan_for(
         raise UsageError(f"head_dim={q_shape[3]} is not supported by the Gluon kernels ({', '.join(map(str, HEAD_DIMS))})")
     if schedule not in SCHEDULES:
         raise UsageError(f"schedule={schedule!r} has no Gluon kernel ({', '.join(SCHEDULES)})")
-    kernel = kernel_for(config_for(schedule, DTYPES[dtype], q_shape[3], causal), device)
+    kernel = kernel_for(config_for(schedule, DTYPES[dtype], q_shape[3], causal, k_shape[1]), device)
     return Plan(kernel, tuple(q_shape), tuple(k_shape), (q_strides, k_strides, v_strides), device)

@@ -145,7 +145,7 @@ def resources_of(name: str, workload: Workload) -> dict:
     config = gluon.config_for(name.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal)
     built = build.build(config)
     return {
-        "tile": {"block_m": gluon.BLOCK_M, "block_n": config.block_n, "stages": config.stages},
+        "tile": {"block_m": config.block_m, "block_n": config.block_n, "stages": config.stages, "consumers": config.consumers},
         "smem_bytes": built.smem_bytes,
         "compiler": built.compiler,
     }

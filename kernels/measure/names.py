@@ -99,7 +99,7 @@ def tile_of(kernel: str, workload: Workload) -> Tile | None:
     """The tile our CUDA or Gluon kernel takes for a workload; None where it is not known."""
     if implementation_of(kernel) == "gluon":
         config = gluon.config_for(kernel.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal)
-        return Tile(gluon.BLOCK_M, config.block_n, config.stages, 2)
+        return Tile(config.block_m, config.block_n, config.stages, config.consumers)
     if implementation_of(kernel) != "cuda":
         return None
     if workload.backward:
