@@ -83,3 +83,35 @@ def test_ours_say_what_they_promise():
         for name in names:
             subject = room.resolve(name)
             assert subject.head_dims == (64, 128, 256) and all(path.exists() for path in subject.sources) and subject.source_sha256
+
+
+@pytest.mark.parametrize(("kind", "name", "least"), [("decode", "decode", 12), ("varlen", "fa2", 8)])
+def test_what_the_sanitizer_is_put_around_calls_the_kernel_of_its_kind(kind, name, least, monkeypatch):
+    """The calls alone: right or not is for the suite to say."""
+    pytest.importorskip("triton")
+    from fasim.kernels.validation import sanitize
+    from fasim.kernels.validation.exercise import exercise
+
+    monkeypatch.setattr(sanitize, "require", lambda: "compute-sanitizer")
+    command = sanitize.command("memcheck", name, "bf16", 0, kind)
+    assert command[command.index("--exercise") + 1] == name and command[command.index("--kind") + 1] == kind
+    room, made = subjects_of("bf16", kind), []
+    right = of_packing.TiledPacked() if kind == "varlen" else of_parts.correct()
+
+    def resolve(asked, device):
+        made.append(asked)
+        return packed_subjects.packed_subject(asked, right, tile=16, head_dims=(32,)) if kind == "varlen" else right
+
+    monkeypatch.setattr(room, "resolve", resolve)
+    assert exercise(name, "bf16", kind=kind, device="cpu") >= least // 2 and made == [name]
+
+
+def test_a_callable_without_a_page_table_is_not_asked_for_pages(module):
+    right = of_parts.correct().forward
+    sys.modules["users_packed"].few = lambda q, k, v, causal, softmax_scale, num_splits=1: right(q, k, v, causal=causal)
+    sys.modules["users_packed"].pages = lambda q, k, v, causal, softmax_scale, num_splits, cache_seqlens=None, page_table=None: None
+    room = subjects_of("bf16", "decode")
+    assert room.resolve("users_packed:few").pages is None and room.resolve("users_packed:pages").pages is not None
+    report = suite.validate("users_packed:few", device="cpu", kind="decode", quick=True, only=("pages",), head_dims=(32,))
+    asked = [check for check in report.checks if check.group == "pages"]
+    assert len(asked) > 8 and all((check.verdict, check.message) == ("skip", "takes no page table") for check in asked)

@@ -34,8 +34,8 @@ def validate(
     and called as f(q, k, v, causal=..., softmax_scale=...) -> O or (O, LSE), on (B, S, H, D) tensors; with --dtype e4m3
     also q_descale, k_descale and v_descale of (B, kv heads). With --kind varlen tensors are packed, (total, H, D), and
     cu_seqlens_q, cu_seqlens_k, max_seqlen_q and max_seqlen_k are given too; with --kind decode queries are few and
-    num_splits is given. Raise NotImplementedError for what it does not support. Exit status: 0 pass, 1 a check failed,
-    3 no GPU where one is needed.
+    num_splits is given; where it takes cache_seqlens and page_table, also a cache of (pages, page size, kv heads, D). Raise
+    NotImplementedError for what it does not support. Exit status: 0 pass, 1 a check failed, 3 no GPU where one is needed.
 
     Example: fasim validate my_kernels.attention:forward --quick
 

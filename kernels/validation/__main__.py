@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from itertools import product
 from pathlib import Path
 
 from ...simulator.errors import UsageError
@@ -37,7 +36,10 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.exercise:
-            return _exercise(options.exercise, (options.dtype or ["fp16"])[0], options.seed)
+            from .exercise import exercise
+
+            exercise(options.exercise, (options.dtype or ["fp16"])[0], options.seed, options.kind, options.device)
+            return 0
         return _self_test(options) if options.self_test else _validate(options)
     except UsageError as error:
         sys.stderr.write(f"{error}\n")
@@ -94,30 +96,6 @@ def _self_test(options: argparse.Namespace) -> int:
 def _write(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _exercise(name: str, dtype: str, seed: int) -> int:
-    """Forward and backward, full and causal, ragged lengths and GQA, two head dims, on the GPU."""
-    import torch
-
-    from .check import Case, Skipped
-    from .differentiate import backward
-    from .precision import subjects_of
-    from .suite import bench_of
-
-    bench = bench_of(subjects_of(dtype).resolve(name), "cuda", dtype, seed, quick=True)
-    bench.group = "sanitize"
-    sizes = ((129, 129, True, 2), (64, 420, False, 1))
-    for head_dim, (rows, keys, causal, kv_heads) in product(bench.subject.head_dims[:2], sizes):
-        case = Case(name=f"{rows} x {keys}", seqlen_q=rows, seqlen_k=keys, head_dim=head_dim, causal=causal, kv_heads=kv_heads)
-        try:
-            q, k, v = bench.tensors(case)
-            bench.call(q, k, v, case)
-            backward(bench, case, q, k, v, bench.dout(case))
-        except Skipped:
-            continue
-    torch.cuda.synchronize()
-    return 0
 
 
 def _file_name(name: str) -> str:

@@ -40,24 +40,24 @@ def require() -> str:
     return found
 
 
-def trials(bench: Bench) -> list[Trial]:
+def trials(bench: Bench, kind: str = "dense") -> list[Trial]:
     """One trial per tool."""
-    return [Trial(f"{tool}: {what}", lambda tool=tool: _run(bench, tool)) for tool, what in TOOLS.items()]
+    return [Trial(f"{tool}: {what}", lambda tool=tool: _run(bench, tool, kind)) for tool, what in TOOLS.items()]
 
 
-def command(tool: str, subject: str, dtype: str, seed: int) -> list[str]:
-    """The command line that exercises `subject` under `tool`."""
+def command(tool: str, subject: str, dtype: str, seed: int, kind: str = "dense") -> list[str]:
+    """The command line that exercises `subject`, a kernel of that kind, under `tool`."""
     exercise = [sys.executable, "-m", "fasim.kernels.validation", "--exercise", subject]
-    return [require(), "--tool", tool, "--error-exitcode", "86", *exercise, "--dtype", dtype, "--seed", str(seed)]
+    return [require(), "--tool", tool, "--error-exitcode", "86", *exercise, "--kind", kind, "--dtype", dtype, "--seed", str(seed)]
 
 
-def _run(bench: Bench, tool: str) -> dict:
+def _run(bench: Bench, tool: str, kind: str) -> dict:
     dtype = NAMES[str(bench.dtype).removeprefix("torch.")]
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         done = subprocess.run(
-            command(tool, bench.subject.name, dtype, bench.seed),
+            command(tool, bench.subject.name, dtype, bench.seed, kind),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,

@@ -129,7 +129,7 @@ def validate(
     if not bench.subject.head_dims:
         report.seconds = time.perf_counter() - started
         return report
-    plan = [("sanitize", trial) for trial in sanitize.trials(bench)] if with_sanitizer else []
+    plan = [("sanitize", trial) for trial in sanitize.trials(bench, kind)] if with_sanitizer else []
     plan += [(group, trial) for group in chosen for trial in _trials(bench, groups_of(dtype, kind), group)]
     ended: set[str] = set()
     for done, (group, trial) in enumerate(plan):

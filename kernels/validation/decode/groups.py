@@ -9,6 +9,7 @@ from functools import partial
 from .. import accuracy, determinism, inputs, kinds, layouts, memory, shapes
 from ..bench import Bench
 from ..check import Case, Fault, Trial, explained
+from . import pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,13 @@ def _nan(bench: Bench, case: InParts) -> dict:
 
 GROUPS: dict[str, tuple[str, Callable]] = {
     "parts": ("few queries, their keys in any number of parts", parts),
+    "pages": ("keys in pages of any size and order, by a page table", pages.trials),
     "accuracy": ("O and LSE against fp64, at most twice the error of PyTorch in the same precision", accuracy.trials),
     "inputs": ("inputs that break a softmax", inputs.trials),
     "memory": ("what is written, kept and on which stream", memory.trials),
     "determinism": ("the same bits every time", determinism.trials),
     "shapes": ("lengths, masks, heads, batches, layouts", shapes.trials),
 }
-"""As suite.GROUPS; those after the first leave the number of parts to the kernel."""
-OWN = ("parts",)
+"""As suite.GROUPS; those after the first two leave the number of parts to the kernel."""
+OWN = ("parts", "pages")
 """The groups that the faults of decode/mutants.py are held to."""

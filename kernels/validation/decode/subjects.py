@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ....simulator.errors import UsageError, did_you_mean
@@ -14,9 +16,18 @@ from ..subjects import HALF, Subject, load, package_of, parse_argument, source_o
 
 OURS = ("decode",)
 CALLABLE = "f(q, k, v, causal=..., softmax_scale=..., num_splits=...) -> O or (O, LSE)"
+PAGED = ("cache_seqlens", "page_table")
+"""What a callable that takes keys in pages is given besides, k and v then being (pages, page size, H_kv, D)."""
 
 
-def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> Subject:
+@dataclass(frozen=True, kw_only=True)
+class PartsSubject(Subject):
+    """A kernel of few queries; `pages(q, k_cache, v_cache, cache_seqlens=, page_table=, ...)` where it takes a cache in pages."""
+
+    pages: Callable | None = None
+
+
+def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> PartsSubject:
     """The subject called `name`, or the user's `package.module:function`; raises as `subjects.resolve` does."""
     look_up(name)
     if arguments and ":" not in name:
@@ -25,9 +36,11 @@ def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> S
         return _ours(device)
     keywords = dict(map(parse_argument, arguments))
     found = load(name, keywords | {"num_splits": 2}, CALLABLE)
-    return Subject(
+    called = functools.partial(found, **keywords) if keywords else found
+    return PartsSubject(
         name=name,
-        forward=functools.partial(found, **keywords) if keywords else found,
+        forward=called,
+        pages=called if _takes(found, PAGED) else None,
         strict=False,
         arguments=tuple(arguments),
         package=package_of(name),
@@ -44,7 +57,15 @@ def look_up(name: str) -> None:
         )
 
 
-def _ours(device: str) -> Subject:
+def _takes(found: Callable, names: Sequence[str]) -> bool:
+    """Whether a callable has parameters of these names."""
+    try:
+        return set(names) <= inspect.signature(found).parameters.keys()
+    except Exception:  # built-ins may have no signature, and a class of the user's may compute its own
+        return False
+
+
+def _ours(device: str) -> PartsSubject:
     """`fasim::decode` in as many parts as are asked for; where none are, as many as it chooses."""
     if importlib.util.find_spec("triton") is None:
         raise MissingTool("the decode kernel needs triton, which is not installed: pip install 'fasim[kernels]' on Linux")
@@ -57,9 +78,10 @@ def _ours(device: str) -> Subject:
         return ops.few_queries.decode(q, k, v, scale, causal, num_splits)
 
     rooms = Path(__file__).parents[2]
-    return Subject(
+    return PartsSubject(
         name=OURS[0],
         forward=forward,
+        pages=functools.partial(ops.flash_attn_with_kvcache, return_lse=True),
         head_dims=(64, 128, 256),
         tile=128 if device == "cuda" else 16,
         dtypes=HALF,

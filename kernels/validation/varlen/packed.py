@@ -136,8 +136,8 @@ def hold(bench: Bench, case: Packed, promise: str = "", change: Callable | None 
     return figures
 
 
-def hold_gradients(bench: Bench, case: Packed, promise: str = "", of_lse: bool = False) -> dict:
-    """dQ, dK and dV of every sequence; raises Skipped where the subject has no backward."""
+def differentiated(bench: Bench, case: Packed, of_lse: bool = False) -> tuple:
+    """q, k and v, their gradients, and the dO and dLSE (or None) that were given; raises Skipped where there is no backward."""
     if reason := bench.no_backward(case):
         raise Skipped(reason)
     qkv = tensors(bench, case)
@@ -150,7 +150,12 @@ def hold_gradients(bench: Bench, case: Packed, promise: str = "", of_lse: bool =
         dlse = bench.like(out[..., 0].T, f"dLSE of {case.name}").to(lse.dtype)
         dlse = torch.where(lse.isfinite(), dlse, 0.0).detach()
     asked = ((out, lse), (do, dlse)) if of_lse else (out, do)
-    found = bench.run(lambda: torch.autograd.grad(asked[0], leaves, asked[1]), doing="backward ")
+    return qkv, bench.run(lambda: torch.autograd.grad(asked[0], leaves, asked[1]), doing="backward "), do, dlse
+
+
+def hold_gradients(bench: Bench, case: Packed, promise: str = "", of_lse: bool = False) -> dict:
+    """dQ, dK and dV of every sequence; raises Skipped where the subject has no backward."""
+    qkv, found, do, dlse = differentiated(bench, case, of_lse)
     figures = {}
     for i, (rows, keys) in enumerate(zip(case.rows(case.queries), case.rows(case.keys), strict=True)):
         parts = [x[None, part] for x, part in zip(qkv, (rows, keys, keys), strict=True)]
