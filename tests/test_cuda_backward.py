@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from fasim.kernels.calibrate import sass
-from fasim.kernels.compile import build
+from fasim.kernels.compile import build, disassemble
 from fasim.kernels.cuda.backward.config import ENTRIES, config_for
 from fasim.simulator.errors import UsageError
+from fasim.simulator.problem.workload import Workload
+from fasim.traces import static_gradients
 
 MAX_SMEM_BYTES = 227 * 1024
 CONSUMER_REGISTERS = 232
@@ -59,6 +62,42 @@ def test_the_main_kernel_has_five_gemms_and_the_means_of_its_schedule(compiled, 
     assert all(shapes[n] >= count for n, count in steps.items()) and shapes.keys() == steps.keys()
     highest = max(int(register) for *_, operands in code for register in re.findall(r"\bR(\d+)\b", operands))
     assert highest < CONSUMER_REGISTERS
+
+
+def differs(cubin: bytes, config) -> str:
+    """Whether the main loop of a compiled kernel is its schedule's."""
+    if sass.disassembler() is None:
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    (kernel,) = disassemble.of_cubin(cubin)
+    workload = Workload(1, 1, 8448, config.head_dim, config.dtype, config.causal, direction="backward")
+    return static_gradients.differs(kernel, config.schedule, workload, config.tile)
+
+
+@compiles
+@each
+def test_waits_gemms_barriers_and_arithmetic_stand_in_the_machine_code_as_the_schedule_says(compiled, config):
+    assert differs(compiled[config, "main"].cubin, config) == ""
+
+
+PLANTED = {
+    "dO handed back before dV is over": (
+        "  wg.wait_values<1>(i);\n  wg.free_do(i);\n", "  wg.free_do(i);\n  wg.wait_values<1>(i);\n"
+    ),
+    "dS not handed over before dK": (
+        "  wg.share_gradient(i);\n  wg.issue_keys(dS, i, true);\n", "  wg.issue_keys(dS, i, true);\n  wg.share_gradient(i);\n"
+    ),
+}  # fmt: skip
+"""Faults in the step of a copy of lagged: old texts and new ones."""
+
+
+@compiles
+@pytest.mark.parametrize("fault", PLANTED)
+def test_an_order_that_the_schedule_does_not_say_is_found(fault):
+    config = config_for("lagged", "bf16", 128, True)
+    source, (old, new) = config.source("main"), PLANTED[fault]
+    assert old in source.text
+    built = build.build(replace(source, text=source.text.replace(old, new, 1)))
+    assert "where lagged says" in differs(built.cubin, config)
 
 
 def test_what_has_no_kernel_is_said_in_one_sentence():

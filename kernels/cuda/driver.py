@@ -11,10 +11,11 @@ TENSOR_MAP_BYTES = 128
 TENSOR_MAP_ALIGNMENT = 64
 
 # CUtensorMap enumerations (CUDA driver API, tensor map object management)
-DATA_TYPE = {"fp16": 6, "bf16": 9, "e4m3": 0}  # e4m3 travels as bytes
-ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1}
+DATA_TYPE = {"fp16": 6, "bf16": 9, "e4m3": 0, "fp32": 7}  # e4m3 travels as bytes
+ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1, "fp32": 4}
 INTERLEAVE_NONE = 0
-SWIZZLE = {64: 2, 128: 3}  # by the bytes of a box's row, which is swizzled over itself
+SWIZZLE_NONE = 0
+SWIZZLE = {64: 2, 128: 3}  # by the bytes of a box's row, which is swizzled over itself; a longer one lies as it is
 L2_PROMOTION_256B = 3
 FILL_ZEROS = 0
 
@@ -92,7 +93,7 @@ class TensorMap:
             (ctypes.c_uint32 * rank)(*box),
             (ctypes.c_uint32 * rank)(*(1,) * rank),
             INTERLEAVE_NONE,
-            SWIZZLE[box[0] * ELEMENT_BYTES[dtype]],
+            SWIZZLE.get(box[0] * ELEMENT_BYTES[dtype], SWIZZLE_NONE),
             L2_PROMOTION_256B,
             FILL_ZEROS,
         )

@@ -51,12 +51,16 @@ class GradientPen(Around):
         """Before a WGMMA: stage and descriptors; the loop's branch before the scores."""
         return [Phase(latencies=int(scores), branches=int(scores))]
 
-    def probabilities(self, tile, scores: str, step: int) -> list[Phase]:
-        """P of one block: LSE, (mask,) exponentials, conversion."""
+    def probabilities(self, tile, scores: str, step: int, half: int | None = None) -> list[Phase]:
+        """P of one block: LSE, (mask,) exponentials, conversion; or one half of the exponentials, the first with what is before."""
         elements = tile.per_thread(scores)
         fetched = _whole_loop(elements) if step == 0 else 0
         masked = [Phase(alu=2 * CHUNK, chunks=_chunks(elements))] if tile.is_masked(step) else []
         weights = Phase(fma=CHUNK, mufu=CHUNK, convert=CHUNK // 2, chunks=_chunks(elements), interleaved=True)
+        if half is not None:
+            weights = replace(weights, chunks=-(-weights.chunks // 2))
+        if half == 1:
+            return [weights]
         return [replace(_statistics(tile, scores), fetched=fetched), *masked, weights]
 
     def gradient(self, tile, products: str) -> list[Phase]:
@@ -94,9 +98,7 @@ class GradientPen(Around):
         elements = tile.store_bytes(name) // (128 * tile.workload.output_bytes)
         fetched = elements + SEND.other if self.code.wgmma else 0
         scaled = CHUNK if name == "dK" else 0
-        return [
-            Phase(fma=scaled, convert=CHUNK // 2, other=1, stsm=1, chunks=_chunks(elements), latencies=1, fetched=fetched)
-        ]
+        return [Phase(fma=scaled, convert=CHUNK // 2, other=1, stsm=1, chunks=_chunks(elements), latencies=1, fetched=fetched)]
 
     def send(self) -> list[Phase]:
         """From staged rows to a TMA store."""

@@ -191,9 +191,7 @@ class Warp:
         self.groups += 1
         return Result(label, self.groups - 1)
 
-    def mma(
-        self, destination: str, a: Slot | str, b: Slot, step: int = -1, add: bool = False, loaded: bool = False
-    ) -> None:
+    def mma(self, destination: str, a: Slot | str, b: Slot, step: int = -1, add: bool = False, loaded: bool = False) -> None:
         """The same by mma.sync: operands through registers by ldmatrix, the warp waits for the result.
 
         `step` is the loop step where it is not b's: K and V stay while FlashAttention-1's loop goes over Q.
@@ -218,10 +216,13 @@ class Warp:
         for phase in self.pen.weights(self.cta.tile, j, self.in_flight.values()):
             self._run([phase], "softmax", j, reads=("S",), writes=("P",) if phase.convert else ())
 
-    def probabilities(self, step: int, of: str) -> None:
-        """The backward's P, or P^T, once more from its scores `of` and from LSE: no maximum, no sum; converted to an operand."""
+    def probabilities(self, step: int, of: str, half: int | None = None) -> None:
+        """The backward's P, or P^T, once more from its scores `of` and from LSE: no maximum, no sum; converted to an operand.
+
+        `half` is 0 or 1 where only that half of the exponentials is taken; LSE and the mask belong to the first.
+        """
         wrote = of.replace("S", "P")
-        self._run(self.pen.probabilities(self.cta.tile, of, step), wrote, step, reads=(of,), writes=(wrote,))
+        self._run(self.pen.probabilities(self.cta.tile, of, step, half), wrote, step, reads=(of,), writes=(wrote,))
 
     def gradient(self, step: int, of: str) -> None:
         """dS = P (dP - delta), or dS^T, from `of`: the softmax's derivative (FlashAttention-2 Algorithm 2), as an operand."""
@@ -248,9 +249,7 @@ class Warp:
         """Read block j of S once, for the "row max", "row sum", "row max and sum" or "probabilities"."""
         self._run(self.pen.reading(self.cta.tile, of), of, j)
 
-    def compute(
-        self, label: str, phase: Phase, j: int = -1, reads: tuple[str, ...] = (), writes: tuple[str, ...] = ()
-    ) -> None:
+    def compute(self, label: str, phase: Phase, j: int = -1, reads: tuple[str, ...] = (), writes: tuple[str, ...] = ()) -> None:
         """Any other register arithmetic, counted by instruction class, and the register tensors that it touches."""
         self._run([phase], label, j, reads, writes)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from ...code.gradients import Gradients
 from ..kernel import Kernel, Schedule
+from .ahead import ahead
+from .covered import covered
 from .cudnn import cudnn
 from .delta import postprocess, preprocess
 from .drained import drained
@@ -30,8 +32,8 @@ _LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
 
 def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
     main = Kernel(body, "columns", _WALK, code=_WGMMA, live=live)
-    family = "lagged backward" if body is lagged else "hopper backward"
-    dims = (256,) if body is wide else (64, 128)
+    family = "lagged backward" if body in (lagged, covered, ahead) else "hopper backward"
+    dims = {wide: (256,), ahead: (128,)}.get(body, (64, 128))
     return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=dims, direction="backward")
 
 
@@ -82,7 +84,17 @@ ALL = (
     _hopper(
         "lagged", lagged, "dQ is formed a block later, under the next exponentials, so that no warpgroup waits for the other's dS",
         "ours; as FlashAttention-3 section 3.2 defers PV in the forward",
+        (("dK", "dV", "P^T", "dP^T", "dS^T"), ("dK", "dV", "S^T", "dQ^T", "P^T")),
+    ),
+    _hopper(
+        "covered", covered, "lagged, but dQ leaves under dP and dV, in registers that head_dim 64 has",
+        "ours",
         (("dK", "dV", "P^T", "dP^T", "dQ^T"), ("dK", "dV", "S^T", "dQ^T", "dS^T")),
+    ),
+    _hopper(
+        "ahead", ahead, "lagged, but the next scores are issued behind dK, ahead of the wait for it, and dP amid the exponentials",
+        "ours",
+        (("dK", "dV", "S^T", "P^T", "dQ^T"), ("dK", "dV", "S^T", "dP^T", "P^T"), ("dK", "dV", "S^T", "dS^T", "P^T")),
     ),
     _hopper(
         "cudnn", cudnn, "cuDNN's order: dP under the exponentials alone, dK waited for before dQ, dQ before the next block",

@@ -1,13 +1,13 @@
 """dQ a block behind: beside fa3.py, a block's dQ is formed with the next block's scores, not with its own dK.
 
 dQ needs both warpgroups' dS, so in fa3 they meet in every block and then take their exponentials together, while the tensor cores
-have nothing. Here a warpgroup goes on when its own dS is written; dQ of the block before runs under its exponentials, and leaves
-under dP and dV. dS takes two buffers, and dQ registers beside dP: hence 64 queries a block at head_dim 128.
+have nothing. Here a warpgroup goes on when its own dS is written; dQ of the block before runs under its exponentials, and is put
+before dP is issued, which takes its registers. dS takes two buffers. As kernels/cuda/backward/lagged.cu has it.
 """
 
 
 def lagged(cta, tile):
-    """S of this block, dQ of the last; then dP and dV, and dK."""
+    """S of this block, dQ of the last, which leaves; then dP and dV, and dK."""
     K = cta.ring("K", tile.nbytes("K"), stages=1)
     V = cta.ring("V", tile.nbytes("V"), stages=1)
     Q = cta.ring("Q", tile.nbytes("Q"), tile.stages)
@@ -43,17 +43,15 @@ def lagged(cta, tile):
                 wg.wait(dS[i - 1])
                 queries = wg.gemm(*tile.dq(K[0], dS[i - 1]), loaded=True, step=i - 1)
             wg.wait(LSE[i])
-            wg.wait(scores)  # and so for dK of the last block
-            if i > 0:
-                wg.free(Q[i - 1])
+            wg.wait(scores)
             wg.probabilities(i, of="S^T")  # under dQ
             wg.free(LSE[i])
-            products = wg.gemm("dP^T", V[0], dO[i])
-            values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
             if i > 0:
                 wg.wait(queries)
                 wg.free(dS[i - 1])
                 wg.put(tile.dq_name, dQ[wg, i - 1])
+            products = wg.gemm("dP^T", V[0], dO[i])
+            values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
             wg.wait(delta[i])
             wg.wait(products)
             wg.gradient(i, of="dP^T")  # under dV
@@ -62,10 +60,10 @@ def lagged(cta, tile):
             keys = wg.gemm("dK", "dS^T", Q[i], add=True, loaded=True)
             wg.wait(values)
             wg.free(dO[i])
+            wg.wait(keys)
+            wg.free(Q[i])
         wg.wait(dS[last])
         queries = wg.gemm(*tile.dq(K[0], dS[last]), loaded=True, step=last)
-        wg.wait(keys)
-        wg.free(Q[last])
         wg.wait(queries)
         wg.free(dS[last])
         wg.put(tile.dq_name, dQ[wg, last])
