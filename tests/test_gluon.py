@@ -23,7 +23,7 @@ from fasim.kernels import ops
 from fasim.kernels.cuda import driver
 from fasim.kernels.gluon import config as gluon
 from fasim.kernels.launch.arguments import ArgumentBlock
-from fasim.kernels.measure import names, stalls
+from fasim.kernels.measure import beside_gluon, check_gluon, names, stalls
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.workload import Workload
 
@@ -177,6 +177,15 @@ def test_its_files_and_its_tile_are_known_to_the_measurement(schedule):
     assert all(path.is_file() for path in gluon.sources_of(schedule))
     tile = names.tile_of(name, Workload(1, 4, 1024, 128, "bf16", True))
     assert (tile.block_m, tile.block_n, tile.stages, tile.consumers) == (128, 128, 2, 2)
+
+
+def test_every_form_that_there_might_be_is_checked_and_timed():
+    workload = Workload(1, 32, 1024, 64, "bf16", False)
+    forms = gluon.candidates("bf16", 64, False, 1024)
+    assert len(forms) == 4 and gluon.config_for("persistent", "bf16", 64, False, 1024) in forms.values()
+    assert all(beside_gluon.config_of(name, workload) == config for name, config in forms.items())
+    checked = {config for _, config, _ in check_gluon.cases(list(gluon.SCHEDULES), list(gluon.HEAD_DIMS))}
+    assert {*forms.values(), *gluon.variants()} <= checked
 
 
 def test_stalls_are_read_from_the_profilers_table():

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 
 from ...simulator.errors import UsageError
 from ..compile.triton_cache import ensure_writable
@@ -27,6 +31,21 @@ class Built:
     threads: int
     compiler: str
     signature: tuple[tuple[str, str], ...]  # (name, Triton's type) of the arguments of a launch
+
+
+def build_all(configs: Iterable[GluonConfig]) -> dict[GluonConfig, str]:
+    """Compile kernels, a process a core, into the cache that `build` reads; of each "" or why it is refused."""
+    distinct = list(dict.fromkeys(configs))
+    with ProcessPoolExecutor(min(len(distinct), len(os.sched_getaffinity(0))), mp_context=get_context("spawn")) as pool:
+        return dict(zip(distinct, pool.map(_failure_of, distinct), strict=True))
+
+
+def _failure_of(config: GluonConfig) -> str:
+    try:
+        build(config)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 @cache

@@ -29,6 +29,13 @@ def forward(
     return plan.run(q, k, v, scale_of(softmax_scale, q.shape[3]))
 
 
+def forward_by(config: GluonConfig, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """As `forward`, by one kernel of those there might be, which suits the tensors."""
+    device = q.get_device()
+    plan = Plan(kernel_for(config, device), tuple(q.shape), tuple(k.shape), (q.stride(), k.stride(), v.stride()), device)
+    return plan.run(q, k, v, scale_of(softmax_scale, q.shape[3]))
+
+
 class Kernel:
     """A compiled kernel, loaded on one device."""
 

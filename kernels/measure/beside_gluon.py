@@ -2,7 +2,8 @@
 
 Kernel time, since the wheel's host code takes longer than a short kernel: each implementation's calls are captured in a CUDA graph
 over buffers larger than L2, and graphs are replayed in bursts, in shuffled turns after a rest (beside.py); the median over replays.
-Every output is held to the fp64 oracle first. Writes DIR/gluon.json; the table goes to stdout, progress to stderr.
+Every output is held to the fp64 oracle first. `--candidates` times every form of `persistent` that there might be, `--schedules` no
+rung but those named. Writes DIR/gluon.json after every case and stops at the deadline; the table goes to stdout, more to stderr.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ FLOPS_A_GRAPH = 4e12
 """Some 6 ms at full speed."""
 MAX_LAUNCHES = 24
 ROUNDS = 4
+DEADLINE_S = 150
 
 
 def workloads(head_dims: Iterable[int], seqlens: Sequence[int], dtype: str) -> list[Workload]:
@@ -49,8 +51,25 @@ def workloads(head_dims: Iterable[int], seqlens: Sequence[int], dtype: str) -> l
     ]
 
 
+def candidate(kernel: str, workload: Workload) -> gluon.GluonConfig | None:
+    """A form of `persistent` by its name, where there is one for the workload."""
+    return gluon.candidates(workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k).get(kernel)
+
+
+def config_of(kernel: str, workload: Workload) -> gluon.GluonConfig | None:
+    """The kernel in Gluon by its name; None where it is none."""
+    if kernel in gluon.NAMES:
+        rung = kernel.removeprefix(gluon.PREFIX)
+        return gluon.config_for(rung, workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k)
+    return candidate(kernel, workload)
+
+
 def attention_of(kernel: str, workload: Workload) -> Callable:
     """f(q, k, v) -> O or (O, LSE). Raises MissingTool where a peer is not installed."""
+    if config := candidate(kernel, workload):
+        from ..gluon.launch import forward_by
+
+        return lambda q, k, v: forward_by(config, q, k, v)
     if peers.is_peer(kernel):
         return peers.prepare(kernel, workload)
     return lambda q, k, v: ops.flash_attn_func(q, k, v, causal=workload.causal, schedule=kernel)
@@ -140,23 +159,27 @@ def in_turns(
 
 def resources_of(name: str, workload: Workload) -> dict:
     """Tile and shared memory of a rung."""
-    if name not in gluon.NAMES:
+    config = config_of(name, workload)
+    if config is None:
         return {}
-    config = gluon.config_for(name.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal)
     built = build.build(config)
     return {
         "tile": {"block_m": config.block_m, "block_n": config.block_n, "stages": config.stages, "consumers": config.consumers},
+        "named": config.named and config.schedule == "persistent",
         "smem_bytes": built.smem_bytes,
         "compiler": built.compiler,
     }
 
 
-def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> Iterator[dict]:
-    """What is known after each case, with its provenance."""
+def report(works: Sequence[Workload], named: Callable[[Workload], list[str]], rounds: int, end: float) -> Iterator[dict]:
+    """What is known after each case, with its provenance; until `end`, as time.monotonic() has it."""
     meter = beside.Meter()
     rows = []
     for workload in works:
-        done = run_case(workload, kernels, meter, rounds)
+        if time.monotonic() > end:
+            sys.stderr.write(f"not reached: {workload}\n")
+            continue
+        done = run_case(workload, named(workload), meter, rounds)
         rows += done
         sys.stderr.write(line_of(done) + "\n")
         torch.cuda.empty_cache()
@@ -212,10 +235,24 @@ def main() -> None:
     parser.add_argument("--seqlens", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--dtype", choices=gluon.DTYPES, default="bf16")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each kernel in a case")
+    parser.add_argument("--candidates", action="store_true", help="every form of `persistent` too")
+    parser.add_argument("--deadline", type=float, default=DEADLINE_S, help="seconds from the start; a case begun is ended")
+    parser.add_argument("--compile-only", action="store_true", help="needs no GPU")
     given = parser.parse_args()
+    end = time.monotonic() + given.deadline
     given.out.mkdir(parents=True, exist_ok=True)
-    kernels = [PEER, *OURS, *(gluon.PREFIX + schedule for schedule in given.schedules)]
-    for result in report(workloads(given.head_dims, given.seqlens, given.dtype), kernels, given.rounds):
+    works = workloads(given.head_dims, given.seqlens, given.dtype)
+
+    def named(workload: Workload) -> list[str]:
+        forms = gluon.candidates(workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k) if given.candidates else ()
+        return [PEER, *OURS, *(gluon.PREFIX + schedule for schedule in given.schedules), *forms]
+
+    configs = (config_of(name, workload) for workload in works for name in named(workload))
+    refused = build.build_all(config for config in configs if config)
+    sys.stderr.write(f"{len(refused)} kernels compiled; {[why for why in refused.values() if why]}\n")
+    if given.compile_only:
+        return
+    for result in report(works, named, given.rounds, end):
         (given.out / "gluon.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write("\n".join(line_of(list(rows)) for rows in _cases(result["rows"])) + "\n")
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from .. import reference
 from ..cuda import launch
 from ..cuda.config import HERE, available
+from ..gluon import config as gluon
 
 RUNS = 200
 TOLERANCE = 5e-3
@@ -61,25 +63,35 @@ class Load:
             self.mark.record(self.stream)
 
 
-def run(schedule: str, shape: tuple, load: Load) -> dict:
-    """One kernel at one shape: how many of RUNS differ from the first, and the first's error."""
+def forward_of(schedule: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """f(q, k, v, scale, causal) -> (O, LSE): a kernel in CUDA, or one in Gluon by "gluon-" and its schedule."""
+    if schedule in gluon.NAMES:
+        from ..gluon.launch import forward
+
+        return lambda *given: forward(*given, schedule.removeprefix(gluon.PREFIX))
+    return lambda *given: launch.forward(*given, schedule)
+
+
+def run(schedule: str, shape: tuple, load: Load, runs: int = RUNS) -> dict:
+    """One kernel at one shape: how many of `runs` differ from the first, and the first's error."""
     batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, causal = shape
     generator = torch.Generator(device="cuda").manual_seed(seqlen_q + seqlen_k + head_dim)
     q = torch.randn(batch, seqlen_q, heads, head_dim, device="cuda", dtype=torch.float16, generator=generator)
     k, v = torch.randn(2, batch, seqlen_k, kv_heads, head_dim, device="cuda", dtype=torch.float16, generator=generator)
     scale = head_dim**-0.5
-    first_o, first_lse = launch.forward(q, k, v, scale, causal, schedule)
+    forward = forward_of(schedule)
+    first_o, first_lse = forward(q, k, v, scale, causal)
     differ = torch.zeros((), dtype=torch.int64, device="cuda")
-    for _ in range(RUNS):
+    for _ in range(runs):
         load.top_up()
-        o, lse = launch.forward(q, k, v, scale, causal, schedule)
+        o, lse = forward(q, k, v, scale, causal)
         differ += (o != first_o).any() | (lse != first_lse).any()
     expected = reference.attention_forward(q, k, v, scale, causal).o
     error = (first_o.double() - expected).abs().max().item()
     return {
         "schedule": schedule,
         "shape": dict(zip(("batch", "heads", "kv_heads", "seqlen_q", "seqlen_k", "head_dim", "causal"), shape, strict=True)),
-        "runs": RUNS,
+        "runs": runs,
         "differ": int(differ),
         "error": error,
         "passed": int(differ) == 0 and error <= TOLERANCE,
