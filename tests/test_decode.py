@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,15 @@ _spec.loader.exec_module(env)
 import torch  # noqa: E402
 
 from fasim.kernels import ops, reference  # noqa: E402
+from fasim.kernels.compile import disassemble  # noqa: E402
 from fasim.kernels.decode import kernel as decode  # noqa: E402
 from fasim.kernels.decode import operator as few_queries  # noqa: E402
 from fasim.kernels.decode import splits  # noqa: E402
 from fasim.kernels.ops import flash_attn_func  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
+from fasim.simulator.problem.tile import Tile  # noqa: E402
+from fasim.simulator.problem.workload import Workload  # noqa: E402
+from fasim.traces import static  # noqa: E402
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 # batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, causal, dtype, num_splits
@@ -208,7 +213,7 @@ for head_dim, rows in ((64, 64), (128, 16), (256, 16)):
 """
 
 
-def test_it_compiles_for_hopper_without_spills_and_fits_an_sm(tmp_path):
+def test_it_compiles_for_hopper_without_spills_in_the_order_of_its_schedule_and_fits_an_sm(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE, str(tmp_path)], capture_output=True, text=True, env=environment
@@ -220,3 +225,9 @@ def test_it_compiles_for_hopper_without_spills_and_fits_an_sm(tmp_path):
         tile = splits.decode_tile(head_dim, rows, interpreted=False)
         assert spilled == 0
         assert shared <= 227 << 10 and registers * 32 * tile.num_warps <= 65536
+        (code,) = disassemble.kernels_of(tmp_path / f"{head_dim}.cubin")
+        workload = Workload(1, rows, kv_heads=1, seqlen_q=1, seqlen_k=8192, head_dim=head_dim, dtype="bf16")
+        block = Tile(rows, tile.block_n, tile.num_stages, 1, parts=2)
+        assert static.differs_in_copies(code, "decode", workload, block) == ""
+        fewer = replace(block, stages=tile.num_stages - 1)
+        assert "where decode says copies but" in static.differs_in_copies(code, "decode", workload, fewer)

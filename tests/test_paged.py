@@ -19,9 +19,13 @@ _spec.loader.exec_module(env)
 import torch  # noqa: E402
 
 from fasim.kernels import reference  # noqa: E402
+from fasim.kernels.compile import disassemble  # noqa: E402
 from fasim.kernels.decode import cache, splits  # noqa: E402
 from fasim.kernels.ops import flash_attn_with_kvcache  # noqa: E402
 from fasim.simulator.errors import UsageError  # noqa: E402
+from fasim.simulator.problem.tile import Tile  # noqa: E402
+from fasim.simulator.problem.workload import Workload  # noqa: E402
+from fasim.traces import static  # noqa: E402
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 # heads, kv_heads, seqlen_q, lengths, page_size, head_dim, causal, dtype, num_splits
@@ -138,8 +142,8 @@ from fasim.kernels.decode import kernel, paged, splits
 
 binaries = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 tile = splits.decode_tile(128, 16, False)
-paging = [(paged._walk_pages, {"WHOLE": whole}) for whole in (True, False)]
-for function, more in ((kernel._walk_part, {"TMA": False}), *paging):
+paging = [(paged._walk_pages, {"PAGE": page}) for page in (0, 64, 16)]
+for number, (function, more) in enumerate(((kernel._walk_part, {"TMA": False}), *paging)):
     fixed = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=128, CAUSAL=False, PARTIAL=True, EARLY=True) | more
     names = function.arg_names
     fixed |= {name: 1 for name in names if name.endswith(("stride_d", "table_stride_p"))}
@@ -148,7 +152,7 @@ for function, more in ((kernel._walk_part, {"TMA": False}), *paging):
     whole = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names)
              if name not in fixed and (signature[name][0] == "*" or "stride" in name)}
     built = triton.compile(ASTSource(function, signature, fixed, whole), GPUTarget("cuda", 90, 32), tile.options())
-    cubin = pathlib.Path(sys.argv[1]) / "walk.cubin"
+    cubin = pathlib.Path(sys.argv[1]) / f"{number}.cubin"
     cubin.write_bytes(built.asm["cubin"])
     said = subprocess.run([binaries / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True).stdout
     _, stack, local = map(int, re.search(r"REG:(\\d+) STACK:(\\d+).*LOCAL:(\\d+)", said).groups())
@@ -165,5 +169,9 @@ def test_looking_pages_up_leaves_as_many_bytes_on_their_way_and_spills_nothing(t
     )
     assert done.returncode == 0, done.stderr
     unpaged, *with_pages = [json.loads(line) for line in done.stdout.splitlines()]
+    workload = Workload(1, 16, kv_heads=1, seqlen_q=1, seqlen_k=8192, dtype="bf16")
+    for number in range(4):
+        (code,) = disassemble.kernels_of(tmp_path / f"{number}.cubin")
+        assert static.differs_in_copies(code, "decode", workload, Tile(16, 64, 4, 1, parts=2)) == ""
     block_bytes = splits.decode_tile(128, 16, False).block_n * 256
-    assert unpaged[0] == 0 and unpaged[1] >= 3 * 2 * block_bytes and with_pages == [unpaged] * 2
+    assert unpaged[0] == 0 and unpaged[1] >= 3 * 2 * block_bytes and with_pages == [unpaged] * 3

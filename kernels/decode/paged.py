@@ -23,13 +23,15 @@ from .splits import choose, decode_tile, splits_for
 
 @triton.jit
 def _page_of(
-    table, entry, key, seqlen_k, pages, table_stride_b, table_stride_p, page_size, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr
+    table, entry, key, seqlen_k, pages, table_stride_b, table_stride_p,
+    PAGE: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The page of the block of keys that begins with `key`, or, not WHOLE, of each of its keys: past the end, the last key's, which
     is there. A page that is none is taken for the first or the last."""
     wanted = key if WHOLE else key + tl.arange(0, BLOCK_N)
     wanted = tl.maximum(0, tl.minimum(wanted, seqlen_k - 1))
-    page = tl.load(table + tl.cast(entry, tl.int64) * table_stride_b + (wanted // page_size).to(tl.int64) * table_stride_p)
+    number = wanted * 0 if PAGE == 0 else wanted // PAGE
+    page = tl.load(table + tl.cast(entry, tl.int64) * table_stride_b + number.to(tl.int64) * table_stride_p)
     return tl.minimum(tl.maximum(page, 0), pages - 1)
 
 
@@ -39,20 +41,21 @@ def _keys_at(page, row, kv_head, stride_p, stride_s, stride_h):
     return page.to(tl.int64) * stride_p + row.to(tl.int64) * stride_s + tl.cast(kv_head, tl.int64) * stride_h
 
 
-@triton.jit(do_not_specialize=["splits", "tiles", "seqlen_q", "most", "pages", "page_size"])
+@triton.jit(do_not_specialize=["splits", "tiles", "seqlen_q", "most", "pages"])
 def _walk_pages(
-    q, k, v, o, lse, lengths, table, scale_log2, kv_heads, sharing, seqlen_q, most, pages, page_size, tiles, splits,
+    q, k, v, o, lse, lengths, table, scale_log2, kv_heads, sharing, seqlen_q, most, pages, tiles, splits,
     table_stride_b, table_stride_p,
     q_stride_b, q_stride_s, q_stride_h, q_stride_d, k_stride_p, k_stride_s, k_stride_h, k_stride_d,
     v_stride_p, v_stride_s, v_stride_h, v_stride_d,
     o_stride_part, o_stride_b, o_stride_s, o_stride_h, o_stride_d, lse_stride_part, lse_stride_b, lse_stride_h, lse_stride_s,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
-    WHOLE: tl.constexpr, PARTIAL: tl.constexpr, EARLY: tl.constexpr,
+    PAGE: tl.constexpr, PARTIAL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program: one part of an entry's keys for one tile of packed rows, numbered as kernel._walk_part's.
 
-    An entry has lengths[entry] keys, of `most` that its pages hold. WHOLE where all keys of a block lie in one page.
+    An entry has lengths[entry] keys, of `most` that its pages hold. PAGE is the keys of one, 0 where an entry has but one.
     """
+    WHOLE: tl.constexpr = PAGE % BLOCK_N == 0  # all keys of a block lie in one page
     if EARLY:
         gdc_launch_dependents()
     program = tl.program_id(0)
@@ -83,14 +86,15 @@ def _walk_pages(
     total = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     across_k, across_v = (column.to(tl.int64) * k_stride_d)[None, :], (column.to(tl.int64) * v_stride_d)[None, :]
-    page = _page_of(table, batch, first * BLOCK_N, seqlen_k, pages, table_stride_b, table_stride_p, page_size, BLOCK_N, WHOLE)
+    page = _page_of(table, batch, first * BLOCK_N, seqlen_k, pages, table_stride_b, table_stride_p, PAGE, BLOCK_N, WHOLE)
     for key in tl.range(first * BLOCK_N, past * BLOCK_N, BLOCK_N):
-        following = _page_of(
-            table, batch, key + BLOCK_N, seqlen_k, pages, table_stride_b, table_stride_p, page_size, BLOCK_N, WHOLE
-        )
+        if PAGE != 0:
+            following = _page_of(
+                table, batch, key + BLOCK_N, seqlen_k, pages, table_stride_b, table_stride_p, PAGE, BLOCK_N, WHOLE
+            )
         position = key + tl.arange(0, BLOCK_N)
         held = position < seqlen_k
-        at = position % page_size
+        at = position if PAGE == 0 else position % PAGE
         keys = tl.load(
             k + _keys_at(page, at, kv_head, k_stride_p, k_stride_s, k_stride_h)[:, None] + across_k, mask=held[:, None], other=0.0
         )
@@ -109,7 +113,8 @@ def _walk_pages(
         total = total * rescale + tl.sum(weights, 1)
         acc = gemm(weights.to(values.dtype), values, acc * rescale[:, None])
         top = higher
-        page = following
+        if PAGE != 0:
+            page = following
 
     divisor = tl.where(total == 0.0, 1.0, total)
     addresses = _row_addresses(o + tl.cast(part, tl.int64) * o_stride_part, batch, query, head, o_stride_b, o_stride_s, o_stride_h)
@@ -149,9 +154,9 @@ def _launches(
     columns, together = min(64, head_dim), min(32, triton.next_power_of_2(num_splits))
     q_strides, k_strides, v_strides, table_strides = strides
     walk = (
-        kv_heads, sharing, seqlen_q, most, pages, page_size, tiles, num_splits, *table_strides,
+        kv_heads, sharing, seqlen_q, most, pages, tiles, num_splits, *table_strides,
         *q_strides, *k_strides, *v_strides, *part_strides,
-        tile.block_m, tile.block_n, head_dim, causal and seqlen_q > 1, page_size % tile.block_n == 0, partial, early,
+        tile.block_m, tile.block_n, head_dim, causal and seqlen_q > 1, page_size if table_shape[1] > 1 else 0, partial, early,
     )  # fmt: skip
     combine = (num_splits, rows, heads, seqlen_q, *o_strides, *lse_strides, head_dim, columns, together, early)
     return _Launches(tile, num_splits, early, walk, batch * num_splits * tiles * kv_heads, combine, rows * (head_dim // columns))
