@@ -48,6 +48,9 @@ def on_page_markdown(markdown, page, **_):
 PARTS = {
     "lessons": lambda: lessons(),
     "ladder": ladder.ladder,
+    "code of the ladder": ladder.code,
+    "tiles of the ladder": ladder.tiles,
+    "tiles dealt": ladder.dealt,
     "predicted": lambda: ladder.predicted(lambda workload, schedule: predict(workload, schedule, "h200")),
 }
 """Marks in pages, and what is put in their place."""

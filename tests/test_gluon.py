@@ -44,6 +44,7 @@ import json, sys
 from collections import Counter
 from fasim.kernels.compile import disassemble
 from fasim.kernels.gluon import build, config
+from fasim.kernels.measure import code_of_gluon
 from fasim.simulator.code import loop_reader, sass
 for given in sys.argv[1:]:
     asked = config.GluonConfig(**json.loads(given))
@@ -57,6 +58,7 @@ for given in sys.argv[1:]:
     hands = [opcode for loop in loops for opcode in opcodes[loop.start : loop.end + 1] if opcode in ("BAR", "SYNCS")]
     read = not asked.one_partition and not (asked.schedule == "persistent" and asked.named)  # named hand-overs are not read
     print(json.dumps({"name": asked.name, "opcodes": Counter(opcodes), "local": local, "steps": steps,
+                      "row": code_of_gluon.row_of("gluon-" + asked.schedule, built.compiler, asked.head_dim, asked.causal, code),
                       "hands": [hands.count(what) / len(loops) for what in ("BAR", "SYNCS")],
                       "threads": [built.threads, code.threads], "smem": built.smem_bytes,
                       "lag": loop_reader.read(code).lag if read else None}))
@@ -141,6 +143,15 @@ def test_named_barriers_take_the_place_of_mbarriers_and_of_the_barriers_before_t
     """A step of `fa3` has three arrivals behind a barrier each, and awaits K, V and the turn; else it awaits K and V alone."""
     assert compiled["fa3 bf16 d128 causal"]["hands"] == [3, 6]
     assert compiled["persistent bf16 d128 causal"]["hands"] == [5, 2]
+
+
+def test_what_a_block_costs_is_as_recorded(compiled):
+    """Where this Triton is one of those that the record is of."""
+    recorded = json.loads((names.ROOM.parent / "traces" / "recorded" / "kernels" / "gluon_code.json").read_text())["rows"]
+    rows = [compiled[f"{rung} bf16 d128 causal"]["row"] for rung in ("tma", "fa3", "persistent")]
+    assert rows[1]["instructions"] > 400 and all(sum(row["groups"].values()) == row["instructions"] for row in rows)
+    if any(row["compiler"] == rows[0]["compiler"] for row in recorded):
+        assert all(row in recorded for row in rows)
 
 
 def test_pairs_are_carried_as_they_are(compiled):

@@ -6,12 +6,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..simulator.problem.order import work_items
 from ..simulator.problem.workload import Workload
 from ..simulator.reading import read_json
 from ..simulator.results import metrics
 from ..simulator.results.run import Run
 from ..simulator.schedules import SCHEDULES
 
+SMS = 132
+"""Of the H200 that the record is of."""
 RECORDED = Path(__file__).parent / "recorded" / "kernels"
 PEER, CUDA, PREFIX = "peer:fa3", "fa3", "gluon-"
 FIRST = "Triton 3.6.0"
@@ -76,6 +79,52 @@ def predicted(predict: Callable[[Workload, str], Run]) -> str:
             lines.append(
                 f"| `{schedule}` | {row['tflops']:.0f} | {rate:.0f} | {100 * (time_ms / row['median_ms'] - 1):+.1f} % of time |"
             )
+    return "\n".join(lines)
+
+
+def code() -> str:
+    """Instructions of a warp for a block of 64 rows and 128 keys, by what they do (kernels/measure/code_of_gluon.py)."""
+    read = read_json(RECORDED / "gluon_code.json", "record")["rows"]
+    rows = [row for row in read if row["head_dim"] == 128 and not row["causal"]]
+    rows = [row for row in rows if row["kernel"] in TITLES or row["compiler"] == FIRST]
+    groups = list(rows[0]["groups"])
+    lines = ["| kernel | " + " | ".join([*groups, "in all", "cycles to issue"]) + " |", "|---" * (len(groups) + 3) + "|"]
+    for row in sorted(rows, key=lambda row: row["stalls"]):
+        cells = [f"{row['groups'][group]:.0f}" for group in groups] + [f"{row['instructions']:.0f}", f"{row['stalls']:.0f}"]
+        lines.append(f"| {TITLES.get(row['kernel'], '`' + row['kernel'].removeprefix(PREFIX) + '`')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def tiles() -> str:
+    """What a tile of 128 queries takes on an SM by the recorded rates: each block, and all besides."""
+    rows = [row for row in rates()["rows"] if row["head_dim"] == 128 and row.get("compiler", FIRST) == FIRST and "median_ms" in row]
+    lines = [
+        "| kernel | us a block of 128 keys | us a tile besides, full | us a tile besides, causal at 1k |",
+        "|---|---|---|---|",
+    ]
+    for kernel in dict.fromkeys(row["kernel"] for row in rows):
+        us = {(row["seqlen_q"], row["causal"]): _us_a_tile(row) for row in rows if row["kernel"] == kernel}
+        short, block = us[1024, False], (us[16384, False] - us[1024, False]) / 120
+        causal = us[1024, True] - 4.5 * block
+        lines.append(f"| {TITLES.get(kernel, f'`{kernel}`')} | {block:.2f} | {short - 8 * block:.1f} | {causal:.1f} |")
+    return "\n".join(lines)
+
+
+def _us_a_tile(row: dict) -> float:
+    return row["median_ms"] * 1e3 * SMS / (row["batch"] * row["heads"] * (row["seqlen_q"] // 128))
+
+
+def dealt() -> str:
+    """How long the program with most work is, over the mean, causal: with tiles in a fixed stride, and from a queue."""
+    lines = ["| causal, head_dim 128 | in a fixed stride | from a queue |", "|---|---|---|"]
+    for seqlen in (1024, 4096, 16384):
+        blocks = work_items(Workload(16384 // seqlen, 16, seqlen, 128, "bf16", True), 128, 128, "longest-first")["blocks"]
+        mean = blocks.sum() / SMS
+        stride = max(int(blocks[program::SMS].sum()) for program in range(SMS))
+        queue = [0] * SMS
+        for each in blocks:
+            queue[queue.index(min(queue))] += int(each)
+        lines.append(f"| {seqlen // 1024}k | {stride / mean:.2f} | {max(queue) / mean:.2f} |")
     return "\n".join(lines)
 
 
