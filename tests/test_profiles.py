@@ -97,7 +97,7 @@ def test_flash_attention_3_hands_k_back_and_makes_its_exponentials_where_its_sch
         assert early / sum(made.values()) == pytest.approx(share, abs=0.08)
         if share > 0.1:  # a third of the comparisons at least lie between these exponentials
             segments = [part for step in block.steps for part in step.code]
-            between = sum(part.pipes.get("alu", 0) for part in segments if part.pipes.get("mufu", 0) > 4)
+            between = sum(part.pipes.get("alu", 0) for part in segments if part.pipes.get("mufu"))
             assert between > sum(part.pipes.get("alu", 0) for part in segments) / 3
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..errors import UsageError
 from .pipeline import Block, Pipeline, Step
-from .sass import Code, Loop, Point, Segment, last_number, segment
+from .sass import Code, Loop, Point, Segment, last_number, parts
 from .way import usual
 
 WARPGROUP, LANES = 128, 32
@@ -68,7 +68,7 @@ def _count(code: Code, way: Sequence[int], name: str) -> int:
 def _segments(code: Code, way: Sequence[int]) -> tuple[Segment, ...]:
     """Without the GEMMs, and the loads of their operands, that stand among it."""
     own = [number for number in way if code.instructions[number].name not in ("HMMA", "LDSM", "LDGSTS", "NOP")]
-    return (segment(code, [*own, -1]),) if own else ()
+    return tuple(each for each in parts(code, own, finely=True) if isinstance(each, Segment)) if own else ()
 
 
 def _loads(stages: int, first: bool) -> list[Step]:

@@ -60,6 +60,7 @@ def read(code: Code) -> Pipeline:
         stages=alone.stages_of(points) or alone.stages_counted(code, usual(code, found[main])),
         rows=rows,
         loads=loads,
+        transposes=scores.k > 16 and loads == "producer" and any(each.name == "LDSM" for each in code.instructions),
     )
 
 

@@ -26,6 +26,8 @@ class Phase:
     stalls: int = 0  # cycles that one warp alone takes for a chunk at least, by the counts in the instructions
     interleaved: bool = False
     """Instructions lie evenly between others: exponentials so that MUFU reaches its rate, FMA alone so that WGMMA keeps its own."""
+    goes_on: bool = False
+    """What comes next does not wait for its last results, as where the compiler has put something between."""
 
     @property
     def instructions(self) -> int:

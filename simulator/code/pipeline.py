@@ -6,13 +6,13 @@ It is data: read from machine code (`loop_reader`), kept as JSON (`profiles`), a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate
 
 from .phase import Phase
-from .sass import MUFU_CYCLES, Segment
+from .sass import Segment
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Step:
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The code for the engine; none of descriptors, since a GEMM's issue has been measured from the wait before them."""
-        return () if self.what == "descriptors" else tuple(phase for part in self.code for phase in phases_of(part))
+        return () if self.what == "descriptors" else phases_of(self.code)
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Pipeline:
     rows: int = 64  # of a consumer
     loads: str = "producer"  # or "tma" or "cp_async": the consumers themselves
     synchronous: bool = False  # mma.sync in the place of WGMMA
+    transposes: bool = False  # other warps than the consumers' transpose V of 8 bits in shared memory
 
     @property
     def lag(self) -> int:
@@ -149,27 +150,18 @@ def _block(steps: list[dict]) -> Block:
     return Block(tuple(Step(**{**step, "code": tuple(Segment(**part) for part in step.get("code", ()))}) for step in steps))
 
 
-def phases_of(part: Segment) -> list[Phase]:
-    """A segment as chunks of alike instructions, as finely as exponentials lie between the rest, and what it then waits for."""
-    count = {name: part.pipes.get(name, 0) for name in ("fma", "alu", "mufu", "convert")}
-    count["other"] = part.instructions - sum(count.values())
-    alike = count["mufu"] // 4 or part.instructions // 16
-    fewest, most = max(1, alike // 2), max(1, alike)
-    chunks = min(range(most, fewest - 1, -1), key=lambda each: _misses(count, each))
-    work = Phase(
-        **{pipe: round(n / chunks) for pipe, n in count.items()},
-        chunks=chunks,
-        stalls=part.stalls // chunks,
-        interleaved=count["mufu"] > 0 or part.stalls == 0,  # no stalls are counted amid a GEMM's issue
-    )
-    waits = Phase(latencies=part.round_trips, votes=part.votes, branches=part.branches)
-    return [work] if waits == Phase() else [work, waits]
-
-
-def _misses(count: dict[str, int], chunks: int) -> int:
-    """Cycles by which equal chunks of whole instructions are wrong."""
-    return sum(COST[pipe] * abs(n - chunks * round(n / chunks)) for pipe, n in count.items())
-
-
-COST = {"fma": 1, "alu": 2, "mufu": MUFU_CYCLES, "convert": 2, "other": 1}
-"""Cycles of a sub-partition by pipe: by which of them a rounded count is less wrong."""
+def phases_of(parts: Sequence[Segment]) -> tuple[Phase, ...]:
+    """Pieces of code one behind the other, for the engine: alike ones are chunks of one phase, waits for results are in them."""
+    phases: list[Phase] = []
+    for part in parts:
+        count = {name: part.pipes.get(name, 0) for name in ("fma", "alu", "mufu", "convert")}
+        count["other"] = part.instructions - sum(count.values())
+        spread = count["mufu"] > 0 or part.stalls == 0  # no stalls are counted amid a GEMM's issue
+        work = Phase(**count, stalls=part.stalls, interleaved=spread, goes_on=True)
+        if phases and work == replace(phases[-1], chunks=1):
+            phases[-1] = replace(work, chunks=phases[-1].chunks + 1)
+        else:
+            phases.append(work)
+        if part.votes or part.branches:
+            phases.append(Phase(votes=part.votes, branches=part.branches, goes_on=True))
+    return tuple(phases)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 _TEXT = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
@@ -39,6 +39,11 @@ PIPES = (*_PIPES, "other")
 _ARITHMETIC = ("fma", "alu", "mufu", "convert")
 AMID_A_GEMM = 24
 """Arithmetic instructions between the first WGMMA of a group and the last that are more than addresses: O rescaled under S, say."""
+PIECE, PIECE_MUFU = 16, 4
+"""Instructions without an exponential between them, and exponentials, of a piece of a segment: as finely as warps share pipes."""
+LATENCY = {"MUFU": 18, **dict.fromkeys(("SHFL", "LDS", "LDSM", "LDC", "S2R"), 24)}
+"""Cycles to a result that a scoreboard tells: MUFU.EX2 17.5, SHFL 24.3 (`pipes`, H200), a load of shared memory 23.2 (`chains`);
+constants and special registers are taken as about as far. Others, as a load of memory, are not waited for in a main loop."""
 MUFU_CYCLES = 8
 """Of a sub-partition for one warp's exponential (16 a cycle per SM, CUDA programming guide, compute capability 9.0)."""
 
@@ -90,10 +95,9 @@ class Segment:
     start: int  # number of the first instruction
     instructions: int
     pipes: dict[str, int]
-    stalls: int  # cycles that one warp alone needs to issue it, at least, without votes and branches
+    stalls: int  # cycles that one warp alone needs for it, at least, without votes and branches
     branches: int = 0  # that are taken, without those behind a vote
     votes: int = 0  # of the warp, with the branch behind
-    round_trips: int = 0  # waits for a shuffle, or for anything else that takes about as long
 
 
 @dataclass(frozen=True)
@@ -218,33 +222,48 @@ def _is_gemm(each: Instruction) -> bool:
 # -- points and segments --------------------------------------------------------------------------------------------------
 
 
-def parts(code: Code, way: Sequence[int]) -> Iterator[Point | Segment]:
-    """Points of order and the segments between them, along a way: instructions by number, in the order they are executed."""
+def parts(code: Code, way: Sequence[int], finely: bool = False) -> Iterator[Point | Segment]:
+    """Points of order and the segments between them, along a way: instructions by number, in the order they are executed.
+
+    `finely` cuts segments into pieces, each with the instructions that stand there.
+    """
     at = begun = 0
+    spent = alone(code, way)
     while at < len(way):
         point, after = _point(code, way, at)
         if point is None:
             at += 1
             continue
-        yield from _segments(code, [*way[begun:at], way[at]])
+        yield from _segments(code, [*way[begun:at], way[at]], spent[begun:at], finely)
         yield point
         inside = [number for number in way[at:after] if code.instructions[number].pipe in _ARITHMETIC]
         if len(inside) >= AMID_A_GEMM:
-            yield replace(segment(code, [*inside, -1]), stalls=0)  # they fill the time that the issue takes
+            yield segment(code, [*inside, -1], [0] * len(inside))  # they fill the time that the issue takes
         at = begun = after
-    yield from _segments(code, [*way[begun:], -1])
+    yield from _segments(code, [*way[begun:], -1], spent[begun:], finely)
 
 
-def _segments(code: Code, way: Sequence[int]) -> Iterator[Segment]:
+def _segments(code: Code, way: Sequence[int], spent: Sequence[int], finely: bool) -> Iterator[Segment]:
     """A way without its last as one segment, or where exponentials are made as three: what is before them, them, and the rest."""
     mufu = [place for place, number in enumerate(way[:-1]) if code.instructions[number].name == "MUFU"]
-    cuts = sorted({0, *([mufu[0], mufu[-1] + 1] if mufu else []), len(way) - 1})
+    cuts = _pieces(len(way) - 1, mufu) if finely else sorted({0, *([mufu[0], mufu[-1] + 1] if mufu else []), len(way) - 1})
     for begin, end in pairwise(cuts):
-        yield segment(code, way[begin : end + 1])
+        yield segment(code, way[begin : end + 1], spent[begin:end])
 
 
-def segment(code: Code, way: Sequence[int]) -> Segment:
-    """The instructions of a way, all but its last, which says where the warp goes on."""
+def _pieces(length: int, mufu: Sequence[int]) -> list[int]:
+    """Where pieces begin, and the end: each has four exponentials at most, and less than sixteen instructions without one."""
+    cuts, made, last, exponentials = [0], 0, 0, set(mufu)
+    for place in range(length):
+        if (place in exponentials and made == PIECE_MUFU) or place - last >= PIECE:
+            cuts, made, last = [*cuts, place], 0, place
+        if place in exponentials:
+            made, last = made + 1, place
+    return [*cuts, length] if length else [0]
+
+
+def segment(code: Code, way: Sequence[int], spent: Sequence[int]) -> Segment:
+    """The instructions of a way, all but its last, which says where the warp goes on; `spent`: what `alone` says of them."""
     inside = [code.instructions[number] for number in way[:-1]]
     pipes = Counter(each.pipe for each in inside)
     taken = {place for place, each in enumerate(inside) if each.name == "BRA" and way[place + 1] != way[place] + 1}
@@ -254,22 +273,21 @@ def segment(code: Code, way: Sequence[int]) -> Segment:
     apart = taken | behind | compared | set(votes)  # what a vote and a branch cost has been measured as a whole
     return Segment(
         way[0], len(inside), {pipe: pipes[pipe] for pipe in PIPES if pipes[pipe]},
-        sum(each.stall for place, each in enumerate(inside) if place not in apart),
-        len(taken - behind), len(votes), _round_trips(inside),
+        sum(cycles for place, cycles in enumerate(spent) if place not in apart), len(taken - behind), len(votes),
     )  # fmt: skip
 
 
-def _round_trips(inside: Iterable[Instruction]) -> int:
-    """How often an instruction waits for a result of shared memory, of a shuffle or from elsewhere, as the scoreboards say."""
-    awaited, found = 0, 0
-    for each in inside:
-        if each.waits & awaited:
-            found += 1
-            awaited &= ~each.waits
-        if each.sets[0] < 7:
-            bit = 1 << each.sets[0]
-            awaited = awaited | bit if each.name in ("SHFL", "LDS", "LDSM", "LDC", "LDG", "S2R") else awaited & ~bit
-    return found
+def alone(code: Code, way: Sequence[int]) -> list[int]:
+    """Cycles that one warp alone spends at each instruction of a way: until the results that it waits for are there, by the
+    scoreboards, and until the next may be issued, by its stall count."""
+    now, ready, spent = 0, [0] * 6, []
+    for each in (code.instructions[number] for number in way):
+        begins = max([now, *(ready[bit] for bit in range(6) if each.waits >> bit & 1)])
+        if each.sets[0] < len(ready):
+            ready[each.sets[0]] = max(ready[each.sets[0]], begins + LATENCY.get(each.name, 0))
+        spent.append(begins + each.stall - now)
+        now = begins + each.stall
+    return spent
 
 
 def _point(code: Code, way: Sequence[int], at: int) -> tuple[Point | None, int]:

@@ -35,7 +35,7 @@ def usual(code: Code, loop: Loop) -> list[int]:
 
 def walked(code: Code, loop: Loop) -> tuple[Point | Segment, ...]:
     """Points and segments of the usual way."""
-    return tuple(parts(code, usual(code, loop)))
+    return tuple(parts(code, usual(code, loop), finely=True))
 
 
 def _next(code: Code, number: int, loop: Loop) -> list[int]:

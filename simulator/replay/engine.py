@@ -239,7 +239,7 @@ def _compute(state, warp, row, now):
 
     warp["part"] += 1
     finished = warp["part"] == phase["chunks"]
-    if finished:
+    if finished and phase["goes_on"] == 0:
         end += machine["mufu_latency"] if phase["mufu"] > 0 else machine["dependent"]
     end = max(end, start + phase["stalls"])
     if finished:

@@ -124,7 +124,7 @@ class Warp(Asker):
             reading = instructions - phase.other - phase.stsm
             if reading and begin < until and (phase.mufu or not phase.interleaved):
                 sm.crowd(begin, end, reading)
-            if chunk + 1 == phase.chunks:
+            if chunk + 1 == phase.chunks and not phase.goes_on:
                 end += cycles.mufu_latency if counts["MUFU"] else cycles.dependent
             end = max(end, begin + phase.stalls)
             if chunk + 1 == phase.chunks:

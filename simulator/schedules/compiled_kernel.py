@@ -37,7 +37,10 @@ class _Order:
     def __init__(self, pipeline: Pipeline, cta, tile):
         self.pipeline, self.cta, self.tile = pipeline, cta, tile
         self.last = tile.kv_blocks[-1]
-        self.rings = {"K": cta.ring("K", tile.k_bytes, tile.stages), "V": cta.ring("V", tile.v_bytes, tile.stages)}
+        self.loaded = {"K": cta.ring("K", tile.k_bytes, tile.stages), "V": cta.ring("V", tile.v_bytes, tile.stages)}
+        self.rings = dict(self.loaded)
+        if pipeline.transposes:
+            self.rings["V"] = cta.exchange("V^T", tile.v_bytes, tile.stages)
         if pipeline.loads != "producer":
             self.Q, self.O = cta.ring("Q", tile.q_bytes, stages=1), None
         elif pipeline.meets:  # O goes out over V, as in FlashAttention-3
@@ -56,10 +59,13 @@ class _Order:
         load, meets = self.cta.producer(), self.pipeline.meets
         for slot in [self.Q[0]] if meets else [self.Q[wg] for wg in self.cta.consumers()]:
             load.tma(slot)
+        fills_v = self.cta.transposers() if self.pipeline.transposes else load
         for number, (ring, j) in enumerate(self._loads()):
             if number == 1 and meets:
-                load.reclaim(self.O[0])
-            load.tma(self.rings[ring][j])
+                fills_v.reclaim(self.O[0])
+            load.tma(self.loaded[ring][j])
+            if ring == "V" and self.pipeline.transposes:
+                fills_v.transpose(self.loaded["V"][j], self.rings["V"][j])
         for wg in self.cta.consumers():
             self._consume(wg)
             wg.normalize()
