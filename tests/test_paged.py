@@ -89,6 +89,14 @@ def test_caches_without_pages_of_any_strides_and_entries_of_another_order(scale)
     check(*flash_attn_with_kvcache(q, k, v, 33, causal=True, return_lse=True), q, k, v, (33, 33), None, True)
 
 
+def test_entries_may_take_any_rows_of_the_table():
+    q, k, v, _ = env.inputs(2, 4, 2, 1, 40, 64)
+    *caches, seqlens, table = paged(q, k, v, (40, 21), 16)
+    rows = torch.tensor([1, 0], dtype=torch.int32, device=env.DEVICE)
+    out = flash_attn_with_kvcache(q, *caches, seqlens.flip(0), table, causal=True, return_lse=True, cache_batch_idx=rows)
+    check(*out, q, k.flip(0), v.flip(0), (21, 40), None, True)
+
+
 def test_opcheck_and_torch_compile():
     q, k, v, _ = env.inputs(1, 4, 2, 1, 20, 64)
     *caches, seqlens, table = paged(q, k, v, (20,), 16)
@@ -116,7 +124,7 @@ REFUSED = {
     "cache_seqlens=33 is not possible: there is room for 32 keys": {"cache_seqlens": 33},
     "cache_seqlens is a bool": {"cache_seqlens": True},
     "page_table and block_table are one thing": {"block_table": TABLE},
-    "cache_batch_idx is for caches without pages": {"cache_batch_idx": TABLE[0]},
+    "cache_batch_idx [0, 5] are not all rows of a page_table of 2": {"cache_batch_idx": TABLE[0]},
     "q is of 2 entries and the cache of 5": {"page_table": None},
     "k_cache is (2, 64)": {"k_cache": torch.zeros(2, 64)},
     "num_splits=257 is not possible": {"num_splits": 257},

@@ -31,10 +31,11 @@ def flash_attn_with_kvcache(
 
     q is (B, S_q, H, D): fp16 or bf16, D of 64, 128 or 256, H a multiple of H_kv, any strides. `cache_seqlens`, int32 of (B,) or one
     number for all, says how many keys an entry has, None as many as there is room for. Without a page table the caches are (B, S,
-    H_kv, D), or (B', S, H_kv, D) with `cache_batch_idx`, int32 of (B,): whose cache is an entry's. With `page_table` (or
-    `block_table`, FlashAttention-2's name), int32 of (B, pages of an entry at most), they are (pages, page size, H_kv, D): key i of
-    entry b is row i % page size of page page_table[b, i // page size]. Pages may lie in any order and be shared; of any size, but
-    one of a multiple of a block's keys (32 to 128) is looked up once a block. What a page holds past an entry's end is not read.
+    H_kv, D), or (B', S, H_kv, D) with `cache_batch_idx`, int32 of (B,): whose cache, or row of the table, is an entry's. With
+    `page_table` (or `block_table`, FlashAttention-2's name), int32 of (B, pages of an entry at most), they are (pages, page size,
+    H_kv, D): key i of entry b is row i % page size of page page_table[b, i // page size]. Pages may lie in any order and be shared;
+    of any size, but one of a multiple of a block's keys (32 to 128) is looked up once a block. What a page holds past an entry's
+    end is not read.
 
     A causal mask is bottom-right aligned with each entry's own length; a row that sees no key gives O = 0, LSE = -inf. LSE is (B,
     H, S_q), fp32, natural logarithm. `num_splits` is in how many parts an entry's keys are walked; None and 0 have it chosen, for
@@ -59,7 +60,10 @@ def flash_attn_with_kvcache(
         else:
             table = torch.arange(batch, dtype=torch.int32, device=q.device)[:, None]
     elif cache_batch_idx is not None:
-        raise UsageError("cache_batch_idx is for caches without pages: leave it out beside a page table")
+        rows, table = _indices("cache_batch_idx", cache_batch_idx, (batch,), q), _indices("page_table", table, (-1, -1), q)
+        if not len(table) or (rows.device.type == "cpu" and batch and not 0 <= int(rows.min()) <= int(rows.max()) < len(table)):
+            raise UsageError(f"cache_batch_idx {rows.tolist()[:8]} are not all rows of a page_table of {len(table)}")
+        table = table.index_select(0, rows.clamp(0, len(table) - 1))
     table = _indices("page_table", table, (batch, -1), q)
     room *= table.shape[1]
     if cache_seqlens is None or (isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool)):
