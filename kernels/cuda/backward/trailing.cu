@@ -1,5 +1,6 @@
-// dQ leaves under GEMMs: beside lagged.cu, dP and dV are issued before a block's dQ is waited for and put. At head_dim 64, where
-// registers hold dQ beside P and dP.
+// dQ a block behind, and late: beside lagged.cu, a block's dQ is formed under the writing of the next block's dS and leaves under its
+// dK, whose operand is in registers, so that shared memory has room for the stores.
+#define BY_TURNS 1
 #include "gradients.cuh"
 
 // Block i, and dQ of the block before.
@@ -8,34 +9,38 @@ __device__ __forceinline__ void step(Consumer& wg, int i, Operand& dS) {
   Operand P;
   Queries dQ;
   Rows rows;
+  wg.turn.take();
   wg.issue_scores(S, i);
   wg.load_lse(rows, i);
-  wg.wait_gradients(i - 1);
-  wg.issue_queries(dQ, i - 1);
-  wg.wait_scores<1>(S, i);
+  wg.wait_scores<0>(S, i);
   wg.probabilities(S, rows, i);
   wg.weights(S, P);
   pin(P);
   wg.issue_products(dP, i);
   wg.issue_values(P, i, true);
-  wg.wait_queries<2>(dQ, i - 1);
-  wg.put_queries(dQ, i - 1);
+  wg.turn.give();
   wg.load_delta(rows, i);
   wg.wait_products<1>(dP, i);
   wg.gradient(P, dP, rows, dS, i);
+  wg.wait_gradients(i - 1);
+  wg.issue_queries(dQ, i - 1);
   wg.put_gradient(dS, i);
-  wg.share_gradient(i);
   wg.issue_keys(dS, i, true);
-  wg.wait_values<1>(i);
+  wg.wait_values<2>(i);
   wg.free_do(i);
+  wg.wait_queries<1>(dQ, i - 1);
+  wg.share_gradient(i);
+  wg.put_queries(dQ, i - 1);
   wg.wait_keys<0>(i);
   wg.free_q(i);
 }
+
 // The first block of a tile, which has no dQ to form.
 __device__ __forceinline__ void start(Consumer& wg, int i, Operand& dS) {
   Scores S, dP;
   Operand P;
   Rows rows;
+  wg.turn.take();
   wg.issue_scores(S, i);
   wg.load_lse(rows, i);
   wg.wait_scores<0>(S, i);
@@ -45,6 +50,7 @@ __device__ __forceinline__ void start(Consumer& wg, int i, Operand& dS) {
   wg.wait_v();
   wg.issue_products(dP, i);
   wg.issue_values(P, i, false);
+  wg.turn.give();
   wg.claim_outbox();
   wg.load_delta(rows, i);
   wg.wait_products<1>(dP, i);
