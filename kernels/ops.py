@@ -35,8 +35,9 @@ from .varlen.operator import flash_attn_varlen_func
 if TYPE_CHECKING:
     from .cuda.launch import Plan as CudaPlan
     from .gluon.launch import Plan as GluonPlan
+    from .launch.fa2 import Plan as TritonPlan
 
-    Plan = CudaPlan | GluonPlan
+    Plan = CudaPlan | GluonPlan | TritonPlan
 
 try:
     from torch._C._dynamo.guards import TensorGuards
@@ -263,6 +264,15 @@ _transform = torch._C._functorch.peek_interpreter_stack
 _tracing_state = torch._C._get_tracing_state
 
 
+PLANNED_FA2 = False
+"""Whether `fa2` is launched past Triton's launcher (launch/fa2.py): off until that has run on a GPU. Then forget_plans."""
+
+
+def forget_plans() -> None:
+    """Choose and check anew at the next call."""
+    _plans.clear()
+
+
 _plans: dict[tuple, Plan | few_queries.Plan | None] = {}
 _PLANS_KEPT = 1024
 
@@ -285,7 +295,11 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
     check_inputs(q, k, v, "fa2" if schedule == "auto" else schedule)
     name = _resolve(schedule, q, causal, k.shape[1])
     plan = few_queries.plan_for(q, k, causal) if schedule == "auto" else None
-    if plan is None and name not in TRITON:
+    if plan is None and name == FASTEST_ANYWHERE and PLANNED_FA2 and q.is_cuda:
+        from .launch.fa2 import plan_for
+
+        plan = plan_for(q, k, v, causal)
+    elif plan is None and name not in TRITON:
         if name.startswith(gluon.PREFIX):
             from .gluon.launch import plan_for
 

@@ -75,16 +75,24 @@ def attention_of(kernel: str, workload: Workload) -> Callable:
     return lambda q, k, v: ops.flash_attn_func(q, k, v, causal=workload.causal, schedule=kernel)
 
 
-def run_case(workload: Workload, kernels: Sequence[str], meter: beside.Meter, rounds: int) -> list[dict]:
-    """One row per kernel; one that is wrong, or cannot run, says so and has no time."""
+def run_case(
+    workload: Workload,
+    kernels: Sequence[str],
+    meter: beside.Meter,
+    rounds: int,
+    attention: Callable[[str, Workload], Callable] | None = None,
+    resources: Callable[[str, Workload], dict] | None = None,
+) -> list[dict]:
+    """One row per kernel; one that is wrong, or cannot run, says so and has no time. By default kernels are those of this file."""
+    attention, resources = attention or attention_of, resources or resources_of
     case = beside.Case(False, workload)
     sets = [each[:3] for each in beside.buffers(case)]
     launches = min(MAX_LAUNCHES, beside.BUFFERS * max(1, round(FLOPS_A_GRAPH / workload.paper_flops / beside.BUFFERS)))
     rows, graphs = {}, {}
     for name in kernels:
-        rows[name] = {"pass": "forward", **workload.to_dict(), "kernel": name} | resources_of(name, workload)
+        rows[name] = {"pass": "forward", **workload.to_dict(), "kernel": name} | resources(name, workload)
         try:
-            attend = attention_of(name, workload)
+            attend = attention(name, workload)
             error = rows[name]["relative_error"] = beside.error_of(lambda i, f=attend: _o(f(*sets[i])), case, beside_do(sets[0]))
             if not error <= TOLERANCE[workload.dtype]:
                 rows[name]["refused"] = f"its relative error {error:.1e} is above {TOLERANCE[workload.dtype]:.1e}"
