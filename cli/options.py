@@ -189,6 +189,8 @@ class TileOptions:
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False, help=_SET)] = ()
     splits: int | None = None
     "Parts of the keys, of --schedule decode. [default: as many as its kernel would take]"
+    resident: int | None = None
+    "CTAs that share an SM, of Hopper schedules. [default: 1]"
     pack_gqa: bool | None = None
     "Whether the query heads of a K/V head are rows of one tile, of --schedule decode; no: a tile for each. [default: yes]"
 
@@ -207,7 +209,7 @@ class TileOptions:
         """The tile asked for; None leaves the choice to the schedule's own table."""
         from ..simulator.schedules import find_schedule
 
-        changes = {name: getattr(self, name) for name in ("stages", "cluster") if getattr(self, name) is not None}
+        changes = {name: getattr(self, name) for name in ("stages", "cluster", "resident") if getattr(self, name) is not None}
         changes |= {} if self.splits is None else {"parts": self.splits}
         if self.pack_gqa and not find_schedule(schedule, workload.direction).packs:
             raise UsageError(f"'{schedule}' has a tile for each query head: give --schedule decode for --pack-gqa")

@@ -128,7 +128,8 @@ def _tile(run: Run) -> str:
     stages = f", {run.tile.stages} stages" if run.tile.stages > 1 else ""
     parts = f", {run.tile.parts} parts" if run.tile.parts > 1 else ""
     packed = "" if run.tile.packed else ", heads apart"
-    return f"{run.tile}{stages}{cluster}{parts}{packed}"
+    resident = f", {run.tile.resident} CTAs an SM" if run.tile.resident > 1 else ""
+    return f"{run.tile}{stages}{cluster}{parts}{packed}{resident}"
 
 
 class Figures:

@@ -168,7 +168,7 @@ def _run(body: dict) -> Run:
     body["spans"] = _spans(_mapping(body, "spans"))
     body.setdefault("kernels", [])  # files of before say nothing of them
     if isinstance(body.get("tile"), dict):
-        body["tile"] = {"parts": 1, "packed": True} | body["tile"]
+        body["tile"] = {"parts": 1, "packed": True, "resident": 1} | body["tile"]
     run = _build(Run, body, "run")
     name(run.device, "run.device")
     if len(run.spans):

@@ -9,7 +9,7 @@ from ..errors import UsageError
 from ..values import flag, shown
 from .workload import Workload
 
-MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "cluster": 16, "parts": 256}
+MOST = {"block_m": 1024, "block_n": 4096, "stages": 256, "consumers": 16, "cluster": 16, "parts": 256, "resident": 8}
 """The most of each: several times what fits any SM, so that how much a tile exceeds it can still be said."""
 
 
@@ -19,6 +19,8 @@ class Tile:
 
     The keys are walked in `parts`, of the schedule "decode" alone, whose block_m counts the rows of a K/V head's query heads, or,
     not `packed`, those of one query head.
+
+    `resident` CTAs of a Hopper schedule share an SM and deal its registers among them; other kernels as many as fit.
 
     For mma.sync kernels a consumer is four warps, one per sub-partition, as a warpgroup is.
     """
@@ -30,6 +32,7 @@ class Tile:
     cluster: int = 1
     parts: int = 1
     packed: bool = True
+    resident: int = 1
 
     def __post_init__(self) -> None:
         flag(self.packed, "tile: packed")
@@ -61,8 +64,8 @@ class Tile:
         return max(1, block_m * self.consumers // self.block_m)
 
     def to_dict(self) -> dict:
-        """The tile's fields as plain JSON values; parts where there are several, and that heads are not packed where they are not."""
-        usual = {"parts": 1, "packed": True}
+        """The tile's fields as plain JSON values; parts, heads that are not packed and CTAs that share an SM where it is so."""
+        usual = {"parts": 1, "packed": True, "resident": 1}
         return {name: value for name, value in asdict(self).items() if usual.get(name) != value}
 
     def __str__(self) -> str:

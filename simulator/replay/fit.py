@@ -80,6 +80,8 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
             raise UsageError(f"tile {tile}: WGMMA is at most 256 wide, block_n={tile.block_n}, head_dim={workload.head_dim}")
 
     smem = sum(program.smem_parts.values())
+    if tile.resident > 1:
+        _share(tile, hopper, threads, smem, device)
     if smem > device.smem_bytes_per_cta:
         shown = " + ".join(f"{name} {size}" for name, size in program.smem_parts.items())
         raise UsageError(
@@ -92,6 +94,8 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
     budget = device.max_registers_per_thread
     if hopper:
         left = device.registers_per_sm // WARPGROUP - (PRODUCER_REGISTERS if tile.consumers < 3 else 32)
+        if tile.resident > 1:  # what a CTA is launched with is dealt out anew among its own warpgroups
+            left = device.registers_per_sm // (threads * tile.resident) // 8 * 8 * groups - PRODUCER_REGISTERS
         budget = min(240 if tile.consumers > 1 else budget, left // tile.consumers // 8 * 8)
     if need > budget and schedule.tile is None:  # a compiled kernel fits, however it does it
         shown = " + ".join(f"{name} {count}" for name, count in parts.items() if count)
@@ -100,7 +104,7 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
             f"has {budget}; use a narrower tile"
         )
     if hopper:
-        return Occupancy(1, threads, budget, smem)
+        return Occupancy(tile.resident, threads, budget, smem)
     allocated = min(device.max_registers_per_thread, -(-(need + ADDRESSING_REGISTERS) // 8) * 8)
     fits = (
         device.smem_bytes_per_sm // (smem + RESERVED_SMEM),
@@ -111,6 +115,17 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
     if min(fits) < 1:
         raise UsageError(f"tile {tile}: {threads} threads of {allocated} registers do not fit {device.name}'s register file")
     return Occupancy(min(fits), threads, allocated, smem)
+
+
+def _share(tile: Tile, hopper: bool, threads: int, smem: int, device: Device) -> None:
+    """Raise UsageError where so many CTAs of a Hopper schedule do not share an SM."""
+    if not hopper:
+        raise UsageError(f"{tile.resident} CTAs an SM are asked of Hopper schedules; of others as many share one as fit")
+    if threads * tile.resident > device.max_threads_per_sm:
+        raise UsageError(f"{tile.resident} CTAs of {threads} threads are more than the {device.max_threads_per_sm} of an SM")
+    if (smem + RESERVED_SMEM) * tile.resident > device.smem_bytes_per_sm:
+        needed, there = tile.resident * (smem + RESERVED_SMEM), device.smem_bytes_per_sm
+        raise UsageError(f"{tile.resident} CTAs need {needed:,} bytes of shared memory, an SM has {there:,}: give fewer stages")
 
 
 def _gemms_fit(program: Program, tile: Tile) -> None:
