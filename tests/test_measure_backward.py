@@ -148,3 +148,20 @@ def test_the_plan_of_peers_backwards_is_a_set_worth_the_name():
     assert len(entries) >= 40 and all(each.workload.backward for each in entries)
     assert {each.workload.head_dim for each in entries} == {64, 128, 256}
     assert {peers.find(each.kernel).differentiate is not None for each in entries} == {True}
+
+
+def test_beside_peers_a_deterministic_backward_has_its_price_and_a_schedule_only_its_head_dims():
+    from fasim.kernels.measure import beside_backward
+
+    rows = [
+        {"kernel": "lagged", "head_dim": 128, "tflops": 600.0},
+        {"kernel": "lagged-deterministic", "head_dim": 128, "tflops": 540.0},
+        {"kernel": "peer:fa4", "head_dim": 128, "tflops": 640.0}, {"kernel": "peer:cudnn", "head_dim": 128, "refused": "no"},
+    ]  # fmt: skip
+    ours, same_bits, *theirs = beside_backward.compare(rows)
+    assert (ours["vs_best_peer"], same_bits["vs_any_order"]) == (0.9375, 0.9) and "vs_best_peer" not in same_bits
+    assert all(row.keys() <= {"kernel", "head_dim", "tflops", "refused"} for row in theirs)
+    (mean,) = beside_backward.means_of(rows)
+    assert (mean["kernel"], mean["geometric_mean"], mean["rows"]) == ("lagged", 0.9375, 1)
+    wide = replace(WORK, head_dim=256)
+    assert beside_backward.taking(["fa3", "fa2", "peer:fa4"], wide) == ["fa2", "peer:fa4"]

@@ -318,6 +318,10 @@ def test_the_sanitizers_words_are_understood():
         sanitize.read("memcheck", HIT, 86)
     with pytest.raises(Fault, match="1 errors; the first: Error: Race reported"):
         sanitize.read("racecheck", RACE, 86)
+    again = RACE.replace("0x90", "0xa0") + "=========     and Read access at kernel+0xb0 [16 hazards]\n"
+    with pytest.raises(Fault, match=r"(?s)first: .*0x90\n.*kernel\+0x90\n.*kernel\+0xa0$"):
+        sanitize.read("racecheck", RACE + again + RACE, 86)  # every hazard once, and no line that belongs to none
+    assert sanitize.complaints(HIT) == [["Invalid __global__ write of size 2 bytes", "at kernel+0x90"]]
     for text in ("========= Error: Device not supported\n", ""):
         with pytest.raises(MissingTool, match="could not run here"):
             sanitize.read("memcheck", text, 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import statistics
 import sys
 import time
@@ -24,6 +25,7 @@ from ...simulator.problem.workload import Workload
 from . import beside, gradients, peers
 from .bench import TOLERANCE, calls_of, largest_error
 from .beside_cuda import BURST_S, REST_S, host_us
+from .gradients import SAME_BITS
 from .names import accept, packages_of, sources_of, subject_of
 
 LENGTHS = {128: (1024, 2048, 4096, 8192, 16384), 64: (1024, 4096, 16384), 256: (1024, 4096, 16384)}
@@ -42,12 +44,19 @@ def workloads(head_dims: Iterable[int], seqlens: Sequence[int] | None = None) ->
     ]
 
 
+def taking(kernels: Sequence[str], workload: Workload) -> list[str]:
+    """Those of the kernels that have the head dim: of ours not every schedule has each."""
+    return [
+        name for name in kernels if peers.is_peer(name) or workload.head_dim in subject_of(name, direction="backward").head_dims
+    ]
+
+
 def run_case(workload: Workload, kernels: Sequence[str], meter: beside.Meter, rounds: int) -> list[dict]:
     """One row per kernel; a kernel that is wrong, or that cannot run, says so and has no time."""
     sets = beside.buffers(beside.Case(True, workload))
     right = gradients.expected(sets[0], workload)
     rows, calls = {}, {}
-    for name in kernels:
+    for name in taking(kernels, workload):
         rows[name] = {"pass": "backward", **workload.to_dict(), "kernel": name}
         try:
             subject = subject_of(name, direction="backward")
@@ -66,10 +75,17 @@ def run_case(workload: Workload, kernels: Sequence[str], meter: beside.Meter, ro
 
 
 def compare(rows: list[dict]) -> list[dict]:
-    """The rows of one case, ours with their rate over the better peer's; None of it where no peer was timed."""
-    best = max((row["tflops"] for row in rows if peers.is_peer(row["kernel"]) and "tflops" in row), default=None)
+    """The rows of one case, ours with their rate over the better peer's, and a deterministic one over its own in any order; None
+    of it where the other was not timed."""
+    timed = {row["kernel"]: row["tflops"] for row in rows if "tflops" in row}
+    best = max((rate for kernel, rate in timed.items() if peers.is_peer(kernel)), default=None)
     for row in rows:
-        if best and "tflops" in row and not peers.is_peer(row["kernel"]):
+        if row["kernel"] not in timed or peers.is_peer(row["kernel"]):
+            continue
+        default = row["kernel"].removesuffix(SAME_BITS)
+        if default != row["kernel"]:  # its price; beside peers that are not deterministic it has no place
+            row |= {"vs_any_order": round(row["tflops"] / timed[default], 4)} if default in timed else {}
+        elif best:
             row["vs_best_peer"] = round(row["tflops"] / best, 4)
     return rows
 
@@ -87,8 +103,8 @@ def means_of(rows: Iterable[dict]) -> list[dict]:
     ]  # fmt: skip
 
 
-def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> Iterator[dict]:
-    """The report as it grows, after every case, with its provenance."""
+def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int, seconds: float = math.inf) -> Iterator[dict]:
+    """The report as it grows, after every case, with its provenance. No case is begun behind `seconds`; those left are named."""
     meter, began = beside.Meter(), time.perf_counter()
     result = {
         "schema": beside.SCHEMA,
@@ -107,11 +123,15 @@ def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> It
         "kernel_sha256": {
             name: digest
             for kernel in kernels
-            for name, digest in sources_of(subject_of(kernel, direction="backward"), works[0]).items()
+            for name, digest in sources_of(subject_of(kernel, direction="backward"), _first(works, kernel)).items()
         },
         "rows": [],
     }  # fmt: skip
-    for workload in works:
+    for number, workload in enumerate(works):
+        if time.perf_counter() - began > seconds:
+            result["not_begun"] = [work.to_dict() for work in works[number:]]
+            yield result
+            return
         done = run_case(workload, kernels, meter, rounds)
         torch.cuda.empty_cache()
         result["rows"] += done
@@ -120,13 +140,18 @@ def report(works: Sequence[Workload], kernels: Sequence[str], rounds: int) -> It
         yield result
 
 
+def _first(works: Sequence[Workload], kernel: str) -> Workload:
+    """The first workload that a kernel takes."""
+    return next((work for work in works if taking([kernel], work)), works[0])
+
+
 def line_of(rows: list[dict]) -> str:
     """One case as a line: TFLOP/s of each kernel, ours with its ratio to the better peer."""
     first = rows[0]
     shape = f"{first['batch']}x{first['heads']}x{first['seqlen_q']}"
     cells = [f"d{first['head_dim']:<3} {shape:10} {'causal' if first['causal'] else 'full':6}"]
     for row in rows:
-        ratio = f" ({row['vs_best_peer']:.3f})" if "vs_best_peer" in row else ""
+        ratio = next((f" ({row[key]:.3f})" for key in ("vs_best_peer", "vs_any_order") if key in row), "")
         cells.append(f"{row['kernel']} {row['tflops']:.0f}{ratio}" if "tflops" in row else f"{row['kernel']} {row['refused'][:80]}")
     return "  ".join(cells)
 
@@ -154,12 +179,18 @@ def main() -> None:
     parser.add_argument("--head-dims", nargs="+", type=int, choices=tuple(LENGTHS), default=list(LENGTHS))
     parser.add_argument("--seqlens", nargs="+", type=int)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each kernel in a case")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case behind so many")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     result = {"rows": [], "means": []}
-    for result in report(workloads(given.head_dims, given.seqlens), [*given.kernels, *given.peers], given.rounds):
+    if not torch.cuda.is_available():
+        sys.stderr.write("no GPU here: it needs an H100 or H200\n")
+        sys.exit(3)
+    works, kernels = workloads(given.head_dims, given.seqlens), [*given.kernels, *given.peers]
+    for result in report(works, kernels, given.rounds, given.seconds):
         (given.out / "backward.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table_of(result))
+    sys.exit(int("not_begun" in result))
 
 
 if __name__ == "__main__":

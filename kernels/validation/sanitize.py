@@ -23,6 +23,9 @@ TOOLS = {"memcheck": "accesses out of bounds", "racecheck": "races in shared mem
 NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64", "float8_e4m3fn": "e4m3"}
 _SEARCHED = ("/usr/local/cuda/bin",)
 _TIMEOUT_S = 540
+KEPT = 20
+"""Complaints of a tool that a report keeps, each with all that the tool says of it, addresses and blocks and frames."""
+_COMPLAINT = re.compile(r"Invalid|Error|Warning|Race|Program hit")
 
 
 def find() -> str | None:
@@ -69,7 +72,7 @@ def _run(bench: Bench, tool: str, kind: str) -> dict:
 
 
 def read(tool: str, text: str, status: int) -> dict:
-    """What the tool said: figures where it found nothing, a Fault with its first complaint otherwise.
+    """What the tool said: figures where it found nothing, otherwise a Fault with its first complaint, and with all that differ.
 
     Raises MissingTool where the tool itself could not work on this device.
     """
@@ -79,7 +82,22 @@ def read(tool: str, text: str, status: int) -> dict:
         raise MissingTool(f"compute-sanitizer {tool} could not run here: {last.strip('= ')}")
     count = int(summary[1] or summary[2])
     if count or status:
-        complaint = re.search(r"========= ((?:Invalid|Error|Warning|Race|Program hit)[^\n]*)", text)
-        said = complaint[1] if complaint else f"exit status {status}"
-        raise Fault(f"{tool} reports {count} errors; the first: {said}")
+        found = complaints(text)
+        said = found[0][0] if found else f"exit status {status}"
+        every = "\n".join("\n  ".join(lines) for lines in found[:KEPT])
+        more = f"\nand {len(found) - KEPT} others" if len(found) > KEPT else ""
+        raise Fault(f"{tool} reports {count} errors; the first: {said}" + (f"\n{every}{more}" if every != said else ""))
     return {"errors": 0}
+
+
+def complaints(text: str) -> list[list[str]]:
+    """The complaints of a tool in its words, a line each and those indented under it; of the same ones the first."""
+    found: list[list[str]] = []
+    belongs = False  # whether what is indented does so to a complaint
+    for line in re.findall(r"^========= ?(.*)$", text, re.MULTILINE):
+        if not line.startswith(" "):
+            belongs = bool(_COMPLAINT.match(line))
+            found += [[line]] if belongs else []
+        elif belongs and line.strip():
+            found[-1].append(line.strip())
+    return [lines for place, lines in enumerate(found) if lines not in found[:place]]
