@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, lru_cache
 from math import sqrt
 
 import torch
@@ -32,22 +33,29 @@ class TiledAttention:
         """All rows, tile by tile."""
         out = self.new_output(q, v)
         lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=_wide(q), device=q.device)
+
+        @cache
+        def kv(start, stop):
+            """The tiles of K and V with these keys, made once for all rows."""
+            cols = slice(start, stop)
+            return tuple(self.share_heads(self.load_kv(x, cols, which), q) for which, x in (("k", k), ("v", v)))
+
         for rows in _tiles(q.shape[1] if q.numel() else 0, q.shape[1]):
-            self.store(out, lse, rows, *self.rows(q, k, v, rows, scale, causal))
+            self.store(out, lse, rows, *self.rows(q, k, v, rows, scale, causal, kv))
         return out, lse
 
     def new_output(self, q, v):
         """Where O goes."""
         return torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
 
-    def rows(self, q, k, v, rows, scale, causal):
-        """O and LSE of one tile of rows."""
+    def rows(self, q, k, v, rows, scale, causal, kv):
+        """O and LSE of one tile of rows; `kv` gives tiles of K and V."""
         q_tile = self.load(q, rows)
         shape = q_tile.shape[:-1]
         top = q_tile.new_full(shape, float("-inf"))
         total, acc = q_tile.new_zeros(shape), q_tile.new_zeros((*shape, v.shape[-1]))
         for cols in self.kv_tiles(q.shape[1], k.shape[1], rows, causal):
-            k_tile, v_tile = (self.share_heads(self.load_kv(x, cols, which), q) for which, x in (("k", k), ("v", v)))
+            k_tile, v_tile = kv(cols.start, cols.stop)
             s = self.scale(q_tile @ k_tile.transpose(-1, -2), scale, q.shape[-1])
             s = torch.where(self.mask(rows, cols, q.shape[1], k.shape[1], causal, s.device), s, float("-inf"))
             top, total, acc = self.step(top, total, acc, s, v_tile, q.dtype)
@@ -63,7 +71,8 @@ class TiledAttention:
 
     def share_heads(self, tile, q):
         """Key heads spread over the query heads: consecutive query heads share one."""
-        return tile.repeat_interleave(q.shape[2] // tile.shape[1], 1)
+        group = q.shape[2] // tile.shape[1]
+        return tile.repeat_interleave(group, 1) if group > 1 else tile
 
     def kv_tiles(self, seqlen_q, seqlen_k, rows, causal):
         """The K/V tiles that these rows see."""
@@ -76,18 +85,17 @@ class TiledAttention:
 
     def mask(self, rows, cols, seqlen_q, seqlen_k, causal, device):
         """Which key of `cols` each row of `rows` sees."""
-        m = torch.arange(rows.start, rows.stop, device=device)[:, None]
-        n = torch.arange(cols.start, cols.stop, device=device)[None, :]
-        return n <= m + seqlen_k - seqlen_q if causal else torch.ones_like(m + n, dtype=torch.bool)
+        seen = _seen_before if device.type == "cpu" else _seen  # on a GPU what is made while a graph is captured is the graph's
+        return seen(rows.start, rows.stop, cols.start, cols.stop, seqlen_k - seqlen_q if causal else None, device)
 
     def step(self, top, total, acc, s, v_tile, dtype):
         """One step of the online softmax."""
         higher = torch.maximum(top, s.amax(-1))
         pivot = torch.where(higher == float("-inf"), 0.0, higher)
-        alpha = self.rescale(torch.exp(top - pivot))
+        alpha = torch.exp(top - pivot)
         p = self.weights(s, pivot)
-        acc = self.accumulate(acc * alpha[..., None], p.to(dtype).to(p.dtype) @ v_tile)
-        return higher, total * torch.exp(top - pivot) + p.sum(-1), acc
+        acc = self.accumulate(acc * self.rescale(alpha)[..., None], p.to(dtype).to(p.dtype) @ v_tile)
+        return higher, total * alpha + p.sum(-1), acc
 
     def rescale(self, alpha):
         """The factor of the accumulator where the maximum rises."""
@@ -117,12 +125,17 @@ class TiledAttention:
         """dQ, dK, dV by recomputing P from LSE, tile by tile."""
         wide = _wide(q)
         dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=q.device) for x in (q, k, v))
+
+        @cache
+        def kv(start, stop):
+            return tuple(TiledAttention.share_heads(self, self.load(x, slice(start, stop)), q) for x in (k, v))
+
         for rows in _tiles(q.shape[1] if q.numel() else 0, q.shape[1]):
             q_tile, do_tile = self.load(q, rows), self.load(do, rows)
             lse_tile = lse[:, :, rows].to(wide)
             delta = self.delta(do_tile, self.load(out, rows), dlse[:, :, rows].to(wide))
             for cols in self.kv_tiles_backward(q.shape[1], k.shape[1], rows, causal):
-                k_tile, v_tile = (TiledAttention.share_heads(self, self.load(x, cols), q) for x in (k, v))
+                k_tile, v_tile = kv(cols.start, cols.stop)
                 seen = self.mask_backward(rows, cols, q.shape[1], k.shape[1], causal, q.device)
                 s = torch.where(seen, q_tile @ k_tile.transpose(-1, -2) * scale, float("-inf"))
                 p = torch.exp(s - torch.where(lse_tile == float("-inf"), 0.0, lse_tile)[..., None])
@@ -180,6 +193,16 @@ def _tiles(end, length):
     """Slices that cover 0 to `end` of a dimension of `length`."""
     step = TILE if length <= _LONG else _WIDE_TILE
     return [slice(start, min(start + step, length)) for start in range(0, max(0, end), step)]
+
+
+def _seen(start, stop, first, last, ahead, device):
+    """Which of the keys `first` to `last` each of these rows sees: all, or, causal, those up to `ahead` behind its own."""
+    m = torch.arange(start, stop, device=device)[:, None]
+    n = torch.arange(first, last, device=device)[None, :]
+    return n <= m + ahead if ahead is not None else torch.ones_like(m + n, dtype=torch.bool)
+
+
+_seen_before = lru_cache(maxsize=1024)(_seen)
 
 
 def _wide(x):
