@@ -195,6 +195,7 @@ def load_device(name_or_path: str) -> Device:
     raise UsageError(f"device {shown(asked)} is not known ({known}){did_you_mean(asked, DEVICE_NAMES)}")
 
 
+@cache
 def built_in(known: str) -> Device:
     """The device of a name in DEVICE_NAMES, and nothing else."""
     if known not in DEVICE_NAMES:
