@@ -77,8 +77,8 @@ class Tile:
 # FlashAttention-3 where they fit its buffers as modelled; mma.sync tiles follow FlashAttention-2's for A100/H100.
 _T = Tile
 DEFAULTS: dict[tuple, tuple[Tile, str]] = {
-    ("hopper", 64, 2, False): (_T(192, 96, 3, 3), "three consumers hide d64's long softmax; S, P and the next P within 160 registers hold N <= 96; a third stage gains 0.4 to 5.8 %"),
-    ("hopper", 64, 2, True): (_T(192, 96, 3, 3), "as full; 128x128 gains 11 % at 1k and loses 8 % at 16k"),
+    ("hopper", 64, 2, False): (_T(192, 96, 2, 3), "three consumers hide d64's long softmax; S, P and the next P within 160 registers hold N <= 96"),
+    ("hopper", 64, 2, True): (_T(192, 96, 2, 3), "as full; 128x128 gains 8 % at 1k and loses 9 % at 16k"),
     ("hopper", 128, 2, False): (_T(128, 128, 2, 2), "N = 128 leaves registers for a second P, so that weights are converted under PV; 144 gains 1 % at 16k, loses 9 % at 1k"),
     ("hopper", 128, 2, True): (_T(128, 128, 2, 2), "N = M masks one block per row of tiles"),
     ("hopper", 256, 2, False): (_T(128, 64, 2, 2), "O takes 128 registers; two stages of K and V at N = 64 leave room to stage O"),
