@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """What was asked cannot be done; the message is one clear sentence for the user."""
 
 
+class EndlessError(Exception):
+    """A schedule records more than any that ends; the message says after what it was stopped."""
+
+
 def did_you_mean(asked: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None, prefix: str = "") -> str:
     """The end of a sentence about a name that is not known: "; did you mean 'pingpong'?", or nothing where none is near.
 

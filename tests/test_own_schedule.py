@@ -125,6 +125,24 @@ def test_an_endless_loop_is_stopped(where, fasim, mine, monkeypatch):
     assert status == 2 and not out and re.match(r"fasim: \./mine\.py:\d: .* does not end", err)
 
 
+@pytest.mark.parametrize("kind", ["endless recording", "endless loads"])
+def test_what_is_recorded_has_an_end_however_long_it_takes(kind, fasim, mine, monkeypatch):
+    monkeypatch.setattr("fasim.simulator.schedules.own.SECONDS", 1e9)
+    old, new, said, _ = MISTAKES[kind]
+    status, _, err = fasim("predict", mine(old, new), *SMALL)
+    assert status == 2 and re.search(said, err)
+
+
+def test_time_is_what_it_works_and_not_what_the_machine_is_busy_with(fasim, mine, monkeypatch):
+    monkeypatch.setattr("fasim.simulator.schedules.own.SECONDS", 0.2)
+    monkeypatch.setattr("fasim.simulator.schedules.own.SECONDS_A_STEP", 0.0)
+    status, _, err = fasim("disasm", mine("last = tile", "import time\n    time.sleep(0.5)\n    last = tile"))
+    assert status == 0, err
+    monkeypatch.setattr("fasim.simulator.schedules.own.ASLEEP", 1)
+    status, _, err = fasim("disasm", mine(text="import time\n\ndef my_schedule(cta, tile):\n    while True: time.sleep(0.01)\n"))
+    assert status == 2 and "does not end" in err
+
+
 def test_what_it_prints_is_no_result(fasim, mine):
     status, out, _ = fasim("predict", mine("last = tile", "print('hello')\n    last = tile"), *SMALL, "--json")
     assert status == 0 and json.loads(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..code.estimate import Estimate
 from ..code.phase import Phase
 from .ops import Barrier, BarrierKind, Copy, Gemm
@@ -9,11 +11,15 @@ from .view import TileView
 
 
 class Recorder:
-    """What has been recorded of a CTA beside its warps' streams; `tile` is a view of the one it is in."""
+    """What has been recorded of a CTA beside its warps' streams; `tile` is a view of the one it is in.
+
+    A warp that records more than `most_ops` instructions raises EndlessError.
+    """
 
     def __init__(self, tile: TileView, code: Estimate):
         self.tile, self.code = tile, code
         self.tile_number = -1
+        self.most_ops: float = math.inf
         self.barriers: list[Barrier] = []
         self.labels: dict[str, int] = {}
         self.tensors: dict[str, int] = {}

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ..code.estimate import STATISTICS
 from ..code.phase import Phase
+from ..errors import EndlessError
 from .buffers import Baton, Meeting, Result, Slot
 from .ops import BarrierKind, Copy, Gemm, Op
 from .recorder import Recorder
@@ -265,6 +266,8 @@ class Warp:
         ring, index = (slot.ring.number, slot.index) if slot is not None else (-1, -1)
         beside = (left.ring.number, left.index) if isinstance(left, Slot) else (-1, -1)
         cta = self.cta
+        if len(self.ops) >= cta.most_ops:
+            raise EndlessError(f"{len(self.ops):,} instructions of {self.name}, more than its loop can need")
         if slot is not None and step < 0:
             step = slot.step
         number = -1 if record is None else cta.record(record)

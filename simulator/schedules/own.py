@@ -1,9 +1,10 @@
 """A schedule from the user's own file, asked for as ./mine.py:my_schedule. The file is Python and is run as such.
 
 Whatever is wrong with it is one sentence that begins with file and line. A function that does not end is stopped: after
-as many instructions, or as much time, as no schedule of that loop needs. Time is kept by another thread, which Python
-lets interrupt any of its own code between two steps; a call that never returns to Python (a sleep without end, a native library)
-is not stopped, and neither is code that catches every exception and goes on.
+as many instructions, or as much time, as no schedule of that loop needs. The recorder counts the instructions. Time is the
+processor's, so that a busy machine changes nothing, and is kept by another thread, which Python lets interrupt any of its own
+code between two steps; a call that never returns to Python (a sleep without end, a native library) is not stopped, and neither
+is code that catches every exception and goes on.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import hashlib
 import inspect
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from ..errors import UsageError, did_you_mean
+from ..errors import EndlessError, UsageError, did_you_mean
 from ..values import shown
 
 MAX_BYTES = 1_000_000
 """Of a schedule's file."""
 SECONDS, SECONDS_A_STEP = 5.0, 0.02
-"""Before a recording is stopped: some thousand times what three blocks take, and fifty times what a further one takes."""
+"""Of the processor, before a recording is stopped: some thousand times what three blocks take, and fifty times what a further
+one takes."""
+ASLEEP = 20
+"""Times as long by the clock on the wall, before a recording that does nothing is stopped."""
 INSTRUCTIONS, INSTRUCTIONS_A_STEP = 20_000, 2_000
 """The same in instructions; ours record at most a hundred a step."""
 _LOOK, _AGAIN = 0.02, 0.5
@@ -104,7 +109,7 @@ def _run(file: str, source: bytes) -> types.ModuleType:
         raise UsageError(f"{file} is not Python: {error}") from None
     sys.path.insert(0, folder)
     try:
-        with _blamed(file, "the file"), _stopping(SECONDS, lambda: False), redirect_stdout(sys.stderr):
+        with _blamed(file, "the file"), _stopping(SECONDS), redirect_stdout(sys.stderr):
             exec(code, vars(module))
     finally:
         sys.path.remove(folder)
@@ -117,9 +122,8 @@ def _guarded(body: Callable, file: str, name: str, where: str) -> Callable:
     @functools.wraps(body)
     def record(cta, tile) -> None:
         steps = max(1, len(tile.kv_blocks)) * max(1, len(tile.q_blocks(0)))
-        before, most = _recorded(cta), INSTRUCTIONS + INSTRUCTIONS_A_STEP * steps
-        stopping = _stopping(SECONDS + SECONDS_A_STEP * steps, lambda: _recorded(cta) - before > most)
-        with _blamed(file, name), stopping, redirect_stdout(sys.stderr):
+        cta.most_ops = max((len(warp.ops) for warp in cta.warps), default=0) + INSTRUCTIONS + INSTRUCTIONS_A_STEP * steps
+        with _blamed(file, name), _stopping(SECONDS + SECONDS_A_STEP * steps), redirect_stdout(sys.stderr):
             body(cta, tile)
         if not any(warp.rank >= 0 for warp in cta.warps):
             raise UsageError(f"{where}: {name} has no consumers that do anything: speak verbs to each of cta.consumers()")
@@ -130,11 +134,6 @@ def _guarded(body: Callable, file: str, name: str, where: str) -> Callable:
                 )
 
     return record
-
-
-def _recorded(cta) -> int:
-    """Instructions so far."""
-    return sum(len(warp.ops) for warp in tuple(cta.warps))
 
 
 # -- faults ---------------------------------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ def _line(error: BaseException, file: str) -> int | None:
 
 
 def _sentence(error: BaseException, name: str) -> str:
-    if isinstance(error, _Stopped):
+    if isinstance(error, _Stopped | EndlessError):
         return f"{name} does not end: it was stopped after {error}; look for a loop that does not"
     if isinstance(error, UsageError):
         return str(error)
@@ -177,8 +176,8 @@ def _sentence(error: BaseException, name: str) -> str:
 
 
 @contextmanager
-def _stopping(seconds: float, too_many: Callable[[], bool]) -> Iterator[None]:
-    """Interrupt this thread's Python code once that long has passed, or once there is too much of something.
+def _stopping(seconds: float) -> Iterator[None]:
+    """Interrupt this thread's Python code once the process has worked for that long, or slept for much longer.
 
     What is sent is lost where it arrives in a callback whose exceptions Python ignores (a finalizer, the collector's), so it is
     sent again until it has been heard.
@@ -187,12 +186,12 @@ def _stopping(seconds: float, too_many: Callable[[], bool]) -> Iterator[None]:
     lock, said = threading.Lock(), []
 
     def watch() -> None:
-        waited = 0.0
+        worked, waited = time.process_time(), time.monotonic()
         while not over.wait(_AGAIN if said else _LOOK):
-            waited += _LOOK
+            late = time.process_time() - worked > seconds or time.monotonic() - waited > ASLEEP * seconds
             with lock:
-                if not over.is_set() and (said or too_many() or waited > seconds):
-                    said[:] = said or ["more instructions than its loop can need" if too_many() else f"{seconds:.0f} s"]
+                if not over.is_set() and (said or late):
+                    said[:] = [f"{seconds:.0f} s"]
                     _send(thread, ctypes.py_object(_Stopped))
 
     def end() -> None:
