@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ def main() -> int:
     parser.add_argument("--regime", default="sustained", choices=REGIMES)
     parser.add_argument("--l2", default="cold", choices=L2_STATES)
     parser.add_argument("--seconds", type=float, default=SUSTAINED_S, help="length of a sustained run")
+    parser.add_argument("--deadline", type=float, default=math.inf, help="take no run behind so many seconds; --resume goes on")
     parser.add_argument("--resume", action="store_true", help="leave out what --out holds already")
     parser.add_argument("--complete", action="store_true", help="count for the runs in --out that were timed without")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -54,10 +57,14 @@ def _take(given: argparse.Namespace) -> int:
     plan = read(given.plan)
     given.out.mkdir(parents=True, exist_ok=True)
     plan = left(plan, given.out) if given.resume else plan
-    status = 0
+    status, began, remaining = 0, time.monotonic(), len(plan)
     how = {name: getattr(given, name) for name in ("counters", "regime", "l2", "seconds", "timeline")}
     for found in measure_all(plan, **how):
         status |= _kept(found, given.out)
+        remaining -= 1
+        if remaining and time.monotonic() - began > given.deadline:
+            sys.stdout.write(f"{remaining} of {len(plan)} runs are left after {given.deadline:g} seconds; --resume goes on\n")
+            return 1
     return status
 
 
