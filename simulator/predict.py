@@ -256,7 +256,8 @@ def _lay_out(
     order = {"rows": "grid"}.get(kernel.grid, kernel.grid)
     dealing = ON_EXIT
     if kernel.persistent:
-        order, dealing = ("longest-first", dealing) if workload.causal else ("persistent", STATIC)
+        order = "longest-first" if workload.causal else "persistent"
+        dealing = STATIC if kernel.strides or not workload.causal else ON_EXIT
     if workload.lengths:
         order, dealing = "packed", ON_EXIT
     seen = workload if kernel.skips_masked else replace(workload, causal=False)

@@ -16,9 +16,11 @@ from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay.chip import (
     LONGEST_REPLAY,
     REPLAYS,
+    Durations,
     burst_rate,
     compose,
     deal,
+    ends_of_sms,
     measure_durations,
     recorded,
     replayed_lengths,
@@ -106,6 +108,15 @@ def run_deal(order, later, sms):
     while deal(np.array(order), later, later, resident, left, clock, handed, queue, 1):  # a CTA at a time
         pass
     return clock[:, 0].max()
+
+
+@pytest.mark.parametrize(("strides", "last"), [(False, 6), (True, 7)])
+def test_tiles_of_a_fixed_stride_are_not_dealt_to_whoever_is_free(strides, last):
+    """Tiles of 4, 1, 1, 3 and 2 blocks on two SMs: in turn 4 + 1 + 2 and 1 + 3; to whoever is free 4 + 2 and 1 + 1 + 3."""
+    cycles = np.arange(1.0, 5.0)[:, None]
+    durations = Durations(np.arange(1, 5), cycles, cycles, *(np.zeros((4, 1)) for _ in range(4)))
+    ends = ends_of_sms(durations, np.array([4, 1, 1, 3, 2]), 2, 1, strides)
+    assert (ends.max(), ends.sum()) == (last, 11)
 
 
 @settings(max_examples=60, deadline=None)

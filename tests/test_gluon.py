@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -24,8 +25,12 @@ from fasim.kernels.cuda import driver
 from fasim.kernels.gluon import config as gluon
 from fasim.kernels.launch.arguments import ArgumentBlock
 from fasim.kernels.measure import beside_gluon, check_gluon, names, stalls
+from fasim.simulator.code.pipeline import Pipeline
 from fasim.simulator.errors import UsageError
+from fasim.simulator.language.ops import Op
+from fasim.simulator.predict import predict, programs
 from fasim.simulator.problem.workload import Workload
+from fasim.simulator.schedules import adopt, find_schedule
 
 CONFIGS = [
     gluon.config_for("tma", "bf16", 128, True),
@@ -55,13 +60,13 @@ for given in sys.argv[1:]:
     loops = [loop for loop in sass.loops(code) if loop.scores and sum(point.what == "gemm" for point in loop.points) == 2]
     local = sum(opcode in ("LDL", "STL") for loop in loops for opcode in opcodes[loop.start : loop.end + 1])
     steps = [[point.steps for point in loop.points if point.what == "gemm"] for loop in loops]
+    read = not (asked.schedule == "persistent" and asked.named)  # named hand-overs are not read
     hands = [opcode for loop in loops for opcode in opcodes[loop.start : loop.end + 1] if opcode in ("BAR", "SYNCS")]
-    read = not asked.one_partition and not (asked.schedule == "persistent" and asked.named)  # named hand-overs are not read
     print(json.dumps({"name": asked.name, "opcodes": Counter(opcodes), "local": local, "steps": steps,
                       "row": code_of_gluon.row_of("gluon-" + asked.schedule, built.compiler, asked.head_dim, asked.causal, code),
                       "hands": [hands.count(what) / len(loops) for what in ("BAR", "SYNCS")],
                       "threads": [built.threads, code.threads], "smem": built.smem_bytes,
-                      "lag": loop_reader.read(code).lag if read else None}))
+                      "pipeline": loop_reader.read(code).to_dict() if read else None}))
 """
 
 
@@ -132,11 +137,52 @@ def test_its_partitions_have_the_threads_it_is_launched_with(compiled, config):
     assert ("USETMAXREG" in compiled[config.name]["opcodes"]) is not config.one_partition
 
 
+def adopted(found: dict) -> tuple[str, Pipeline]:
+    pipeline = Pipeline.from_dict(found["pipeline"])
+    return adopt(f"gluon {found['name']}", pipeline).name, pipeline
+
+
 @each
-def test_its_order_is_read_back(compiled, config):
-    """How many blocks P V is behind S."""
-    lags = {"tma": None, "overlap-2stage": 1, "fa3": 1, "persistent": None if config.named else 1}
-    assert compiled[config.name]["lag"] == lags.get(config.schedule, 0)
+def test_its_order_is_its_schedules_wait_by_wait(compiled, config):
+    """From a tile's first wait to its last product, with what is handed back; but Q goes back where O has left, and consumers
+    of two rungs wait for K and V before they take their turn."""
+    if config.schedule == "persistent" and config.named:
+        assert compiled[config.name]["pipeline"] is None
+        return
+    name, pipeline = adopted(compiled[config.name])
+    tile = find_schedule(name).tile
+    assert pipeline.persistent == (not config.one_partition)
+    if config.one_partition:
+        return
+    assert (tile.block_m, tile.block_n, tile.stages) == (config.block_m, config.block_n, config.stages)
+
+    def said(way: str) -> list[str]:
+        workload = Workload(1, 1, 2048, config.head_dim, config.dtype, config.causal)
+        (program,) = programs(workload, way, "h200", tile=tile, kv_blocks=5)
+        rows = [row for row in program.stream(program.warps.index("WG0")) if row["op"] not in (Op.SETUP, Op.COMPUTE)]
+        return [line for line in map(program.describe, rows) if not re.search(r"free Q|store|claim", line)]
+
+    found, expected = " | ".join(said(name)), " | ".join(said(ORDERS.get(config.schedule, config.schedule)))
+    assert found == re.sub(*TURN_BEHIND_WAITS.get(config.schedule, ("$", "")), expected)
+
+
+ORDERS = {"persistent": "fa3"}
+TURN_BEHIND_WAITS = {
+    "pingpong": (r"take turn \| (wait V\S+)", r"\1 | take turn"),
+    "persistent": (r"take turn \| (wait K\S+) \| (S\S+ \S+) \| (wait V\S+)", r"\1 | \3 | take turn | \2"),
+}
+RECORDED = json.loads((Path(__file__).parents[1] / "traces/recorded/kernels/gluon_h200.json").read_text())
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[4]], ids=["tma", "fa3"])
+def test_its_machine_code_predicts_the_recorded_time(compiled, config):
+    """Causal, 16 x 16 x 1024 at head_dim 128, by Triton 3.9: tiles of unlike length, dealt as CTAs end or in a fixed stride."""
+    name, _ = adopted(compiled[config.name])
+    asked = ("gluon-" + config.schedule, "Triton 3.9.0", 128, True)
+    (row,) = (row for row in RECORDED["rows"] if (row["kernel"], row.get("compiler"), row["head_dim"], row["causal"]) == asked)
+    workload = Workload(row["batch"], row["heads"], row["seqlen_q"], row["head_dim"], row["dtype"], row["causal"])
+    found = predict(workload, name, "h200", regime="burst", spans=False)
+    assert 1e3 * found.cycles / found.sm_clock_hz == pytest.approx(row["median_ms"], rel=0.08)
 
 
 def test_named_barriers_take_the_place_of_mbarriers_and_of_the_barriers_before_them(compiled):

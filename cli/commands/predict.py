@@ -50,7 +50,7 @@ def predict(
     ----------
     kernel
         A compiled kernel: FILE or FILE:NAME, a .cubin or a library for a Hopper and a part of the kernel's name; one of ours by its
-        schedule's name; or fa3-fwd-0.0.3, FlashAttention-3's own, of which we keep what was read.
+        schedule's name, in Gluon as gluon-fa3; or fa3-fwd-0.0.3, FlashAttention-3's own, of which we keep what was read.
     why
         Also predict with each resource twice as fast: how much time falls.
     """

@@ -1,4 +1,4 @@
-"""One compiled kernel, asked for as FILE or FILE:NAME, as a CUDA kernel of ours, or as one whose profile is kept."""
+"""One compiled kernel, asked for as FILE or FILE:NAME, as a CUDA or Gluon kernel of ours, or as one whose profile is kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ...simulator.problem.workload import Workload
 from ...simulator.values import shown
 from ..cuda.config import DTYPES, HEAD_DIMS, available, config_for
 from ..cuda.fp8 import config as fp8
+from ..gluon import config as gluon
 from . import disassemble
 from .build import MissingCompiler, Source, build
 
@@ -18,8 +19,8 @@ _SHOWN = 3
 
 
 def pipeline_of(asked: str, workload: Workload) -> Pipeline:
-    """The main loop of the kernel asked for: of ours, or of a profile, the variant of this workload; of a file the one with NAME in
-    its name and a loop over K and V.
+    """The main loop of the kernel asked for: of ours (fa3, gluon-fa3), or of a profile, the variant of this workload; of a file
+    the one with NAME in its name and a loop over K and V.
 
     Raises UsageError, one sentence, where there is none, more than one, or its loop cannot be read; MissingDisassembler.
     """
@@ -31,6 +32,8 @@ def pipeline_of(asked: str, workload: Workload) -> Pipeline:
             return loop_reader.read(disassemble.of_cubin(build(source).cubin)[0])
         except MissingCompiler:
             return _kept(profiles.OURS, workload, asked)
+    if asked in gluon.NAMES:
+        return loop_reader.read(disassemble.of_cubin(_of_gluon(asked, workload))[0])
     return loop_reader.read(_in_file(asked))
 
 
@@ -42,6 +45,17 @@ def source_of(schedule: str, dtype: str, head_dim: int, causal: bool, seqlen_k: 
         if value not in possible:
             raise UsageError(f"{name}={shown(value)} is not supported by our CUDA kernels ({', '.join(map(str, possible))})")
     return config_for(schedule, dtype, head_dim, causal).source
+
+
+def _of_gluon(asked: str, workload: Workload) -> bytes:
+    """A rung of kernels/gluon, compiled by the Triton that is installed; UsageError where there is none for this workload."""
+    from ..gluon.build import build as build_gluon  # Triton takes a second to import
+
+    for name, value, possible in (("dtype", workload.dtype, gluon.DTYPES), ("head_dim", workload.head_dim, gluon.HEAD_DIMS)):
+        if value not in possible:
+            raise UsageError(f"{name}={shown(value)} is not supported by our Gluon kernels ({', '.join(map(str, possible))})")
+    schedule = asked.removeprefix(gluon.PREFIX)
+    return build_gluon(gluon.config_for(schedule, workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k)).cubin
 
 
 def _kept(file: str, workload: Workload, schedule: str | None = None) -> Pipeline:

@@ -46,6 +46,7 @@ def by_mma(code: Code, loops: Sequence[Loop]) -> Pipeline:
         blocks=(Block(tuple(steps)),), masked=None, block_n=LANES * scores // rows_of_warp, head_dim=head_dim, element_bytes=2,
         looks_for_maximum=True, consumers=_threads(code) // WARPGROUP, persistent=False, multicast=False, weights_in_registers=True,
         meets=False, stages=stages, rows=4 * rows_of_warp, loads="cp_async", synchronous=True,
+        registers=code.registers,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ usual way are looked at.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ..errors import UsageError
@@ -22,6 +22,12 @@ ROUNDS = 6
 WARPGROUP = 128
 ROWS = 64
 """Of one WGMMA."""
+GRID = "c[0x0][0xc]"
+"""Where a kernel finds how many CTAs there are."""
+BARRIER = 21
+"""Cycles of a barrier of a warpgroup's own warps (`chains`, H200: 20.8)."""
+MBARRIER = 8
+"""Bytes."""
 
 
 def read(code: Code) -> Pipeline:
@@ -42,6 +48,10 @@ def read(code: Code) -> Pipeline:
     gemms = [point for point in points if point.what == "gemm"]
     scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
     width, loads = scores.k * scores.steps, alone.loads_of(code)
+    meets = loads == "producer" and any(_is_meeting(each, _consumers(code)) for each in code.instructions[found[main].end :])
+    draws = any(each.name in ("ATOM", "ATOMG") for each in code.instructions)
+    turns = _turns_by_mbarrier(points) if loads == "producer" else set()
+    rings = [point for point in points if point.place not in turns]
     rows = ROWS if loads == "producer" else ROWS * max(1, width // values.n)
     if values.n * rows != width * ROWS or {point.m for point in gemms} != {ROWS}:
         raise UsageError(f"{code.name}: S sums over {width} values and P V makes {values.n}, which no schedule here does")
@@ -53,13 +63,17 @@ def read(code: Code) -> Pipeline:
         element_bytes=32 // scores.k,
         looks_for_maximum=_maxima(code, found[main]) >= found[main].scores // 2,
         consumers=_consumers(code),
-        persistent=_is_inside(code, found[main]),
+        persistent=_is_inside(code, found[main]) and (draws or _asks_for_the_grid(code)),
+        draws=draws,
+        registers=code.registers if loads != "producer" else 0,
+        o_by_q=loads == "producer" and not meets and _hands_back_behind_a_store(code, found[main].end),
         multicast=any("MULTICAST" in each.opcode for each in code.instructions),
         weights_in_registers=values.a_in_registers,
-        meets=loads == "producer" and any(_is_meeting(each, _consumers(code)) for each in code.instructions[found[main].end :]),
-        stages=alone.stages_of(points) or alone.stages_counted(code, usual(code, found[main])),
+        meets=meets,
+        stages=alone.stages_of(rings) or alone.stages_counted(code, usual(code, found[main])),
         rows=rows,
         loads=loads,
+        turns_by_mbarrier=bool(turns),
         transposes=scores.k > 16 and loads == "producer" and any(each.name == "LDSM" for each in code.instructions),
     )
 
@@ -81,6 +95,19 @@ def _is_meeting(each: Instruction, consumers: int) -> bool:
     return each.name == "BAR" and ".SYNC" in each.opcode and barrier[:2] == "0x" and threads == hex(WARPGROUP * consumers)
 
 
+def _hands_back_behind_a_store(code: Code, end: int) -> bool:
+    """Whether, behind a loop, a buffer is handed back once the tile that left it by TMA has been read."""
+    names = ("UTMASTG", "DEPBAR", "SYNCS", "HGMMA", "QGMMA")
+    behind = [each for each in code.instructions[end + 1 :] if each.name in names]
+    at = next((place for place, each in enumerate(behind) if each.name == "UTMASTG"), len(behind))
+    waited = [each.name == "DEPBAR" for each in behind[at + 1 : at + 2]]
+    return any(waited) and any(".ARRIVE" in each.opcode for each in behind[at + 2 : at + 3])
+
+
+def _asks_for_the_grid(code: Code) -> bool:
+    return any(GRID in each.operands for each in code.instructions)
+
+
 def _is_inside(code: Code, loop: Loop) -> bool:
     edges = ((code.target(at), at) for at in range(loop.end + 1, len(code.instructions)))
     return any(target is not None and target < loop.start for target, _ in edges)
@@ -98,6 +125,8 @@ def _blocks(code: Code, loop: Loop, parts: Sequence[Point | Segment]) -> tuple[B
     own = alone.loads_of(code) != "producer"
     walker = _Alone(parts, alone.stages_counted(code, usual(code, loop))) if own else _Walker(parts)
     gemms = [part for part in parts if isinstance(part, Point) and part.what == "gemm"]
+    if not own:
+        walker = _Walker(parts, _turns_by_mbarrier(parts))
     if len(gemms) > 3 and all(gemm.steps == 1 for gemm in gemms):
         raise UsageError(f"{code.name}: its WGMMAs are serialised, each is waited for before the next: no schedule here does that")
     if not {"K", "V"} <= set(walker.products):
@@ -163,11 +192,25 @@ def _with_waits(rounds: list[list[Step]]) -> list[list[Step]]:
     ]
 
 
+def _turns_by_mbarrier(parts: Sequence[Point | Segment]) -> set[int]:
+    """Places of mbarriers by which consumers hand the tensor cores round: one is arrived at when there is nothing to hand back,
+    the one beside it is waited for, and there are more waits than GEMMs that could read what they wait for."""
+    points = [part for part in parts if isinstance(part, Point)]
+    waits = [point.place for point in points if point.what == "wait"]
+    if len(waits) <= sum(point.what == "gemm" for point in points):
+        return set()
+    walker = _Walker(parts)
+    for _ in range(ROUNDS):
+        walker.walk()
+    pairs = [(given, taken) for given in walker.unheld for taken in waits if given and 0 < abs(given - taken) <= MBARRIER]
+    return {place for pair in pairs for place in pair}
+
+
 class _Walker:
     """What has been issued, completed and handed back as a warp goes round and round; a step's `lag` is its block's number."""
 
-    def __init__(self, parts: Sequence[Point | Segment]):
-        self.parts = parts
+    def __init__(self, parts: Sequence[Point | Segment], turns: Collection[int] = ()):
+        self.parts, self.by_mbarrier = parts, turns
         points = [part for part in parts if isinstance(part, Point)]
         self.products = ["K" if point.makes_scores else "V" for point in points if point.what == "gemm"]
         self.exponentials = next((point.n // 2 for point in points if point.makes_scores), 0)  # of a thread for one block
@@ -176,6 +219,7 @@ class _Walker:
         self.worked = 0  # exponentials since the last S was completed
         self.running: deque[tuple[str, int]] = deque()
         self.held: deque[tuple[str, int]] = deque()  # completed and not handed back
+        self.unheld: set[int] = set()  # places of arrivals when nothing was to be handed back
 
     def walk(self) -> list[Step]:
         """One round."""
@@ -200,8 +244,14 @@ class _Walker:
             return [Step("scores" if point.makes_scores else "values", ring, block)]
         if point.what == "gemm wait":
             return [self._finished() for _ in range(len(self.running) - point.outstanding)]
+        if point.place in self.by_mbarrier and point.what in ("wait", "arrive"):
+            return [Step("take" if point.what == "wait" else "give")]
         if point.what == "arrive":
+            if not self.held:
+                self.unheld.add(point.place)
             return [Step("free", *self.held.popleft())] if self.held else []
+        if point.what == "sync" and 0 < point.threads <= WARPGROUP:
+            return [Step("address", "S", self.completed - 1, (Segment(point.at, 1, {"other": 1}, BARRIER),))]
         if point.what == "sync":
             return [Step("take" if self.turns else "meet")]
         return [Step({"hand over": "give", "wait": "wait"}[point.what])] if point.what in ("hand over", "wait") else []

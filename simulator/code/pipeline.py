@@ -108,6 +108,10 @@ class Pipeline:
     rows: int = 64  # of a consumer
     loads: str = "producer"  # or "tma" or "cp_async": the consumers themselves
     synchronous: bool = False  # mma.sync in the place of WGMMA
+    registers: int = 0  # of a thread, where no warpgroup has others than the rest
+    o_by_q: bool = False  # O leaves by way of Q's place in shared memory, which is handed back behind it
+    draws: bool = True  # tiles from a queue in memory, where it is persistent; else every CTA takes those of a fixed stride
+    turns_by_mbarrier: bool = False  # in the place of named barriers
     transposes: bool = False  # other warps than the consumers' transpose V of 8 bits in shared memory
 
     @property

@@ -116,6 +116,7 @@ class Point:
     is_new: bool = False  # nothing is added to
     outstanding: int = 0  # of a gemm wait: groups that may still run
     place: int = 0  # of an mbarrier's wait or arrival: its offset in shared memory, less the stage's; 0 where no instruction says
+    threads: int = 0  # of a barrier; 0: of the CTA, or not a constant
 
     @property
     def makes_scores(self) -> bool:
@@ -225,10 +226,11 @@ def _is_gemm(each: Instruction) -> bool:
 def parts(code: Code, way: Sequence[int], finely: bool = False) -> Iterator[Point | Segment]:
     """Points of order and the segments between them, along a way: instructions by number, in the order they are executed.
 
-    `finely` cuts segments into pieces, each with the instructions that stand there.
+    `finely` cuts segments into pieces, each with the instructions that stand there, and has results waited for; else a segment's
+    stalls are the stall counts alone.
     """
     at = begun = 0
-    spent = alone(code, way)
+    spent = alone(code, way) if finely else [code.instructions[number].stall for number in way]
     while at < len(way):
         point, after = _point(code, way, at)
         if point is None:
@@ -302,14 +304,19 @@ def _point(code: Code, way: Sequence[int], at: int) -> tuple[Point | None, int]:
     if each.name == "SYNCS" and ("TRYWAIT" in opcode or ".ARRIVE" in opcode):
         return Point("wait" if "TRYWAIT" in opcode else "arrive", number, place=_place(code, way, at)), at + 1
     if each.name == "BAR":
-        what = "hand over" if ".ARV" in opcode else "sync"
-    elif each.name == "UTMALDG":
+        return Point("hand over" if ".ARV" in opcode else "sync", number, threads=_threads_of(each)), at + 1
+    if each.name == "UTMALDG":
         what = "load"
     elif each.name in ("UTMASTG", "UTMAREDG"):
         what = "store"
     elif each.name == "DEPBAR":
         what = "copies wait"
     return (Point(what, number), at + 1) if what else (None, at)
+
+
+def _threads_of(barrier: Instruction) -> int:
+    _, _, threads = barrier.operands.partition(",")
+    return last_number(barrier) if threads.strip().startswith("0x") else 0
 
 
 def _place(code: Code, way: Sequence[int], at: int) -> int:

@@ -21,7 +21,7 @@ class Cta(Recorder):
 
     def __init__(self, tile: TileView, code: Estimate):
         super().__init__(tile, code)
-        self.persistent = False
+        self.persistent = self.strides = False
         self.rings: dict[str, Ring] = {}
         self.batons: list[Baton] = []
         self.meetings: list[Meeting] = []
@@ -102,7 +102,7 @@ class Cta(Recorder):
     def _begun(self, warp: Warp) -> Warp:
         """Of a persistent CTA each warp finds its next tile first."""
         if self.persistent and warp.tile_number < self.tile_number:
-            if warp.rank < 0 and (self.tile.workload.causal or self.tile.workload.lengths):
+            if warp.rank < 0 and not self.strides and (self.tile.workload.causal or self.tile.workload.lengths):
                 warp._emit(Op.DRAW, "next tile", None)
             warp._run(warp.pen.next_tile(), "next tile")
             warp.tile_number = self.tile_number
@@ -110,13 +110,13 @@ class Cta(Recorder):
 
     # -- bookkeeping -----------------------------------------------------------------------------------------------
 
-    def begin_tile(self, tile: TileView, persistent: bool) -> None:
+    def begin_tile(self, tile: TileView, persistent: bool, strides: bool = False) -> None:
         """Start recording the next tile: rings go on behind what the last tile used; a new CTA joins all warps first."""
         new_cta = self.tile_number >= 0 and not persistent
         if new_cta:
             self._exit()
         self.tile = tile
-        self.persistent = persistent
+        self.persistent, self.strides = persistent, strides
         self.tile_number += 1
         if new_cta:
             self._launch()

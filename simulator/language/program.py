@@ -145,7 +145,7 @@ def trace(kernel, workload: Workload, tile: Tile, loops: Sequence[tuple[int, int
     ]
     cta = Cta(views[0], kernel.code)
     for view in views:
-        cta.begin_tile(view, kernel.persistent)
+        cta.begin_tile(view, kernel.persistent, kernel.strides)
         (kernel.body if view.loop else _store_zeros)(cta, view)
     return record(cta, kernel.name)
 

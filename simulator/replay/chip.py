@@ -166,13 +166,20 @@ def compose(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: i
     return float(ends_of_sms(durations, loop_lengths, sms, cluster).max())
 
 
-def ends_of_sms(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int) -> np.ndarray:
-    """When the last CTA of each SM is done, zero where none ran; SMs that make no whole cluster have none."""
+def ends_of_sms(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int, strides: bool = False) -> np.ndarray:
+    """When the last CTA of each SM is done, zero where none ran; SMs that make no whole cluster have none.
+
+    CTAs are dealt to whoever is free, or, where a CTA alone on its SM `strides` over tiles, to the SMs in turn.
+    """
     order = np.searchsorted(durations.lengths, loop_lengths[::cluster])
     groups, room = max(1, sms // cluster), durations.later.shape[1]
     resident, left = np.full((groups, room), -1), np.zeros((groups, room))
     clock, handed, queue = np.zeros((groups, 2)), np.zeros(1, np.int64), np.zeros(groups, np.int64)
-    while deal(order, durations.first, durations.later, resident, left, clock, handed, queue, SLICE):
+    if strides and room == 1:
+        cycles = np.append(durations.first[order[:groups], 0], durations.later[order[groups:], 0])
+        clock[:, 0] = np.bincount(np.arange(len(order)) % groups, cycles, groups)
+        order = order[:0]
+    while len(order) and deal(order, durations.first, durations.later, resident, left, clock, handed, queue, SLICE):
         pass
     ends = np.zeros(max(sms, groups * cluster))
     ends[: groups * cluster] = np.repeat(clock[:, 0], cluster)

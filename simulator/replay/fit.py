@@ -63,7 +63,7 @@ def _registers(view: TileView, name: str) -> int:
 def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device, program: Program, kernel: Kernel) -> Occupancy:
     """Registers, shared memory and CTAs per SM; UsageError with the sum where the tile does not fit."""
     hopper = schedule.hopper and not kernel.plain
-    groups = tile.consumers + int(hopper)
+    groups = tile.consumers + int(hopper and not kernel.registers)
     threads = groups * WARPGROUP
     if hopper and workload.backward:
         _gemms_fit(program, tile)
@@ -103,9 +103,9 @@ def occupancy(schedule: Schedule, workload: Workload, tile: Tile, device: Device
             f"tile {tile} does not fit the registers: {shown} = {need} per thread, a consumer of '{schedule.name}' "
             f"has {budget}; use a narrower tile"
         )
-    if hopper:
+    if hopper and not kernel.registers:
         return Occupancy(tile.resident, threads, budget, smem)
-    allocated = min(device.max_registers_per_thread, -(-(need + ADDRESSING_REGISTERS) // 8) * 8)
+    allocated = min(device.max_registers_per_thread, -(-(kernel.registers or need + ADDRESSING_REGISTERS) // 8) * 8)
     fits = (
         device.smem_bytes_per_sm // (smem + RESERVED_SMEM),
         device.registers_per_sm // (allocated * threads),

@@ -123,7 +123,7 @@ def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdo
     rate = device.tensor_rate(problem.workload.element_bytes)
     for number, grid in enumerate(problem.grids):
         durations = _durations(problem, number, device, found.ran_at_hz, found.ran_under[number], explain=True)
-        ends = ends_of_sms(durations, _lengths(grid), device.sms, problem.tile.cluster)
+        ends = ends_of_sms(durations, _lengths(grid), device.sms, problem.tile.cluster, grid.kernel.strides)
         parts = account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate)
         start = _start(grid, device, found.ran_at_hz)
         lasts = max(float(ends.max()) + start, _at_bandwidth(problem.moved[number], device, found.ran_at_hz))
@@ -160,7 +160,7 @@ def _replay_all(
     for number, (grid, load, moved) in enumerate(zip(problem.grids, loads, problem.moved, strict=True)):
         durations = _durations(problem, number, device, clock_hz, load)
         lengths = _lengths(grid)
-        ends = ends_of_sms(durations, lengths, device.sms, problem.tile.cluster)
+        ends = ends_of_sms(durations, lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
         longest = max(float(ends.max()) + _start(grid, device, clock_hz), _at_bandwidth(moved, device, clock_hz))
         each.append(int(np.ceil(_launch(grid, device, clock_hz) + longest)))
         counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))

@@ -164,7 +164,9 @@ def adopt(name: str, pipeline: Pipeline, order: str | None = None) -> Schedule:
     schedule has other kernels than one with TMA and WGMMA.
     """
     section = SHIPPED_SECTION_BYTES if pipeline.meets else SECTION_BYTES
-    kernel = replace(_rows(body_of(pipeline), code_of(pipeline), section), plain=pipeline.loads == "cp_async")
+    kernel = _rows(body_of(pipeline), code_of(pipeline), section)
+    kernel = replace(kernel, plain=pipeline.loads == "cp_async", strides=pipeline.persistent and not pipeline.draws)
+    kernel = replace(kernel, registers=pipeline.registers)
     family = "mma" if pipeline.synchronous else "hopper"
     base = Schedule(name, "order and code of a compiled kernel", name, family, (kernel,))
     if order:
@@ -174,6 +176,7 @@ def adopt(name: str, pipeline: Pipeline, order: str | None = None) -> Schedule:
             which = f"is for WGMMA, and {name} has none:" if base.hopper else which
             raise UsageError(f"'{order}' {which} leave it out")
         kernel = replace(base.kernels[0], code=code_of(pipeline, lent=True), persistent=pipeline.persistent)
+        kernel = replace(kernel, strides=pipeline.persistent and not pipeline.draws)
         base = replace(base, summary=f"{order} with the code of a compiled kernel", kernels=(kernel,))
     dtypes = ("fp16", "bf16") if pipeline.element_bytes == 2 else ("e4m3",)
     base = replace(base, name=name, dtypes=dtypes, tile=tile_of(pipeline, name), head_dims=(pipeline.head_dim,))

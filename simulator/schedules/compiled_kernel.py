@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..code.phase import Phase
 from ..code.pipeline import Block, Pipeline, Step
 from ..errors import UsageError
 from ..problem.tile import Tile
 
+LOOK = Phase(latencies=1, goes_on=True)
+"""What an mbarrier that is tried takes longer than a named barrier: 51 cycles, not 22 (`chains`, `launch`)."""
 ASSUMED_STAGES = 2
 """Of a ring where machine code does not say."""
 
@@ -46,7 +49,8 @@ class _Order:
         elif pipeline.meets:  # O goes out over V, as in FlashAttention-3
             self.Q, self.O = cta.ring("Q", tile.q_bytes, stages=1), cta.ring("O", tile.o_bytes, stages=1, over=self.rings["V"])
         else:
-            self.Q, self.O = cta.private("Q", tile.q_bytes), cta.staging("O", tile.stage_bytes)
+            self.Q = cta.private("Q", tile.q_bytes)
+            self.O = self.Q if pipeline.o_by_q else cta.staging("O", tile.stage_bytes)
         self.P = None if pipeline.weights_in_registers else cta.outbox("P", tile.nbytes("P"))
         self.turn = cta.baton(first=0) if pipeline.takes_turns else None
         self.meets = any(step.what == "meet" for step in pipeline.blocks[0].steps)
@@ -147,6 +151,8 @@ class _Consumer:
             if step.what in ("take", "give", "meet"):
                 if whole:
                     getattr(self.wg, step.what)(self.order.turn or self.order.cta.meeting())
+                    if step.what == "take" and self.order.pipeline.turns_by_mbarrier:
+                        self._run([LOOK], "take turn", turn)
             elif step.what in ("address", "descriptors"):
                 if is_there(turn - step.lag) or is_there(turn):
                     self._run(step.phases, "address", turn)
@@ -188,7 +194,7 @@ class _Consumer:
                 wg.free(self.order.P[wg, j])
         else:
             wg.free(slot)
-            if step.tensor == "K" and j == self.order.last:
+            if step.tensor == "K" and j == self.order.last and not self.order.pipeline.o_by_q:
                 wg.free(self.order.q(wg))
 
     def _softmax(self, gap: int, j: int) -> None:

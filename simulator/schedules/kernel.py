@@ -22,6 +22,7 @@ class Kernel:
     # "columns": per K/V tile, which walks the Q blocks that see it; "parts": per part of a K/V head's keys; "combine": per tile
     walk: frozenset[str] = frozenset({"K", "V"})  # rings that advance once per loop step
     persistent: bool = False
+    strides: bool = False  # over tiles: every CTA of a persistent kernel takes each so many-th, however long they are
     descending: bool = False  # K/V blocks are walked from the last to the first, as FlashAttention-2 and -3 do
     skips_masked: bool = True  # whether blocks above the diagonal are left out
     by_row: bool = False  # a row goes through all passes before the next: what a pass reads again, L2 has just delivered
@@ -31,6 +32,7 @@ class Kernel:
     section_bytes: int = SECTION_BYTES  # K and V of the heads that are walked together under a causal mask
     where: str = ""  # of a user's own: file and line of its function
     early: bool = False  # launched while the kernel before still runs (programmatic dependent launch)
+    registers: int = 0  # of a thread of a compiled kernel without a producer; 0: as many as its tensors need
     plain: bool = False  # of a Hopper schedule's kernels one without TMA and WGMMA
     live: tuple[tuple[str, ...], ...] = ()  # fp32 register tensors that are live at a time, where S, P and O do not tell
 
