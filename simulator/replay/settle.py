@@ -198,13 +198,13 @@ def _start(grid: Grid, device: Device, clock_hz: float) -> float:
     begun = launch.items[: launch.slots]
     keys = len(np.unique(np.stack([begun["kv_head"], begun["n"], begun["blocks"] * launch.descending]), axis=1).T)
     alone = together = 0.0
-    for access in launch.accesses[(launch.accesses["step"] <= 0) & (launch.accesses["write"] == 0)]:
+    waited = launch.accesses[(launch.accesses["step"] <= 0) & (launch.accesses["write"] == 0)]
+    of_keys = np.flatnonzero(waited["mode"] != ROW)[1:]  # V is not waited for
+    for access in np.delete(waited, of_keys):
         rows = launch.block_m if access["mode"] == ROW else launch.block_n
         size = float(rows * access["elements"] * access["element_bytes"])
         alone += size
         together += size * (len(begun) if access["mode"] == ROW else keys)
-        if access["mode"] != ROW:
-            break
     return max(0.0, together / device.hbm_achieved_bytes_per_s * clock_hz - alone / device.l2_bytes_per_cycle_per_sm)
 
 

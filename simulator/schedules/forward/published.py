@@ -174,8 +174,8 @@ def _buffers(cta, tile, ahead):
     O = cta.ring("O", tile.o_bytes, stages=1, over=across)
     load, warps = cta.producer(), cta.transposers()
     load.tma(V[0])
-    load.tma(Q[0])
     load.tma(K[0])
+    load.tma(Q[0])
     warps.reclaim(O[0])
     for j in tile.kv_blocks[1:]:
         load.tma(V[j])
@@ -186,8 +186,8 @@ def _buffers(cta, tile, ahead):
 
 
 def _load_ahead(load, Q, K, V, O, tile):
-    load.tma(Q[0])
     load.tma(K[0])
+    load.tma(Q[0])
     load.reclaim(O[0])
     for j in tile.kv_blocks[1:]:
         load.tma(K[j])
@@ -196,8 +196,8 @@ def _load_ahead(load, Q, K, V, O, tile):
 
 
 def _load_in_turn(load, Q, K, V, O, tile):
-    load.tma(Q[0])
     load.tma(K[0])
+    load.tma(Q[0])
     load.reclaim(O[0])
     load.tma(V[0])
     for j in tile.kv_blocks[1:]:
