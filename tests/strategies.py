@@ -207,7 +207,7 @@ class Consumer:
             return
         pipes, chain = ("fma", "alu", "mufu", "convert", "other", "stsm"), ("latencies", "fetched", "votes", "divisions", "stalls")
         counts = {name: self.turns.randint(0, 6) for name in pipes + chain}
-        counts |= {name: self.turns.random() < 0.5 for name in ("interleaved", "goes_on")}
+        counts |= {name: self.turns.random() < 0.5 for name in ("interleaved", "goes_on", "own")}
         self.warps.compute("anything", Phase(**counts, chunks=self.turns.randint(1, 5)), j)
 
 

@@ -21,7 +21,7 @@ from fasim.simulator.schedules import Kernel
 
 RECORDED = Path(fasim.traces.__file__).parent / "recorded" / "calibration" / "pipes_contended.json"
 PATTERNS = json.loads(RECORDED.read_text())["results"]["cycles_per_copy"]
-H200 = load_device("h200")
+H200 = replace(load_device("h200"), cold_fetch_cycles=0.0)  # the patterns are loops
 CHAINS = 8  # copies in a chunk
 SOURCES = {"FFMA": Phase(fma=8), "FMNMX": Phase(alu=8), "MUFU.EX2": Phase(mufu=8), "EX2+4FFMA": Phase(mufu=8, fma=32)}
 """Patterns that device fields come from."""

@@ -241,11 +241,27 @@ def test_gemms_are_slow_beside_a_run_of_fma_and_not_beside_addresses_or_exponent
             wg.free(K[0])
 
     program = trace(Kernel(body, "rows"), Workload(1, 1, 256, 128), Tile(128, 128, 1, 2), [(1, 0)])
-    replayed = replay([program], H200, MEMORY, None, 999)
+    replayed = replay([program], replace(H200, cold_fetch_cycles=0.0), MEMORY, None, 999)  # what repeats is a loop
     steps = lane(replayed, "tensor cores")
     executed = int((steps["end"] - steps["start"]).sum())
     alone = 6 * 8 * 64  # m64n128k16: N / 2 cycles a k step
     assert executed > 1.5 * alone if slower else executed == alone
+
+
+@pytest.mark.parametrize("execute", [replay, interpret])
+@pytest.mark.parametrize("own", [False, True])
+def test_code_that_an_sm_runs_for_the_first_time_takes_what_l2_delivers_and_then_what_it_does(execute, own):
+    def body(cta, tile):
+        for wg in cta.consumers():
+            for step in range(2):
+                wg.compute("work", Phase(fma=8, chunks=100, own=own), step)
+
+    program = trace(Kernel(body, "rows"), Workload(1, 1, 64, 128), Tile(64, 128, 1, 1), [(1, 0)] * 2)
+    spans = execute([program], H200, MEMORY, **({"max_spans": 99} if execute is replay else {})).spans
+    work = {(tile, step): end - start for _, _, _, step, tile, _, start, end in spans[spans["lane"] == 0].tolist() if step >= 0}
+    cold, warm = int(800 * H200.cold_fetch_cycles), 800 + H200.dependent_latency_cycles
+    assert abs(work[0, 0] - cold) <= 1 < cold - warm
+    assert work == {(0, 0): work[0, 0], (0, 1): work[0, 0] if own else warm, (1, 0): warm, (1, 1): warm}
 
 
 def test_arbitration_decides_how_two_warpgroups_take_turns(two_gemm_streams):

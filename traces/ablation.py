@@ -38,6 +38,7 @@ MECHANISMS: Mapping[str, Mapping[str, float]] = {
     },
     "chains are slower beside others' arithmetic": {"chain_dilation": 0.0},
     "code is fetched": {"fetch_cycles": 0.0, "fetch_latency_cycles": 0},
+    "a kernel's first pass finds its code in L2": {"cold_fetch_cycles": 0.0, "cold_fetch_latency_cycles": 0},
     "barriers take time": {
         "mbarrier_arrive_cycles": 1, "mbarrier_wait_cycles": 1, "mbarrier_issue_cycles": 1, "named_barrier_cycles": 1,
     },

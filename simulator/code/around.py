@@ -8,6 +8,8 @@ and which constants stay in registers.
 
 from __future__ import annotations
 
+from .phase import Phase
+
 SLOT = 6
 """Stage and phase of a block's number, which is signed: its sign, add, mask, subtract; shift, mask."""
 PLACE = 2
@@ -38,6 +40,10 @@ class Around:
 
     in_pairs = False  # whether the loop's end is shared by two copies of a block
     votes = True  # whether the softmax may try again
+
+    def prologue(self, tile) -> list[Phase]:
+        """What a warp executes before its role begins, once a CTA: nothing that is known."""
+        return []
 
     def issues(self, k_steps: int, in_shared_memory: int, scores: bool) -> int:
         """Instructions of a group of WGMMAs with those around it; with the one that makes scores, of what comes once a block."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from . import softmax as counts
 from .around import of_gemm
-from .estimate import Estimate, Pen
+from .estimate import OURS, SHIPPED, Estimate, Pen
 from .phase import Phase
 from .pipeline import Pipeline
-from .softmax import ONLINE, RUNNING, Left
+from .softmax import RUNNING, Left
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Lent(Compiled):
 
 def code_of(pipeline: Pipeline, lent: bool = False) -> Compiled:
     """The code around a main loop, in its own order or (`lent`) in that of a schedule."""
-    softmax = ONLINE if pipeline.looks_for_maximum else RUNNING
-    return (Lent if lent else Compiled)(softmax, persistent=pipeline.persistent, pipeline=pipeline)
+    like = SHIPPED if pipeline.looks_for_maximum else OURS
+    prologue = like.prologue if pipeline.persistent else (0, 0)
+    return (Lent if lent else Compiled)(like.softmax, persistent=pipeline.persistent, prologue=prologue, pipeline=pipeline)
 
 
 class Reader(Pen):

@@ -52,6 +52,9 @@ class Estimate:
     transposers: int = field(default=4, kw_only=True)
     """Warps that transpose a block of 8-bit V."""
 
+    prologue: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    """Instructions of a warp until barriers and roles are known; and how many more those of a cluster take."""
+
     @property
     def operand_sets(self) -> int:
         """Register sets for P between which blocks alternate."""
@@ -73,6 +76,12 @@ class Pen(Around):
         self.loops = False  # whether such a loop's next GEMM is behind its branch back
         self.ahead = False  # whether S of the next block is issued before the softmax of this one
         self.left: list[Left] = []  # what the last softmax left to do
+
+    def prologue(self, tile) -> list[Phase]:
+        """What a warp executes before its role begins, once a CTA."""
+        alone, of_cluster = self.code.prologue
+        instructions = alone + of_cluster * (tile.tile.cluster > 1)
+        return [Phase(other=instructions)] if instructions else []
 
     def next_tile(self) -> list[Phase]:
         """To find the tile that comes next."""
@@ -99,7 +108,9 @@ class Pen(Around):
         phases, self.left = self.code.softmax.block(tile, j, under_product, self.rank, self.ahead)
         if self.code.copied and (j <= 1 or tile.is_masked(j - 1) > tile.is_masked(j)):
             fetched = sum(each.instructions for each in (*phases, *(left.phase for left in self.left)))
+            phases = [replace(each, own=True) for each in phases]
             phases = [replace(phases[0], fetched=fetched), *phases[1:]]
+            self.left = [left._replace(phase=replace(left.phase, own=True)) for left in self.left]
         return phases
 
     def rescale(self, j: int, of: str = "") -> list[Left]:
@@ -150,10 +161,11 @@ class Pen(Around):
 
 PLAIN, OURS, SHIPPED = (
     Estimate(ONLINE, persistent=False),
-    Estimate(RUNNING, persistent=True, transposers=3),
-    Estimate(ONLINE, persistent=True),
+    Estimate(RUNNING, persistent=True, transposers=3, prologue=(75, 0)),
+    Estimate(ONLINE, persistent=True, prologue=(150, 80)),
 )
-"""Kernels without TMA; ours for Hopper (kernels/cuda), one of whose producer's four warps loads; FlashAttention-3's."""
+"""Kernels without TMA; ours for Hopper (kernels/cuda), one of whose producer's four warps loads; FlashAttention-3's. Prologues are
+counted in SASS: up to the branch between roles (fa3.cu 73; wheel fa3-fwd 0.0.3, bf16: d64 to d256 147 to 151, clusters 232)."""
 PYTORCH = Estimate(EXACT, persistent=False, copied=True)
 """FlashAttention-2 as PyTorch compiles it (SASS of flash_fwd_kernel in torch 2.11, sm_90: a block of 128 x 64 at d128 has 1,189
 instructions a warp, 256 of them HMMA, 336 FMUL, 128 FADD, 72 FSETP, 68 MUFU; blocks with a mask have a copy of the loop)."""

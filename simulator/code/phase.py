@@ -23,6 +23,7 @@ class Phase:
     divisions: int = 0  # of integers, by run-time values
     branches: int = 0  # taken
     fetched: int = 0  # instructions that the nearest instruction caches have lost; who comes first fetches them for all
+    own: bool = False  # whether the step has a copy of this code that no other step runs
     stalls: int = 0  # cycles that one warp alone takes for a chunk at least, by the counts in the instructions
     interleaved: bool = False
     """Instructions lie evenly between others: exponentials so that MUFU reaches its rate, FMA alone so that WGMMA keeps its own."""

@@ -186,7 +186,9 @@ class Running:
         masked = [mask(tile)] if tile.is_masked(j) else []
         rows = rows_per_thread(tile)
         bound = Phase(fma=3 * rows, alu=rows, other=1, latencies=2, votes=1, branches=2)
-        fetched = self.is_new_code(j, tile.kv_blocks[-1], under_product, ahead) * _instructions(weights)
+        is_new = self.is_new_code(j, tile.kv_blocks[-1], under_product, ahead)
+        weights, masked = replace(weights, own=is_new), [replace(each, own=is_new) for each in masked]
+        fetched = is_new * _instructions(weights)
         fetched += _instructions(*masked)  # a mask comes at a tile's end
         if 0 < j and j > tile.hidden(rank):
             return _behind_fetch([*masked, weights, bound], fetched), [Left("skip rescale", SKIP, "")]

@@ -146,8 +146,12 @@ class Cta(Recorder):
                 return warp
         warp = Warp(self, len(self.warps), name, rank)
         self.warps.append(warp)
-        warp._emit(Op.SETUP, "setup", None)
+        self._set_up(warp)
         return warp
+
+    def _set_up(self, warp: Warp) -> None:
+        warp._emit(Op.SETUP, "setup", None)
+        warp._run(warp.pen.prologue(self.tile), "setup")
 
     def _exit(self) -> None:
         """The CTA's warps leave; it ends with the last of them."""
@@ -160,4 +164,4 @@ class Cta(Recorder):
         """The next CTA takes the place of the one before: its launch and prologue belong to its own tile."""
         for warp in self.warps:
             warp._emit(Op.WAIT, "launch", None, barrier=self._cta_barrier, target=self.tile_number)
-            warp._emit(Op.SETUP, "setup", None)
+            self._set_up(warp)

@@ -73,6 +73,9 @@ class State(NamedTuple):
     group_ends: np.ndarray  # when each warp's WGMMA groups were complete
     tensors: np.ndarray  # TENSOR
     fetched: np.ndarray  # (CTA slot, label): tile and step up to which the code is in the instruction caches
+    copied: np.ndarray  # of each phase, the step up to which copies of its code of their own have come
+    homes: np.ndarray  # of each phase, and behind them of each GEMM: the number of its code; CTAs of one program share it
+    brought: np.ndarray  # (SM, code): when it had come to the SM for the first time, 0: it has not
     sms: np.ndarray  # SM
     pipe_free: np.ndarray  # (SM, FMA ALU MUFU convert STSM)
     busy: np.ndarray  # (SM, unit)
@@ -222,6 +225,8 @@ def _compute(state, warp, row, now):
     instructions = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + phase["stsm"]
     start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
     horizon = max(now, sm["wgmma_until"]) + sm["pending"]  # WGMMA already begun executes until then
+    if warp["part"] == 0:
+        warp["since"] = now
 
     others = _pipes_free(state, s) > now  # their arithmetic is under way
     fma_run = phase["fma"] > 0 and phase["alu"] + phase["mufu"] + phase["convert"] + phase["interleaved"] == 0
@@ -251,13 +256,41 @@ def _compute(state, warp, row, now):
             chain += chain * machine["chain_q10"] >> 10
             branch = machine["branch_beside"]
         end += chain + phase["branches"] * branch
-        code = (row["tile"] << 20) + row["step"] + 2
-        if phase["fetched"] > 0 and state.fetched[warp["slot"], row["label"]] < code:  # who comes first fetches it for all
-            state.fetched[warp["slot"], row["label"]] = code
-            end += machine["fetch_latency"] + (phase["fetched"] * machine["fetch_q10"] >> 10)
+        end = max(end, _fetch(state, warp, row, phase, end))
     _draw(state, warp["lane"], warp, row, 0, now, end)
     warp["time"] = end
     return finished
+
+
+@inlined
+def _fetch(state, warp, row, phase, end):
+    """When a phase that has its results at `end` has had its code too. Who comes first fetches it for all.
+
+    The first time on an SM it comes out of L2, slower than anything is done with it; later what is lost between is added.
+    """
+    machine = state.machine[0]
+    home = state.homes[row["record"]]
+    first = state.brought[warp["sm"], home]
+    code = (row["tile"] << 20) + row["step"] + 2
+    is_lost = phase["fetched"] > 0 and state.fetched[warp["slot"], row["label"]] < code
+    if is_lost:
+        state.fetched[warp["slot"], row["label"]] = code
+    if first == 0 or (phase["own"] == 1 and state.copied[row["record"]] < code and row["tile"] == 0):
+        state.copied[row["record"]] = code
+        first = warp["since"] + (_instructions(phase) * machine["cold_q10"] >> 10)
+        if is_lost:
+            first += machine["cold_latency"]
+        state.brought[warp["sm"], home] = max(first, 1)
+    elif is_lost:
+        end += machine["fetch_latency"] + (phase["fetched"] * machine["fetch_q10"] >> 10)
+    return max(end, first)
+
+
+@inlined
+def _instructions(phase):
+    """All of a phase."""
+    once = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + phase["stsm"]
+    return once * phase["chunks"]
 
 
 @inlined
@@ -346,6 +379,10 @@ def _issue_wgmma(state, i, row, now, eight_bit):
         sm["pending_bytes"] += gemm["k_steps"] * _operand_bytes(gemm)
         state.busy[s, U_ISSUE] += row["issues"]
         warp["time"] = now + machine["wgmma_start"]
+        home = state.homes[state.phases.shape[0] + row["record"]]
+        if state.brought[warp["sm"], home] == 0:
+            state.brought[warp["sm"], home] = 1
+            warp["time"] += row["issues"] * machine["cold_q10"] >> 10
         if _pipes_free(state, s) > now:
             warp["time"] += machine["wgmma_beside"]
         return False
@@ -729,6 +766,9 @@ def replay(
         group_ends=tables.group_ends,
         tensors=tables.tensors,
         fetched=np.zeros((len(programs), len(tables.labels)), np.int64),
+        copied=np.zeros(len(tables.phases), np.int64),
+        homes=tables.homes,
+        brought=np.zeros((len(tables.sms), len(tables.homes)), np.int64),
         sms=tables.sms,
         pipe_free=tables.pipe_free,
         busy=tables.busy,

@@ -101,6 +101,7 @@ class Warp(Asker):
             "convert": counts["convert"] * cycles.alu_beside_q10 + issue_q10,
         }
         fma_run = phase.fma > 0 == phase.alu + phase.mufu + phase.convert + phase.interleaved
+        began = now
         for chunk in range(phase.chunks):
             stores = counts["STSM"] * cycles.stsm * cycles.smem_bytes * 1024 // sm.left_for_stores_q10()
             beside_q10["STSM"] = stores << 10
@@ -131,15 +132,31 @@ class Warp(Asker):
                 chain = phase.latencies * cycles.shuffle_latency + phase.votes * cycles.vote + phase.divisions * cycles.divide
                 end += chain + (chain * cycles.chain_q10 >> 10 if beside else 0)
                 end += phase.branches * (cycles.branch_beside if beside else cycles.branch)
-                code, place = (ins.tile, ins.step), (id(self.barriers), self.program.labels[ins.label])
-                if phase.fetched and self.chip.fetched.get(place, (-1, 0)) < code:  # who comes first fetches it for all
-                    self.chip.fetched[place] = code
-                    end += cycles.fetch_latency + (phase.fetched * cycles.fetch_q10 >> 10)
+                end = self._fetched(ins, phase, began, end)
             self.chip.draw("", self, ins, now, end)
             if chunk + 1 < phase.chunks:
                 yield end
             now = end
         return now
+
+    def _fetched(self, ins: Instruction, phase: SimpleNamespace, began: int, end: int) -> int:
+        """When a phase that has its results at `end` has had its code too; who comes first fetches it for all."""
+        cycles, chip = self.chip.cycles, self.chip
+        code, cta = (ins.tile, ins.step), id(self.barriers)
+        lost, copy = (cta, self.program.labels[ins.label]), (cta, ins.record)
+        home = (self.sm.number, id(self.program), "phase", ins.record)
+        is_lost = phase.fetched > 0 and chip.fetched.get(lost, (-1, 0)) < code
+        if is_lost:
+            chip.fetched[lost] = code
+        is_own = phase.own and chip.copied.get(copy, (-1, 0)) < code and ins.tile == 0
+        if home not in chip.brought or is_own:  # out of L2
+            chip.copied[copy] = code
+            each = phase.fma + phase.alu + phase.mufu + phase.convert + phase.other + phase.stsm
+            came = began + (each * phase.chunks * cycles.cold_q10 >> 10)
+            chip.brought[home] = came + (cycles.cold_latency if is_lost else 0)
+        elif is_lost:
+            end += cycles.fetch_latency + (phase.fetched * cycles.fetch_q10 >> 10)
+        return max(end, chip.brought[home])
 
     def wgmma(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Asynchronous: the k steps go into the SM's queue one by one, while it has room; together they are one group."""
@@ -151,6 +168,10 @@ class Warp(Asker):
         sm.pending_bytes += gemm.k_steps * operand_bytes
         sm.busy["issue"] += ins.issues
         now += cycles.wgmma_start + (cycles.wgmma_beside if sm.in_arithmetic(now) else 0)
+        home = (sm.number, id(self.program), "gemm", ins.record)
+        if home not in self.chip.brought:
+            self.chip.brought[home] = now
+            now += ins.issues * cycles.cold_q10 >> 10
         yield now
         for step in range(gemm.k_steps):
             if not sm.room:

@@ -70,7 +70,7 @@ def _record(text: str) -> np.dtype:
 
 
 MACHINE = _record(
-    "issue_rate fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency "
+    "issue_rate fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency cold_q10 cold_latency "
     "vote divide branch branch_beside chain_q10 "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_beside wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration port_q10 "
@@ -131,6 +131,8 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "mufu_latency": device.mufu_latency_cycles,
         "fetch_q10": round(1024 * device.fetch_cycles),
         "fetch_latency": device.fetch_latency_cycles,
+        "cold_q10": round(1024 * device.cold_fetch_cycles),
+        "cold_latency": device.cold_fetch_latency_cycles,
         "vote": device.vote_cycles,
         "divide": device.divide_cycles,
         "branch": device.branch_cycles,
@@ -216,12 +218,25 @@ class Layout:
         self.phases = np.concatenate([program.phases for program in programs])
         self.gemms = np.concatenate([program.gemms for program in programs])
         self.copies = np.concatenate([program.copies for program in programs])
+        self.homes = self._homes()
         self.labels = tuple(labels)
         self._names = names
         self.warps = _rows(WARP, warps)
         self.tensors, self.groups, self.sm_count = tuple(tensors), groups, max(placement) + 1
         self._lay_out_barriers(barriers)
         self._name_lanes()
+
+    def _homes(self) -> np.ndarray:
+        """A number for the code of each phase, and behind them of each GEMM: the row where the first CTA of its program has it."""
+        first: dict[int, tuple[int, int]] = {}
+        of_phases, of_gemms = [], []
+        phases = gemms = 0
+        for program in self.programs:
+            begun = first.setdefault(id(program), (phases, gemms))
+            of_phases.append(begun[0] + np.arange(len(program.phases)))
+            of_gemms.append(len(self.phases) + begun[1] + np.arange(len(program.gemms)))
+            phases, gemms = phases + len(program.phases), gemms + len(program.gemms)
+        return np.concatenate([*of_phases, *of_gemms])
 
     def _lay_out_barriers(self, barriers: list) -> None:
         """A barrier can complete once per arrival at most: so much room in `completions`."""
@@ -267,7 +282,7 @@ class Tables:
     def __init__(self, programs: Sequence[Program], placement: Sequence[int], memory: Memory):
         laid = _laid_out(programs, tuple(placement))
         self.programs, self.code, self.phases = laid.programs, laid.code, laid.phases
-        self.gemms, self.copies = laid.gemms, laid.copies
+        self.gemms, self.copies, self.homes = laid.gemms, laid.copies, laid.homes
         self.labels, self.lanes, self.unit_lane, self._names = laid.labels, laid.lanes, laid.unit_lane, laid._names
         self.warps, self.barriers = laid.warps.copy(), laid.barriers.copy()
         self.completions = np.zeros(laid.room, np.int64)

@@ -89,6 +89,8 @@ class Chip:
         self.l2, self.hbm = Server(), Server()
         self.last_event = 0
         self.fetched: dict[tuple, tuple[int, int]] = {}  # (CTA, label) -> tile and step of the code in the instruction caches
+        self.copied: dict[tuple, tuple[int, int]] = {}  # (CTA, phase) -> the last step of which a copy of its own has come
+        self.brought: dict[tuple, int] = {}  # (SM, program, phase or GEMM) -> when its code had come to the SM for the first time
         self.labels: dict[str, int] = {}
         self.lanes: list[Lane] = []
         self.spans: list[list[int]] = []
