@@ -116,7 +116,7 @@ class Device:
     chain_dilation: float = _quantity("ratio", 0, 10)  # how much longer dependent instructions take there
     fetch_cycles: float = _quantity("cycles", 0, 1e4)  # added to an instruction that the nearest instruction caches have lost
     fetch_latency_cycles: int = _quantity("cycles", 0, 10_000)  # the first wait of such a run
-    cold_fetch_cycles: float = _quantity("cycles", 0, 1e4)  # an instruction at least, the first time that an SM runs its code, which is in L2
+    cold_fetch_cycles: float = _quantity("cycles", 0, 1e4)  # an instruction whose code the SM has out of L2
     cold_fetch_latency_cycles: int = _quantity("cycles", 0, 10_000)  # the first wait of such a run
 
     # synchronisation and launch
@@ -127,7 +127,7 @@ class Device:
     named_barrier_cycles: int = _quantity("cycles", 1, 10_000)
     cluster_arrive_cycles: int = _quantity("cycles", 0, 10_000)  # an mbarrier arrival on another SM of the cluster
     tma_issue_cycles: int = _quantity("cycles", 0, 10_000)  # the producer's issue of one TMA load
-    kernel_launch_cycles: int = _quantity("cycles", 0, 1_000_000)  # an all but empty kernel with nothing in the caches, at max_clock_hz
+    kernel_launch_cycles: int = _quantity("cycles", 0, 1_000_000)  # an empty kernel, caches emptied, at max_clock_hz
     kernel_train_cycles: int = _quantity("cycles", 0, 1_000_000)  # the same behind another kernel that was launched before
     cta_launch_cycles: int = _quantity("cycles", 0, 10_000)
     setup_cycles: int = _quantity("cycles", 0, 10_000)  # barrier initialisation and descriptor fetch of one CTA

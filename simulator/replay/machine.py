@@ -70,7 +70,8 @@ def _record(text: str) -> np.dtype:
 
 
 MACHINE = _record(
-    "issue_rate fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency fetch_q10 fetch_latency cold_q10 cold_latency "
+    "issue_rate fma alu mufu mufu_spacing convert dependent shuffle_latency mufu_latency "
+    "fetch_q10 fetch_latency cold_q10 cold_latency "
     "vote divide branch branch_beside chain_q10 "
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_beside wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration port_q10 "
