@@ -12,6 +12,7 @@ import json
 import resource
 import signal
 from collections import Counter
+from copy import deepcopy
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -133,11 +134,12 @@ def spoiled(draw, tree: dict) -> dict:
             inner = inner[key]
         how = draw(st.sampled_from(("change", "change", "change", "leave out", "add")))
         if how == "add" and isinstance(inner, dict):
-            inner[draw(st.sampled_from(("x", "", "\x1b", "batch", "cycles")))] = draw(VALUES)
+            inner[draw(st.sampled_from(("x", "", "\x1b", "batch", "cycles")))] = deepcopy(draw(VALUES))
         elif how == "leave out" and last != "x":
             del inner[last]
         else:
-            inner[last] = draw(st.one_of(near(inner.get(last) if isinstance(inner, dict) else inner[last]), VALUES))
+            known = near(inner.get(last) if isinstance(inner, dict) else inner[last])
+            inner[last] = deepcopy(draw(st.one_of(known, VALUES)))  # a list of VALUES that is put into itself has no end
     return tree
 
 
