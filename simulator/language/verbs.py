@@ -13,6 +13,7 @@ from ..errors import EndlessError
 from .buffers import Baton, Meeting, Result, Slot
 from .ops import BarrierKind, Copy, Gemm, Op
 from .recorder import Recorder
+from .view import TileView
 
 WARPGROUP_ROWS = 64
 """Rows of a WGMMA (PTX ISA, wgmma shapes)."""
@@ -94,12 +95,19 @@ class Warp:
             slot.ring.readers.add(self.number)
             self._emit(Op.ARRIVE, "free", slot, barrier=slot.ring.empty[slot.stage])
 
-    def put(self, name: str, slot: Slot) -> None:
-        """Write this warp's share of a register tensor into a slot that warps fill for others, once it is free there.
+    def put(self, name: str, slot: Slot, alone: bool = False, half: int | None = None) -> None:
+        """Write this warp's share of a register tensor, or all of it, into a slot that warps fill for others, once that is free.
 
-        The last of the writers fills it; whoever waits for it then reads what all of them have put.
+        The last of the writers fills it; whoever waits for it then reads what all of them have put. `half` is 0 or 1 where it is
+        only that half of the share.
         """
-        self._fill(slot, self.pen.put(self.cta.tile, name), f"put {name}", reads=(name,))
+        phases = self.pen.put(self._view(alone), name)
+        if half is not None:
+            phases = [replace(phase, chunks=-(-phase.chunks // 2)) for phase in phases]
+        self._fill(slot, phases, f"put {name}", reads=(name,))
+
+    def _view(self, alone: bool) -> TileView:
+        return self.cta.tile.alone if alone else self.cta.tile
 
     def transpose(self, source: Slot, slot: Slot) -> None:
         """Write a loaded block into a slot that these warps fill for others, rows and columns exchanged, and hand it back."""
@@ -123,7 +131,7 @@ class Warp:
         has been read, or, without a slot, this warp's share of the register tensor `name` from where it is, or that `half` of it.
         """
         cta = self.cta
-        if (self.rank == 0 and half != 1) or (slot is not None and slot.ring.part == 0):
+        if half != 1 and (self.rank == 0 or (slot is not None and slot.ring.part == 0)):
             cta.access(tensor, block, step, write=2, multicast=0)
         if slot is None:
             parts = 1 if half is None else 2
@@ -171,15 +179,15 @@ class Warp:
 
     def gemm(
         self, destination: str, a: Slot | str, b: Slot, add: bool = False, step: int = -1, loaded: bool = False,
-        half: int | None = None,
+        half: int | None = None, alone: bool = False,
     ) -> Result:  # fmt: skip
         """Issue this warpgroup's WGMMAs of destination = a b of one block (or += with `add`), once b is loaded.
 
         `destination` names a register tensor, `a` another one or a slot, `b` is a slot in shared memory; `step` is the loop
         step where it is not b's. `loaded` says that this warp has waited for b before.
-        `half` is 0 or 1 where only that half of the columns is formed.
+        `half` is 0 or 1 where only that half of the columns is formed; `alone` says that no other consumer forms a share of it.
         """
-        label, gemm = self._product(destination, a, b, add, WARPGROUP_ROWS)
+        label, gemm = self._product(destination, a, b, add, WARPGROUP_ROWS, alone)
         if half is not None:
             gemm = replace(gemm, n=gemm.n // 2)
         self._run(self.pen.gemm(scores=destination in ("S", "S^T")), "address", b.index if step < 0 else step)
@@ -202,10 +210,12 @@ class Warp:
             self.wait(b)
         self._emit(Op.MMA, label, b, gemm, step=step, left=a)
 
-    def _product(self, destination: str, a: Slot | str, b: Slot, add: bool, least: int = 1) -> tuple[str, Gemm]:
+    def _product(
+        self, destination: str, a: Slot | str, b: Slot, add: bool, least: int = 1, alone: bool = False
+    ) -> tuple[str, Gemm]:
         """A GEMM as the papers write it, and its shape."""
         left, right = a.ring.tensor if isinstance(a, Slot) else a, b.ring.tensor
-        shape = self.cta.tile.gemm(destination, left, right, a_in_registers=not isinstance(a, Slot), least=least)
+        shape = self._view(alone).gemm(destination, left, right, a_in_registers=not isinstance(a, Slot), least=least)
         first = "^T" if self.cta.tile.is_transposed_left(destination, left) else ""
         second = "^T" if self.cta.tile.is_transposed(destination, right) else ""
         if right.endswith("^T"):  # it lies so, and is read so
@@ -217,18 +227,18 @@ class Warp:
         for phase in self.pen.weights(self.cta.tile, j, self.in_flight.values()):
             self._run([phase], "softmax", j, reads=("S",), writes=("P",) if phase.convert else ())
 
-    def probabilities(self, step: int, of: str, half: int | None = None) -> None:
+    def probabilities(self, step: int, of: str, half: int | None = None, alone: bool = False) -> None:
         """The backward's P, or P^T, once more from its scores `of` and from LSE: no maximum, no sum; converted to an operand.
 
         `half` is 0 or 1 where only that half of the exponentials is taken; LSE and the mask belong to the first.
         """
         wrote = of.replace("S", "P")
-        self._run(self.pen.probabilities(self.cta.tile, of, step, half), wrote, step, reads=(of,), writes=(wrote,))
+        self._run(self.pen.probabilities(self._view(alone), of, step, half), wrote, step, reads=(of,), writes=(wrote,))
 
-    def gradient(self, step: int, of: str) -> None:
+    def gradient(self, step: int, of: str, alone: bool = False) -> None:
         """dS = P (dP - delta), or dS^T, from `of`: the softmax's derivative (FlashAttention-2 Algorithm 2), as an operand."""
         wrote, weights = of.replace("dP", "dS"), of.replace("dP", "P")
-        self._run(self.pen.gradient(self.cta.tile, of), wrote, step, reads=(of, weights), writes=(wrote,))
+        self._run(self.pen.gradient(self._view(alone), of), wrote, step, reads=(of, weights), writes=(wrote,))
 
     def arithmetic(self, what: str, step: int = -1) -> None:
         """What else a kernel of a backward computes, by name: "row dot" (delta), "scale dQ"; see code/gradients.py."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import UsageError
 from ..problem.tile import Tile
@@ -157,6 +157,11 @@ class TileView:
     def step(self, ring: str, index: int) -> int:
         """The loop step of a ring's load, -1 for what is loaded outside the loop."""
         return index if ring in self.looped else -1
+
+    @property
+    def alone(self) -> TileView:
+        """As one consumer sees it that does for itself what others otherwise share."""
+        return replace(self, tile=replace(self.tile, consumers=1))
 
     def gemm(self, destination: str, a: str, b: str, a_in_registers: bool, least: int = 1) -> Gemm:
         """One consumer's share of destination = a b: what a and b have in common is summed over, the rest is rows and columns.

@@ -120,6 +120,7 @@ DEFAULTS: dict[tuple, tuple[Tile, str]] = {
     ("hopper backward", 256, 2, False): (_T(64, 80, 2, 2), "FlashAttention-4's for d256: dK and dV of 80 keys take 160 registers"),
     ("lagged backward", 64, 2, False): (_T(128, 128, 2, 2), "as fa3: dK, dV, P, dP and dQ take 192 registers"),
     ("lagged backward", 128, 2, False): (_T(64, 128, 2, 2), "dK, dV, P, dP and dQ of 64 queries take 208 registers; 80 with dQ sent before dP is as fast"),
+    ("lagged backward", 256, 2, False): (_T(64, 64, 2, 2), "dK and dV of 64 keys, half of the head dim each, take 128 registers; 64 queries fill shared memory"),
     ("standard backward", 64, 2, False): (_T(128, 128, 1, 1), "as standard's forward: three CTAs share an SM"),
     ("standard backward", 128, 2, False): (_T(128, 128, 1, 2), "as d64; dK of 128 keys takes 64 registers of eight warps"),
     ("standard backward", 256, 2, False): (_T(128, 64, 1, 2), "dK of 64 keys takes 64 registers of eight warps"),
