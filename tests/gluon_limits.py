@@ -80,6 +80,14 @@ def arrive(out, n):
 
 
 @gluon.jit
+def wait_again(out, n):
+    """An mbarrier awaited in five phases, one after the other."""
+    bar = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(5):
+        mbarrier.wait(bar.index(0), i & 1)
+
+
+@gluon.jit
 def ninety_six_keys(out, n):
     """An accumulator of 96 columns, which WGMMA has."""
     gl.zeros([64, 96], gl.float32, accumulator())
@@ -105,6 +113,8 @@ def main() -> None:
     found["exponentials"], found["behind"] = len(exponentials), sum(number > waits[1] for number in exponentials)
     code = instructions(arrive)
     found["barriers"] = sum(each.startswith("BAR.SYNC") for each in code)
+    code = instructions(wait_again)
+    found["between waits"] = sum(each.startswith("BAR.SYNC") for each in code)
     try:
         instructions(ninety_six_keys)
         found["columns"] = "any"

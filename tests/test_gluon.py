@@ -108,6 +108,11 @@ def test_an_arrival_takes_a_barrier_of_the_whole_partition(limits):
     assert limits["barriers"] == 5, MENDED
 
 
+def test_a_barrier_of_the_whole_partition_stands_between_two_waits_for_an_mbarrier(limits):
+    """A wait only reads; Triton takes it for a write."""
+    assert limits["between waits"] == 4, MENDED
+
+
 def test_tiles_have_powers_of_two(limits):
     assert limits["columns"] == "powers of two", MENDED
 
