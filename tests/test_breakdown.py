@@ -35,6 +35,12 @@ def test_the_parts_add_up_for_any_workload(case):
     assert executed == pytest.approx(metrics.tensor_utilization(run), abs=0.001)
 
 
+def test_the_parts_add_up_where_gemms_leave_no_gap():
+    """Three consumers at d128: the few tiles that are replayed end closer together than their GEMMs take, which no SM keeps up."""
+    run = predict(Workload(1, 16, 16384, causal=True), "fa3", H200, Tile(192, 64, 2, 3), spans=False)
+    assert sum(run.breakdown.to_dict().values()) == pytest.approx(1.0, abs=0.001)
+
+
 def test_parts_that_do_not_add_up_are_an_error():
     with pytest.raises(ValueError, match="add up"):
         of_cycles({"useful": 40.0, "tail": 50.0}, 100.0)

@@ -149,9 +149,10 @@ def measure_durations(
     def spread(values: np.ndarray) -> np.ndarray:
         return np.stack([_spread(at, column, every) for column in values.T], axis=1)
 
-    return Durations(
-        lengths, spread(first), spread(later), spread(busy), spread(flops)[:, 0], spread(idle), spread(idle_first)
-    )
+    busy, company = spread(busy), np.arange(1, ctas_per_sm + 1)
+    executes = busy[:, U_TENSOR, None] * company  # few replayed tiles may end closer together than their GEMMs take
+    first, later = (np.maximum(spread(each), executes) for each in (first, later))
+    return Durations(lengths, first, later, busy, spread(flops)[:, 0], spread(idle), spread(idle_first))
 
 
 def _room(program: Program) -> int:
