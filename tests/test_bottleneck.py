@@ -29,16 +29,7 @@ NATURES = {
 }  # fmt: skip
 
 
-KNOWN = {
-    "d64": "a near tie: of the idle cycles amid a tile softmax has 11 %, addresses 3, rescaling 2; S's issue 7, going from one"
-    " instruction to the next 7, O's issue 2; its timeline has MUFU at work 89 % of the time"
-}
-"""Natures that the model names otherwise today, and why."""
-
-
-@pytest.mark.parametrize(
-    "nature", [pytest.param(n, marks=pytest.mark.xfail(reason=KNOWN[n], strict=True)) if n in KNOWN else n for n in NATURES]
-)
+@pytest.mark.parametrize("nature", NATURES)
 def test_the_cause_is_the_one_an_expert_would_name_and_the_breakdown_adds_up(nature):
     workload, schedule, resource, said = NATURES[nature]
     run = predict(workload, schedule)

@@ -2,7 +2,8 @@
 
 The rule. Each loss of the breakdown would save its share if it were gone, but no more than HBM and L2 leave: a kernel
 that moves its bytes at full bandwidth gains nothing from better tiles alone. HBM and L2 themselves, where they are busy enough
-to matter, are asked: they save what a prediction with twice their bandwidth says. The largest saving is the cause. Where
+to matter, are asked: they save what a prediction with twice their bandwidth says. The largest saving is the cause. Between
+GEMMs a warpgroup goes through its softmax and back: if faster exponentials shorten the run, that is what GEMMs wait for. Where
 none is notable, either bandwidth and a loss hide each other, or the tensor cores do useful work nearly all the time, and
 their rate or the power limit decides, whichever saves more twice as high. No unit is a cause for being busy.
 """
@@ -52,6 +53,8 @@ def explain(run: Run, device: Device, facts_of: Callable[[str], Facts], time_wit
         if asked / 2 >= NOTABLE:  # twice as fast it saves about half of that time, at most
             savings[name] = saving(name, device, time_with).saved
     cause = max(savings, key=savings.get)
+    if cause == "latency" and savings["softmax"] >= NOTABLE and saving("MUFU", device, time_with).saved >= NOTABLE:
+        cause = "softmax"
     if savings[cause] < NOTABLE:
         lost, share = next(iter(run.breakdown.losses.items()))
         if share < NOTABLE:
@@ -174,6 +177,8 @@ def _slow_gemms(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> 
 
 def _softmax(run: Run, device: Device, facts: Facts, time_with: TimeWith) -> str:
     text = f"tensor cores wait for softmax {run.breakdown.softmax:.0%} of the time"
+    if run.breakdown.latency > run.breakdown.softmax:
+        text += f", and on the way from a GEMM to it and back {run.breakdown.latency:.0%}"
     if facts.blocks < SHORT:
         return f"{text}: with {facts.blocks:.2g} K/V blocks a tile, its first softmax and last GEMM overlap little"
     saved = saving("MUFU", device, time_with).saved
