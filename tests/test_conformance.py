@@ -28,7 +28,6 @@ from fasim.traces.window import by_iterations
 KERNELS = ("warp-specialized", "pingpong", "overlap-2stage", "overlap-3stage", "fa3")
 FULL = Workload(1, 16, 1024)
 CAUSAL = replace(FULL, causal=True)
-TIMELINES = sorted((Path(fasim.traces.__file__).parent / "recorded" / "timelines").glob("*.run.json.gz"))[::3]
 
 SLOT = {name: number for number, name in enumerate(STAMPS)}
 
@@ -133,12 +132,6 @@ def test_a_stage_that_is_loaded_before_its_reader_is_done_with_it_is_a_race(sche
         words[1][at] = (int(words[1][at]) + late) % 2**32
     found = conforms(measured(schedule, FULL, words[None]))
     assert any("'load V' number 3 is issued 10 cycles before WG0 has waited" in each for each in found.differences)
-
-
-@pytest.mark.parametrize("path", TIMELINES, ids=lambda path: path.name.removesuffix(".run.json.gz"))
-def test_our_recorded_kernels_hand_back_every_stage_before_it_is_loaded_anew(path):
-    found = conforms(store.load(path))
-    assert found.holds and found.frees > 500
 
 
 @pytest.mark.parametrize("schedule", KERNELS)
@@ -387,29 +380,3 @@ def test_on_a_gpu_every_kernel_conforms(schedule, workload):
     words = Traced(Entry(schedule, workload)).stamps(*random_inputs(workload))
     found = conforms(measured(schedule, workload, words, range(0, len(words), 7)))
     assert found.holds, found.differences
-
-
-# -- what was recorded on hardware ---
-
-RECORDED = sorted(path for path in store.TIMELINES.glob("*.run.json*")) if store.TIMELINES.is_dir() else []
-
-
-each = pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name.split(".")[0])
-
-
-@each
-def test_a_recorded_kernel_conforms_to_its_schedule(path):
-    found = conforms(store.load(path))
-    assert found.holds, found.differences
-
-
-def test_every_cuda_schedule_is_recorded():
-    assert {store.load(path).schedule for path in RECORDED} == set(KERNELS)
-
-
-def test_tracing_costs_little_on_every_recorded_shape():
-    """At most 5 % but for those that the folder's README names; what it costs is taken off the phases that are shown."""
-    costs = {path.name: store.load(path).measurement.trace_overhead for path in RECORDED}
-    named = (RECORDED[0].parent / "README.md").read_text(encoding="utf-8").split("Above 5 %")[1]
-    above = [cost for cost in costs.values() if abs(cost) > 0.05]
-    assert all(f"{100 * cost:.1f}" in named for cost in above) and len(above) <= 4 and max(above, default=0) < 0.07

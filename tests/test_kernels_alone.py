@@ -11,7 +11,7 @@ import pytest
 from fasim.kernels.compile import disassemble
 from fasim.kernels.compile.inspect import inspect
 from fasim.kernels.compile.kernel_file import pipeline_of
-from fasim.simulator.code import alone, sass
+from fasim.simulator.code import alone, loop_reader, sass
 from fasim.simulator.code.sass import Code, Instruction, Point
 from fasim.simulator.predict import predict
 from fasim.simulator.problem.workload import Workload
@@ -112,3 +112,21 @@ def test_stages_are_how_far_empty_barriers_lie_behind_full_ones():
     points = [point for at, full in rings for point in (Point("wait", at, place=full), Point("arrive", at + 1, place=full + 0x18))]
     assert alone.stages_of(points) == 3
     assert alone.stages_of([Point("wait", 0), Point("arrive", 1, place=0x118)]) == 0
+
+
+def wgmma_attention(*more: Instruction) -> Code:
+    """A loop of S = Q K^T and O += P V by WGMMA."""
+    scores = instruction("HGMMA.64x64x16.F32", "R0, gdesc[UR4], RZ, !UPT, gsb0")
+    values = instruction("HGMMA.64x64x16.F32", "R32, R64, gdesc[UR4].tnspB, R32, gsb0")
+    body = (scores, instruction("WARPGROUP.DEPBAR.LE", "gsb0, 0x0"), values, instruction("WARPGROUP.DEPBAR.LE", "gsb0, 0x0"))
+    return Code("kernel", (*body, *more, instruction("BRA", "`(.L_x_0)")), {".L_x_0": 0}, 128)
+
+
+def test_a_loop_that_writes_to_memory_at_every_block_is_no_forward_of_one_walk():
+    with pytest.raises(UsageError, match="its loop writes to memory at every block, as FlashAttention-1's"):
+        loop_reader.read(wgmma_attention(instruction("STG.E", "desc[UR4][R2.64], R7")))
+    with pytest.raises(UsageError) as raised:
+        loop_reader.read(wgmma_attention())
+    assert "writes to memory" not in str(raised.value)
+    with pytest.raises(UsageError, match="of an attention in several kernels standard"):
+        loop_reader.read(Code("kernel", (instruction("STG.E", "R1, R2"),), {}))

@@ -22,6 +22,7 @@ ROUNDS = 6
 WARPGROUP = 128
 ROWS = 64
 """Of one WGMMA."""
+_WRITES = ("STG", "RED", "REDG", "ATOMG", "UTMASTG", "UTMAREDG")
 GRID = "c[0x0][0xc]"
 """Where a kernel finds how many CTAs there are."""
 BARRIER = 21
@@ -39,11 +40,16 @@ def read(code: Code) -> Pipeline:
     if not found:
         raise UsageError(
             f"{code.name}: no loop with S = Q K^T by WGMMA is in it, so its order cannot be read; "
-            "predict the schedule nearest to it instead"
+            "predict the schedule nearest to it instead, of an attention in several kernels standard"
         )
     ways = [_blocks(code, loop, walked(code, loop)) for loop in found]
     main = min(range(len(ways)), key=lambda each: ways[each][0].instructions)
     masked = [way[0] for way in ways if way is not ways[main] and way[0].order == ways[main][0].order]
+    if any(code.instructions[number].name in _WRITES for number in usual(code, found[main])):
+        raise UsageError(
+            f"{code.name}: its loop writes to memory at every block, as FlashAttention-1's and a backward's do: "
+            "predict fa1, or --pass backward, instead"
+        )
     points = [point for point in walked(code, found[main]) if isinstance(point, Point)]
     gemms = [point for point in points if point.what == "gemm"]
     scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
