@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,8 +247,19 @@ def test_every_form_that_there_might_be_is_checked_and_timed():
     forms = gluon.candidates("bf16", 64, False, 1024)
     assert len(forms) == 4 and gluon.config_for("persistent", "bf16", 64, False, 1024) in forms.values()
     assert all(beside_gluon.config_of(name, workload) == config for name, config in forms.items())
-    checked = {config for _, config, _ in check_gluon.cases(list(gluon.SCHEDULES), list(gluon.HEAD_DIMS))}
+    checked = {config for part in check_gluon.PARTS for _, config, _ in check_gluon.cases(part, gluon.HEAD_DIMS)}
     assert {*forms.values(), *gluon.variants()} <= checked
+
+
+def test_a_check_that_hangs_takes_no_other_with_it(tmp_path):
+    """What a part had written before it was killed is kept, and says which check did not end."""
+    hung, broken = check_gluon.PARTS[-2:]
+    (tmp_path / "check-persistent-named-barriers.json").write_text('{"rows": [{"passed": false}], "runs": []}')
+    result = {"parts": {hung: "killed at the deadline", broken: "killed at the deadline"}, "rows": [], "runs": []}
+    given = SimpleNamespace(out=tmp_path, head_dims=[64], parts=[hung, broken])
+    commands = iter(["import time; time.sleep(60)", "raise SystemExit('no GPU')"])
+    check_gluon.side_by_side(given, time.monotonic() + 1, result, lambda part: [sys.executable, "-c", next(commands)], grace_s=2)
+    assert result["parts"] == {hung: "killed at the deadline", broken: "no GPU\n"} and result["rows"] == [{"passed": False}]
 
 
 def test_stalls_are_read_from_the_profilers_table():

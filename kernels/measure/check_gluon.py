@@ -2,7 +2,8 @@
 
 First all rungs and candidates, fp16 and bf16, head_dim 64, 128 and 256, full and causal, on shapes with edges; then each rung 50
 times at each of the ten shapes of endurance.py while another stream keeps the GPU busy: the same bits each time, or a race. Kernels
-are compiled a process a core. Writes DIR/check.json and stops at the deadline; what was not reached is listed. `--compile-only`
+are compiled a process a core; then each rung is checked in a process of its own, all at once, so that one that hangs or breaks its
+context takes no other with it. What has not ended at the deadline is killed and listed. Writes DIR/check.json. `--compile-only`
 needs no GPU.
 """
 
@@ -10,16 +11,18 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
+import importlib.metadata
 import json
 import math
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from ...simulator.errors import UsageError
 from .. import reference
 from ..gluon import build
 from ..gluon import config as gluon
@@ -41,24 +44,29 @@ TOLERANCE = {"fp16": 2e-3, "bf16": 1.6e-2}
 LSE_TOLERANCE = 1e-3
 RUNS = 50
 DEADLINE_S = 120
+GRACE_S = 5
 
 
-def kernels_of(schedule: str, dtype: str, head_dim: int, causal: bool, seqlen_k: int) -> dict[str, gluon.GluonConfig]:
-    """The kernel of a rung by its name; of `persistent` every candidate."""
-    if schedule == "persistent":
-        return gluon.candidates(dtype, head_dim, causal, seqlen_k)
-    return {schedule: gluon.config_for(schedule, dtype, head_dim, causal, seqlen_k)}
+PARTS = (*gluon.SCHEDULES[:-1], "persistent named barriers", "persistent mbarriers")
+"""What is checked in a process of its own."""
 
 
-def cases(schedules: list[str], head_dims: list[int]) -> Iterator[tuple[str, gluon.GluonConfig, tuple]]:
-    """(name, kernel, shape) of every check, the rung that nobody ran first."""
-    for schedule in sorted(schedules, key=gluon.SCHEDULES.index, reverse=True):
-        for head_dim in head_dims:
-            for dtype in gluon.DTYPES:
-                for causal in (False, True):
-                    for shape in EDGES:
-                        for name, config in kernels_of(schedule, dtype, head_dim, causal, shape[4]).items():
-                            yield name, config, shape
+def kernels_of(part: str, dtype: str, head_dim: int, causal: bool, seqlen_k: int) -> dict[str, gluon.GluonConfig]:
+    """The kernel of a rung by its name; of `persistent` every candidate that hands over so."""
+    if part in gluon.SCHEDULES:
+        return {part: gluon.config_for(part, dtype, head_dim, causal, seqlen_k)}
+    forms = gluon.candidates(dtype, head_dim, causal, seqlen_k)
+    return {name: config for name, config in forms.items() if name.endswith(part.removeprefix("persistent "))}
+
+
+def cases(part: str, head_dims: Sequence[int]) -> Iterator[tuple[str, gluon.GluonConfig, tuple]]:
+    """(name, kernel, shape) of every check."""
+    for head_dim in head_dims:
+        for dtype in gluon.DTYPES:
+            for causal in (False, True):
+                for shape in EDGES:
+                    for name, config in kernels_of(part, dtype, head_dim, causal, shape[4]).items():
+                        yield name, config, shape
 
 
 def check(name: str, config: gluon.GluonConfig, shape: tuple) -> dict:
@@ -85,65 +93,92 @@ def main() -> int:
     """Compile, check, run again and again, write DIR/check.json; 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for check.json")
-    parser.add_argument("--schedules", nargs="+", choices=gluon.SCHEDULES, default=list(gluon.SCHEDULES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--head-dims", nargs="+", type=int, choices=gluon.HEAD_DIMS, default=[128, 64, 256])
     parser.add_argument("--deadline", type=float, default=DEADLINE_S, help="seconds from the start")
     parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + given.deadline
-    asked = list(cases(given.schedules, given.head_dims))
-    refused = {config: why for config, why in build.build_all(config for _, config, _ in asked).items() if why}
+    if given.inside:
+        inside(given.inside, given.head_dims, end, given.out)
+        return 0
+    asked = {config: None for part in given.parts for _, config, _ in cases(part, given.head_dims)}
+    refused = [why for why in build.build_all(asked).values() if why]
+    sys.stdout.write(f"{len(asked) - len(refused)} kernels compiled, {len(refused)} refused\n")
+    if given.compile_only:
+        return int(bool(refused))
     result = {
         "schema": "fasim.gluon-check/1",
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "refused": list(refused.values()),
-        "compiled": len({config for _, config, _ in asked}) - len(refused),
+        "device": torch.cuda.get_device_name(),
+        "packages": {name: importlib.metadata.version(name) for name in ("torch", "triton")},
+        "kernel_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(gluon.HERE.glob("*.py"))},
+        "refused": refused,
+        "parts": dict.fromkeys(given.parts, "killed at the deadline"),
         "rows": [],
         "runs": [],
-        "not_reached": [],
     }
-    sys.stdout.write(f"{result['compiled']} kernels compiled, {len(refused)} refused\n")
-    if not given.compile_only:
-        _run(given, [each for each in asked if each[1] not in refused], end, result)
-    given.out.mkdir(parents=True, exist_ok=True)
-    _write(given.out, result)
+    left = str(max(1.0, end - time.monotonic()))
+    same = ["--out", str(given.out), "--head-dims", *map(str, given.head_dims), "--deadline", left]
+    module = [sys.executable, "-m", "fasim.kernels.measure.check_gluon"]
+    side_by_side(given, end, result, lambda part: [*module, *same, "--inside", part])
+    (given.out / "check.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     bad = [row for row in result["rows"] + result["runs"] if not row["passed"]]
     for row in bad:
         sys.stdout.write(f"FAILED {row}\n")
-    left = f", {len(result['not_reached'])} not reached" if result["not_reached"] else ""
-    sys.stdout.write(f"{len(result['rows'])} checks and {len(result['runs'])} repetitions, {len(bad)} failed{left}\n")
-    return int(bool(bad or refused))
+    for part, said in result["parts"].items():
+        sys.stdout.write(f"{part}: {said}\n")
+    sys.stdout.write(f"{len(result['rows'])} checks and {len(result['runs'])} repetitions, {len(bad)} failed\n")
+    return int(bool(bad or refused) or any(said != "done" for said in result["parts"].values()))
 
 
-def _run(given: argparse.Namespace, asked: list, end: float, result: dict) -> None:
-    for name, config, shape in asked:
-        if time.monotonic() > end:
-            result["not_reached"].append(f"{name} {config.name} {shape}")
-            continue
+def side_by_side(
+    given: argparse.Namespace, end: float, result: dict, command: Callable[[str], list[str]], grace_s: float = GRACE_S
+) -> None:
+    """A process a part; what each had written is taken, whatever became of it."""
+    running = {part: subprocess.Popen(command(part), stderr=subprocess.PIPE, text=True) for part in given.parts}
+    for part, process in running.items():
         try:
-            row = check(name, config, shape)
-        except Exception as error:  # after an illegal access every call fails: the file says where it began
-            row = {"kernel": name, "config": config.name, "shape": list(shape), "said": str(error)[:200], "passed": False}
-        result["rows"].append(row)
-    given.out.mkdir(parents=True, exist_ok=True)
-    _write(given.out, result)
+            _, said = process.communicate(timeout=max(0.1, end + grace_s - time.monotonic()))
+            result["parts"][part] = "done" if process.returncode == 0 else (said or str(process.returncode))[-300:]
+        except subprocess.TimeoutExpired:
+            process.kill()
+        if (file := given.out / _file_of(part)).exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            result["rows"] += found["rows"]
+            result["runs"] += found["runs"]
+
+
+def _file_of(part: str) -> str:
+    return f"check-{part.replace(' ', '-')}.json"
+
+
+def inside(part: str, head_dims: Sequence[int], end: float, out: Path) -> None:
+    """Check one part; what is known is written as it becomes known. After an error of CUDA's nothing more is asked."""
+    found: dict[str, list] = {"rows": [], "runs": []}
+
+    def write() -> None:
+        (out / _file_of(part)).write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+    for name, config, shape in cases(part, head_dims):
+        if time.monotonic() > end:
+            raise SystemExit("the deadline came before the last check")
+        found["rows"].append({"kernel": name, "config": config.name, "shape": list(shape), "said": "did not end", "passed": False})
+        write()
+        found["rows"][-1] = check(name, config, shape)
+    write()
+    rung = "persistent" if part.startswith("persistent") else part
+    if part == "persistent mbarriers":  # what is called by the rung's name hands over by named barriers
+        return
     load = endurance.Load()
-    for schedule in given.schedules:
-        for shape in endurance.SHAPES:
-            if shape[5] not in given.head_dims:
-                continue
-            if time.monotonic() > end:
-                result["not_reached"].append(f"{schedule} {shape}, {RUNS} runs")
-                continue
-            try:
-                result["runs"].append(endurance.run(gluon.PREFIX + schedule, shape, load, RUNS))
-            except (UsageError, RuntimeError) as error:
-                result["runs"].append({"schedule": schedule, "shape": list(shape), "said": str(error)[:200], "passed": False})
-
-
-def _write(out: Path, result: dict) -> None:
-    (out / "check.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for shape in endurance.SHAPES:
+        if time.monotonic() > end:
+            raise SystemExit("the deadline came before the last repetition")
+        if shape[5] in head_dims:
+            found["runs"].append(endurance.run(gluon.PREFIX + rung, shape, load, RUNS))
+            write()
 
 
 if __name__ == "__main__":
