@@ -59,3 +59,21 @@ def test_what_is_no_trace_is_refused_in_one_sentence():
         recording(np.zeros((1, 2, 3, 4), np.uint32), [0], 2)
     with pytest.raises(UsageError, match="CTA 0 left no stamp of warpgroup 0"):
         recording(np.zeros((1, ROWS, BLOCKS, SLOTS), np.uint32), [0], 2)
+
+
+def test_a_kernel_that_is_wrong_is_left_out_of_all_that_follows_and_time_is_kept(tmp_path):
+    from fasim.kernels.measure import session_backward as session
+
+    seen = []
+
+    def pretend(step, seconds, out):
+        seen.append((step.name, seconds))
+        wrong = {"covered-deterministic": 1}
+        assert all("covered" not in " ".join(command) for command in step.commands.values()) or step.name == "check"
+        return session.Outcome(step.name, 1.0, {name: wrong.get(name, 0) for name in step.commands})
+
+    done = session.session(session.KERNELS, tmp_path, tmp_path / "plan.toml", 100, do=pretend)
+    assert [name for name, _ in seen][:2] == ["check", "pace"] and "timeline-ahead" in dict(seen)
+    assert all(given <= 100 for _, given in seen) and (tmp_path / "session.json").exists()
+    assert not session.session(session.KERNELS, tmp_path, tmp_path / "plan.toml", 1, only=("pace",), do=pretend)[0].seconds
+    assert len(done) == len(seen)
