@@ -11,6 +11,7 @@ from fasim.kernels.compile import build, disassemble, profile
 from fasim.kernels.cuda.config import config_for
 from fasim.simulator.code import profiles, softmax
 from fasim.simulator.code.pipeline import Pipeline
+from fasim.simulator.language.check import check
 from fasim.simulator.language.ops import Op
 from fasim.simulator.predict import predict, programs
 from fasim.simulator.problem.workload import Workload
@@ -99,6 +100,19 @@ def test_flash_attention_3_hands_k_back_and_makes_its_exponentials_where_its_sch
             segments = [part for step in block.steps for part in step.code]
             between = sum(part.pipes.get("alu", 0) for part in segments if part.pipes.get("mufu"))
             assert between > sum(part.pipes.get("alu", 0) for part in segments) / 3
+
+
+def test_v_of_8_bits_is_loaded_first_and_transposed_on_its_way():
+    """Be a tile one block long or three: no warp waits for what never comes."""
+    theirs = [each for each in FA3 if each.pipeline.transposes]
+    assert {each.dtype for each in theirs} == {"e4m3"} and len(theirs) == sum(each.dtype == "e4m3" for each in FA3)
+    kept = next(each for each in theirs if each.head_dim == 128)
+    name = adopt("kept in 8 bits", kept.pipeline).name
+    for blocks in (1, 3):
+        (program,) = programs(Workload(1, 1, 2048, 128, "e4m3"), name, "h200", kv_blocks=blocks)
+        check(program)
+        producer = [program.describe(row) for row in program.stream(program.warps.index("producer")) if row["op"] == Op.LOAD]
+        assert producer[:3] == ["load V[0]", "load K[0]", "load Q[0]"] and len(producer) == 1 + 2 * blocks
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])

@@ -60,26 +60,37 @@ class _Order:
         if self.pipeline.loads != "producer":
             self._record_alone()
             return
-        load, meets = self.cta.producer(), self.pipeline.meets
-        for slot in [self.Q[0]] if meets else [self.Q[wg] for wg in self.cta.consumers()]:
-            load.tma(slot)
-        fills_v = self.cta.transposers() if self.pipeline.transposes else load
-        for number, (ring, j) in enumerate(self._loads()):
-            if number == 1 and meets:
-                fills_v.reclaim(self.O[0])
-            load.tma(self.loaded[ring][j])
-            if ring == "V" and self.pipeline.transposes:
-                fills_v.transpose(self.loaded["V"][j], self.rings["V"][j])
+        self._load()
         for wg in self.cta.consumers():
             self._consume(wg)
             wg.normalize()
-            if meets:
+            if self.pipeline.meets:
                 wg.store("LSE")
                 wg.meet(self.cta.meeting())
                 wg.store("O", slot=self.O[0])
             else:
                 wg.store("O", slot=self.O[wg])
                 wg.store("LSE")
+
+    def _load(self) -> None:
+        """The producer's loads, and what others make of them: K before Q where O goes out over V, as FlashAttention-3 has it, and
+        there V before K where it is transposed on its way."""
+        load, meets, transposes = self.cta.producer(), self.pipeline.meets, self.pipeline.transposes
+        fills_v = self.cta.transposers() if transposes else load
+        blocks = list(self._loads())
+        if meets and transposes:
+            blocks = [(ring, j) for j in range(self.last + 1) for ring in "VK"]
+        before_q = 1 + transposes if meets else 0
+        for ring, j in blocks[:before_q]:
+            load.tma(self.loaded[ring][j])
+        for slot in [self.Q[0]] if meets else [self.Q[wg] for wg in self.cta.consumers()]:
+            load.tma(slot)
+        if meets:
+            fills_v.reclaim(self.O[0])
+        for ring, j in blocks[before_q:]:
+            load.tma(self.loaded[ring][j])
+        for j in range(self.last + 1) if transposes else ():
+            fills_v.transpose(self.loaded["V"][j], self.rings["V"][j])
 
     def _record_alone(self) -> None:
         """A tile of warps that load for themselves."""
