@@ -184,7 +184,7 @@ def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:
     if workload.dtype not in schedule.dtypes:
         what = f"the backward of '{schedule.name}'" if workload.backward else f"'{schedule.name}'"
         raise UsageError(f"dtype={workload.dtype} is not supported by {what} ({', '.join(schedule.dtypes)})")
-    if workload.lengths and not (schedule.hopper and all(kernel.persistent for kernel in schedule.kernels)):
+    if workload.lengths and (schedule.family not in ("hopper", "3-stage") or schedule.tile):  # whose tiles are dealt as ours are
         raise UsageError(f"'{schedule.name}' is not predicted on packed sequences: give --schedule fa3, or one length")
     device.tensor_rate(workload.element_bytes)  # where there is none for fp8, it says so
 

@@ -11,6 +11,7 @@ import pytest
 
 import fasim
 from fasim.cli.lengths import lengths
+from fasim.cli.main import run as run_command
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import laid_out, predict
@@ -99,6 +100,7 @@ def test_lengths_are_typed_or_in_a_file_and_anything_else_is_a_sentence(tmp_path
     [
         ("fa2", {}, "'fa2' is not predicted on packed sequences"),
         ("decode", {}, "'decode' is not predicted on packed sequences"),
+        ("fa3-published", {}, "'fa3-published' is not predicted on packed sequences"),
         ("fa3", {"pairs": ((0, 5), (0, 7))}, "no sequence has a query"),
         ("fa3", {"pairs": ((1, 5.5),)}, "length 5.5 of a sequence"),
         ("fa3", {"pairs": ((1 << 24, 1 << 24),) * 4}, "tile loads, more than"),
@@ -111,6 +113,11 @@ def test_what_cannot_be_predicted_of_packed_sequences_is_one_sentence(schedule, 
         predict(packed(**given), schedule, H200)
     with pytest.raises(UsageError, match="clusters? "):
         predict(packed(), "fa3", H200, Tile(128, 128, cluster=2))
+
+
+def test_a_walk_has_one_length(capsys):
+    assert run_command(["timeline", "fa3", "--step", "--lengths", "100,200"]) == 2
+    assert "--step walks one head of one length" in capsys.readouterr().err
 
 
 def test_heads_apart_read_k_and_v_once_each_through_l2():

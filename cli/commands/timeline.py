@@ -72,6 +72,8 @@ def timeline(
     """
     if step:
         workload.forward_only("fasim timeline --step")
+        if workload.lengths is not None:
+            raise UsageError("--step walks one head of one length: give --seqlen in place of --lengths")
         drawn = {"kernel": kernel, "iterations": iterations, "cycles": cycles, "width": width}
         drawn |= {"svg": svg, "trace": trace, "html": html}
         _step(schedule, workload, machine, [f"--{name}" for name, value in drawn.items() if value is not None], json)
