@@ -8,6 +8,7 @@ waited for, since whoever fills it has waited for the other's next; so those wai
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from ..simulator.code import sass
@@ -22,7 +23,7 @@ from ..simulator.schedules import find_schedule
 BLOCKS = 12
 """Q blocks of the tile that is recorded; the block amid them has both its neighbours."""
 LEAST = 8
-"""Exponentials, or conversions, of a segment that are more than another's that the compiler has moved there."""
+"""Exponentials, or conversions, between two points that are more than others' that the compiler has moved there."""
 _BARRIERS = {
     ("wait", 0): "wait Q", ("arrive", 2): "free Q", ("wait", 4): "wait dO", ("arrive", 6): "free dO",
     ("wait", 8): "wait dS", ("arrive", 8): "fill dS", ("arrive", 10): "fill dQ", ("wait", 11): "claim dQ",
@@ -90,17 +91,22 @@ def _of_loop(code: Code, loop: Loop) -> list[str]:
     waits = [_barrier(point, first) for point in points if point.what == "wait"]
     before = next((word for word in reversed(waits) if word in ("wait Q", "wait dO")), "")
     words = []
+    pipes: Counter[str] = Counter()
     for part in parts:
-        word = _of_segment(part) if isinstance(part, Segment) else _of_point(code, part, first, stored, before)
+        if isinstance(part, Segment):  # of several between two points the sum tells
+            pipes.update(part.pipes)
+            continue
+        word = _of_point(code, part, first, stored, before)
         before = word if word in ("wait Q", "wait dO") else before
-        words.append(word)
-    return _once(word for word in words if word)
+        words += [_arithmetic(pipes), word]
+        pipes.clear()
+    return _once(word for word in (*words, _arithmetic(pipes)) if word)
 
 
-def _of_segment(part: Segment) -> str:
-    if part.pipes.get("mufu", 0) >= LEAST:
+def _arithmetic(pipes: Counter[str]) -> str:
+    if pipes["mufu"] >= LEAST:
         return "exponentials"
-    return "gradient" if part.pipes.get("convert", 0) >= LEAST else ""
+    return "gradient" if pipes["convert"] >= LEAST else ""
 
 
 def _of_point(code: Code, point: Point, first: int, stored: set[int], before: str) -> str:
