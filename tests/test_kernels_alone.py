@@ -12,6 +12,8 @@ from fasim.kernels.compile import disassemble
 from fasim.kernels.compile.inspect import inspect
 from fasim.kernels.compile.kernel_file import pipeline_of
 from fasim.simulator.code import alone, loop_reader, sass
+from fasim.simulator.code.compiled import code_of
+from fasim.simulator.code.estimate import SHIPPED
 from fasim.simulator.code.sass import Code, Instruction, Point
 from fasim.simulator.predict import predict
 from fasim.simulator.problem.workload import Workload
@@ -130,3 +132,9 @@ def test_a_loop_that_writes_to_memory_at_every_block_is_no_forward_of_one_walk()
     assert "writes to memory" not in str(raised.value)
     with pytest.raises(UsageError, match="of an attention in several kernels standard"):
         loop_reader.read(Code("kernel", (instruction("STG.E", "R1, R2"),), {}))
+
+
+def test_what_stands_around_a_load_of_ones_own_is_in_the_code_that_was_read():
+    """A producer's, which is not read, is estimated."""
+    code = code_of(alone.by_mma(mma_sync(256, 68), sass.loops(mma_sync(256, 68))))
+    assert code.pen(0).load() == [] and code.pen(-1).load() == SHIPPED.pen(-1).load()

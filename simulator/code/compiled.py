@@ -43,6 +43,10 @@ def code_of(pipeline: Pipeline, lent: bool = False) -> Compiled:
 class Reader(Pen):
     """What one warp executes, from what was read."""
 
+    def load(self) -> list[Phase]:
+        """Nothing where the warps load for themselves: addresses and elections are in the code that was read."""
+        return super().load() if self.rank < 0 else []
+
     def gemm(self, scores: bool) -> list[Phase]:
         """Nothing: the addresses before a GEMM are steps of the order."""
         return []
