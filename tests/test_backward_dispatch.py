@@ -183,7 +183,7 @@ def test_what_is_not_possible_is_said_before_the_forward_runs(how, said):
 def test_each_cuda_backward_is_a_subject_of_validation_in_both_modes(name, launched):
     found = subjects.resolve(name)
     assert found.differentiable and found.needs_cuda and found.dq_is_deterministic == name.endswith("-deterministic")
-    q, k, v, do = env.inputs(1, 2, 1, 17, 20, 64)
+    q, k, v, do = env.inputs(1, 2, 1, 17, 20, int(found.head_dims[0]))
     inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     o, lse = found.forward(*inputs, causal=True)
     assert right(torch.autograd.grad(o, inputs, do), reference.attention_backward(q, k, v, do, None, True))
