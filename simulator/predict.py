@@ -21,7 +21,7 @@ from .problem import parts
 from .problem.order import splits_that_fill, work_items
 from .problem.tile import HEAD_DIMS, Tile, default_for
 from .problem.workload import Workload
-from .replay.chip import recorded as one_tile
+from .replay.chip import recorded
 from .replay.engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, replay
 from .replay.extrapolation import beyond_recorded
 from .replay.fit import occupancy
@@ -273,7 +273,7 @@ def _lay_out(
         np.maximum.at(masked, items["blocks"], items["masked"])
 
     brief = 1 if kernel.grid == "heads" else min(OWN_BLOCKS if kernel.where else 3, longest)
-    short = trace(kernel, workload, tile, [(brief, int(masked[longest] > 0))] * 2)
+    short = recorded(kernel, workload, tile, brief, int(masked[longest] > 0), 2)
     _checked(kernel, short)
     room = occupancy(schedule, workload, tile, device, short, kernel)
     launch = Launch(
@@ -296,7 +296,7 @@ def _lay_out_parts(
     """A walk of parts, or their combine; the walk compares every block's keys with the end."""
     items = parts.part_items(workload, tile) if kernel.grid == "parts" else parts.combine_items(workload, tile)
     longest = int(items["blocks"].max())
-    short = trace(kernel, workload, tile, [(min(3, longest), min(3, longest))] * 2)
+    short = recorded(kernel, workload, tile, min(3, longest), min(3, longest), 2)
     _checked(kernel, short)
     room = occupancy(schedule, workload, tile, device, short, kernel)
     launch = Launch(
@@ -321,30 +321,30 @@ def _checked(kernel: Kernel, program: Program) -> None:
 def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tensors: tuple[str, ...]) -> np.ndarray:
     """One CTA's global loads and stores at the longest loop, with the coordinates the traffic replay needs."""
     whole_head = kernel.grid == "heads"
-    program = one_tile(kernel, workload, tile, 1 if whole_head else max(1, longest), 0, 1)
-    recorded = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
+    program = recorded(kernel, workload, tile, 1 if whole_head else max(1, longest), 0, 1)
+    loads = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
     if kernel.by_row:  # tiles are too coarse to see single rows: a tile's readings come one after another, its writing last
-        recorded = recorded[np.argsort(recorded["step"], kind="stable")]
+        loads = loads[np.argsort(loads["step"], kind="stable")]
     least = 0
     if whole_head:
-        recorded, least = _every_block(recorded, TileView(tile, workload, longest, splits=kernel.splits), program.tensors)
+        loads, least = _every_block(loads, TileView(tile, workload, longest, splits=kernel.splits), program.tensors)
     names = np.array([tensors.index(name) for name in program.tensors])
     mode = np.array([_MODE.get(name, ROW) for name in tensors])
     elements = np.array([1 if name in STATISTICS else workload.head_dim for name in tensors])
     size = np.array([element_bytes(name, workload) for name in tensors])
-    out = np.zeros(len(recorded), ACCESS)
-    out["tensor"] = names[recorded["tensor"]]
+    out = np.zeros(len(loads), ACCESS)
+    out["tensor"] = names[loads["tensor"]]
     out["mode"] = mode[out["tensor"]]
-    walked = (kernel.grid == "columns") & (recorded["step"] >= 0)
+    walked = (kernel.grid == "columns") & (loads["step"] >= 0)
     rows = (out["mode"] == ROW) & ~walked
     out["mode"] += np.where(walked, WALKED, 0).astype(np.int32)
-    out["m_offset"] = np.where(rows, recorded["block"], 0)
-    out["block"] = np.where(rows, least, recorded["block"])
-    out["step"] = -1 if whole_head else recorded["step"]
+    out["m_offset"] = np.where(rows, loads["block"], 0)
+    out["block"] = np.where(rows, least, loads["block"])
+    out["step"] = -1 if whole_head else loads["step"]
     out["elements"] = elements[out["tensor"]]
     out["element_bytes"] = size[out["tensor"]]
-    out["write"] = recorded["write"]
-    out["multicast"] = recorded["multicast"]
+    out["write"] = loads["write"]
+    out["multicast"] = loads["multicast"]
     return out
 
 
@@ -427,7 +427,6 @@ def _warnings(
         notes.append(f"only {items} CTAs for {device.sms} SMs: {device.sms - items} SMs stay idle")
     walked = [grid for grid in grids if grid.kernel.grid == "columns"] if workload.backward else grids
     notes += beyond_recorded([grid.launch for grid in walked], "Q blocks" if workload.backward else "K/V blocks")
-    transposed = "V^T" in trace(grids[-1].kernel, workload, tile, [(1, 0)]).smem_parts
-    if workload.dtype == "e4m3" and not transposed:
+    if workload.dtype == "e4m3" and "V^T" not in recorded(grids[-1].kernel, workload, tile, 1, 0, 1).smem_parts:
         notes.append("e4m3: the transposition of V inside the kernel (FlashAttention-3 section 3.3) is not modelled")
     return notes

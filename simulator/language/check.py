@@ -8,6 +8,7 @@ found in each warp's own order: what it touches it must have waited for, and mus
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -285,6 +286,7 @@ def _slot(ins: np.void) -> tuple[int, int, int]:
     return int(ins["tile"]), int(ins["ring"]), int(ins["index"])
 
 
+@lru_cache(maxsize=128)
 def check(program: Program) -> None:
     """Raise IllegalProgram, naming warp, verb and buffer, if the program would deadlock, leak, race or overfill a ring."""
     _Checker(program).run()

@@ -31,9 +31,10 @@ class RingInfo:
     empty: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
-    """What one CTA (or a persistent CTA over several tiles) executes: one instruction stream per warp role."""
+    """What one CTA (or a persistent CTA over several tiles) executes: one instruction stream per warp role. Each is equal to itself
+    alone."""
 
     name: str
     code: np.ndarray  # INSTRUCTION, all streams one after another; read-only
@@ -82,6 +83,13 @@ class Program:
         _, gemms = self.recorded((Op.WGMMA, Op.MMA))
         wide = gemms.astype([(name, "i8") for name in gemms.dtype.names])
         return float((2 * wide["k_steps"] * wide["m"] * wide["n"] * wide["k_per_step"]).sum()) / self.tiles
+
+    @cached_property
+    def most_spans(self) -> int:
+        """Spans that a replay of it has at most: one per k step, per chunk and pipe, and per instruction."""
+        _, gemms = self.recorded((Op.WGMMA, Op.MMA))
+        _, phases = self.recorded(Op.COMPUTE)
+        return int(2 * len(self.code) + 2 * gemms["k_steps"].sum() + 4 * phases["chunks"].sum())
 
     def slot_name(self, instruction: np.void) -> str:
         """K[3] for an instruction that concerns load 3 of ring K, else an empty string."""

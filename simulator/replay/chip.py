@@ -16,7 +16,6 @@ import numpy as np
 
 from ..devices.device import Device
 from ..jit import SLICE, compiled, inlined
-from ..language.ops import Op
 from ..language.program import Program, trace
 from ..language.view import TileView
 from ..problem.tile import Tile
@@ -130,7 +129,7 @@ def measure_durations(
         program = recorded(kernel, workload, tile, n, masked(n), tiles)
         flops[row] = program.gemm_flops
         for company in range(1, ctas_per_sm + 1):
-            spans = _room(program) * company if explain and company == ctas_per_sm else 0
+            spans = program.most_spans * company if explain and company == ctas_per_sm else 0
             run = replay([program] * company, device, memory, max_spans=spans, eight_bit=workload.element_bytes == 1)
             ends = run.tile_ends.mean(axis=0)
             later[row, company - 1] = (ends[-1 - drains] - ends[0]) / (tiles - 1 - drains)
@@ -153,13 +152,6 @@ def measure_durations(
     executes = busy[:, U_TENSOR, None] * company  # few replayed tiles may end closer together than their GEMMs take
     first, later = (np.maximum(spread(each), executes) for each in (first, later))
     return Durations(lengths, first, later, busy, spread(flops)[:, 0], spread(idle), spread(idle_first))
-
-
-def _room(program: Program) -> int:
-    """Spans that a replay of it has at most: one per k step, per chunk and pipe, and per instruction."""
-    _, gemms = program.recorded((Op.WGMMA, Op.MMA))
-    _, phases = program.recorded(Op.COMPUTE)
-    return int(2 * len(program.code) + 2 * gemms["k_steps"].sum() + 4 * phases["chunks"].sum())
 
 
 def compose(durations: Durations, loop_lengths: np.ndarray, sms: int, cluster: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,9 +34,9 @@ class Deadlock(RuntimeError):
     """Warps wait for what will never come; the message names warp, verb and buffer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Memory:
-    """What one SM sees of the chip's memory system while the kernel runs.
+    """What one SM sees of the chip's memory system while the kernel runs. Each is equal to itself alone.
 
     Rates are bytes per cycle: `l2` and `hbm` are shared by all SMs of the replay; `read_miss` and `write_through` give
     per tensor name the fraction of bytes that HBM has to move; `read_late` that of loads which wait for HBM, be it that
@@ -118,8 +119,9 @@ def _q20(bytes_per_cycle: float) -> int:
     return max(1, round((1 << 20) / bytes_per_cycle))
 
 
+@lru_cache(maxsize=8)
 def machine_of(device: Device, memory: Memory) -> np.ndarray:
-    """The device's cycle parameters as one MACHINE record."""
+    """The device's cycle parameters as one MACHINE record, read-only."""
     values = {
         "issue_rate": device.issue_per_cycle,
         "fma": device.fma_cycles,

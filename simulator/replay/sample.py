@@ -8,11 +8,12 @@ import numpy as np
 
 from ..errors import UsageError
 from ..language.ops import Op
-from ..language.program import Program, trace
+from ..language.program import Program
 from ..problem.tile import Tile
 from ..problem.workload import Workload
 from ..results.run import Copies
 from ..schedules import Schedule
+from .chip import recorded
 from .engine import Memory
 
 
@@ -34,8 +35,7 @@ def chosen_kernel(schedule: Schedule, asked: str | None, workload: Workload, til
 
 def _takes_exponentials(kernel, workload: Workload, tile: Tile) -> bool:
     short = replace(workload, seqlen_q=tile.block_m, seqlen_k=tile.block_n) if kernel.grid == "heads" else workload
-    _, phases = trace(kernel, short, tile, [(1, 0)]).recorded(Op.COMPUTE)
-    return bool((phases["mufu"] > 0).any())
+    return bool((recorded(kernel, short, tile, 1, 0, 1).phases["mufu"] > 0).any())
 
 
 def copies(program: Program, memory: Memory) -> tuple[Copies, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,6 +41,32 @@ class Grid:
     launch: Launch
     masked: np.ndarray  # masked blocks by loop length
     packed: bool = False  # whether it walks packed sequences, which another kernel lists and describes before
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """The loop length of every CTA, in dispatch order."""
+        return self.items["blocks"].astype(np.int64)
+
+    @cached_property
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lengths there are, ascending, and how many CTAs have each."""
+        return np.unique(self.lengths, return_counts=True)
+
+    @cached_property
+    def first_loads(self) -> tuple[float, float]:
+        """Bytes that one CTA waits for before its first GEMM, and that all CTAs of the first wave wait for together."""
+        launch = self.launch
+        begun = launch.items[: launch.slots]
+        keys = len(np.unique(np.stack([begun["kv_head"], begun["n"], begun["blocks"] * launch.descending]), axis=1).T)
+        alone = together = 0.0
+        waited = launch.accesses[(launch.accesses["step"] <= 0) & (launch.accesses["write"] == 0)]
+        of_keys = np.flatnonzero(waited["mode"] != ROW)[1:]  # V is not waited for
+        for access in np.delete(waited, of_keys):
+            rows = launch.block_m if access["mode"] == ROW else launch.block_n
+            size = float(rows * access["elements"] * access["element_bytes"])
+            alone += size
+            together += size * (len(begun) if access["mode"] == ROW else keys)
+        return alone, together
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,7 @@ def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdo
     rate = device.tensor_rate(problem.workload.element_bytes)
     for number, grid in enumerate(problem.grids):
         durations = _durations(problem, number, device, found.ran_at_hz, found.ran_under[number], explain=True)
-        ends = ends_of_sms(durations, _lengths(grid), device.sms, problem.tile.cluster, grid.kernel.strides)
+        ends = ends_of_sms(durations, grid.lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
         parts = account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate)
         start = _start(grid, device, found.ran_at_hz)
         lasts = max(float(ends.max()) + start, _at_bandwidth(problem.moved[number], device, found.ran_at_hz))
@@ -159,12 +186,10 @@ def _replay_all(
     each, busy = [], np.zeros(len(UNITS))
     for number, (grid, load, moved) in enumerate(zip(problem.grids, loads, problem.moved, strict=True)):
         durations = _durations(problem, number, device, clock_hz, load)
-        lengths = _lengths(grid)
-        ends = ends_of_sms(durations, lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
+        ends = ends_of_sms(durations, grid.lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
         longest = max(float(ends.max()) + _start(grid, device, clock_hz), _at_bandwidth(moved, device, clock_hz))
         each.append(int(np.ceil(_launch(grid, device, clock_hz) + longest)))
-        counts = np.bincount(np.searchsorted(durations.lengths, lengths), minlength=len(durations.lengths))
-        busy += counts @ durations.busy
+        busy += grid.counts[1] @ durations.busy
     return each, busy
 
 
@@ -174,12 +199,8 @@ def _durations(
     grid = problem.grids[number]
     return measure_durations(
         grid.kernel, problem.workload, problem.tile, device, memory_of(problem, number, device, clock_hz, load),
-        grid.occupancy.ctas_per_sm, _lengths(grid), lambda n: int(grid.masked[min(n, len(grid.masked) - 1)]), explain,
+        grid.occupancy.ctas_per_sm, grid.counts[0], lambda n: int(grid.masked[min(n, len(grid.masked) - 1)]), explain,
     )  # fmt: skip
-
-
-def _lengths(grid: Grid) -> np.ndarray:
-    return grid.items["blocks"].astype(np.int64)
 
 
 def _launch(grid: Grid, device: Device, clock_hz: float) -> float:
@@ -194,17 +215,7 @@ def _start(grid: Grid, device: Device, clock_hz: float) -> float:
 
     What they wait for before their first GEMM, rows of their own and the first block of keys of each head, comes through HBM.
     """
-    launch = grid.launch
-    begun = launch.items[: launch.slots]
-    keys = len(np.unique(np.stack([begun["kv_head"], begun["n"], begun["blocks"] * launch.descending]), axis=1).T)
-    alone = together = 0.0
-    waited = launch.accesses[(launch.accesses["step"] <= 0) & (launch.accesses["write"] == 0)]
-    of_keys = np.flatnonzero(waited["mode"] != ROW)[1:]  # V is not waited for
-    for access in np.delete(waited, of_keys):
-        rows = launch.block_m if access["mode"] == ROW else launch.block_n
-        size = float(rows * access["elements"] * access["element_bytes"])
-        alone += size
-        together += size * (len(begun) if access["mode"] == ROW else keys)
+    alone, together = grid.first_loads
     return max(0.0, together / device.hbm_achieved_bytes_per_s * clock_hz - alone / device.l2_bytes_per_cycle_per_sm)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from statistics import NormalDist
 
@@ -124,6 +125,7 @@ def replay_traffic(
     return *_report(counts, late, tensors, shares, dirty, lookups[0]), each
 
 
+@lru_cache(maxsize=32)
 def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
     """Bytes of the most recent tiles of which each stripe of a partition keeps its share, ascending."""
     at = [(lost + weight / 2) / SHARES for lost, weight in zip(LOST, WEIGHTS, strict=False)]
@@ -142,6 +144,7 @@ def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
     return np.array([max(0.05, fraction) * device.l2_bytes for fraction in fractions], np.int64)
 
 
+@lru_cache(maxsize=32)
 def paces(slots: int) -> np.ndarray:
     """Loop steps a turn of each slot's SM, the fastest 1, normally distributed and in no order."""
     ranks = np.argsort(np.argsort(np.arange(slots) * 0.6180339887498949 % 1.0, kind="stable"), kind="stable")
