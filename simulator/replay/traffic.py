@@ -144,11 +144,15 @@ def stripe_bytes(device: Device, scattered: bool = True) -> np.ndarray:
     return np.array([max(0.05, fraction) * device.l2_bytes for fraction in fractions], np.int64)
 
 
-@lru_cache(maxsize=32)
 def paces(slots: int) -> np.ndarray:
     """Loop steps a turn of each slot's SM, the fastest 1, normally distributed and in no order."""
+    return _paces(slots, SM_SPREAD)
+
+
+@lru_cache(maxsize=32)
+def _paces(slots: int, deviation: float) -> np.ndarray:
     ranks = np.argsort(np.argsort(np.arange(slots) * 0.6180339887498949 % 1.0, kind="stable"), kind="stable")
-    normal = NormalDist(0.0, SM_SPREAD)
+    normal = NormalDist(0.0, deviation)
     spread = np.array([normal.inv_cdf((rank + 0.5) / slots) for rank in ranks.tolist()])
     return 1.0 - (spread.max() - spread)
 
