@@ -381,7 +381,7 @@ def _facts(grids: list[Grid], number: int) -> bottleneck.Facts:
 
 def _sample(problem: Problem, number: int, device: Device, found: Settled) -> dict[str, object]:
     """The spans of one SM's first two tiles, or the one it has (loops cut short), of one kernel, and what they are of; as a Run's
-    fields."""
+    fields. They are drawn as in the course of a kernel, whose code the SM has run before: the first pass would hide what repeats."""
     workload, tile, grid = problem.workload, problem.tile, problem.grids[number]
     whole = max(1, int(grid.items["blocks"].max()))
     longest = min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, whole)
@@ -394,8 +394,9 @@ def _sample(problem: Problem, number: int, device: Device, found: Settled) -> di
     tiles = 2 if len(grid.items) > device.sms * ctas else 1
     program = trace(grid.kernel, shown, tile, [(longest, masked)] * tiles)
     memory = memory_of(problem, number, device, found.clock_hz, found.loads[number])
+    warm = replace(device, cold_fetch_cycles=0.0, cold_fetch_latency_cycles=0)
     replayed = replay(
-        [program] * ctas, device, memory, max_spans=MAX_SPANS,
+        [program] * ctas, warm, memory, max_spans=MAX_SPANS,
         eight_bit=workload.element_bytes == 1,
     )  # fmt: skip
     names = tuple(each.kernel.name for each in problem.grids)
