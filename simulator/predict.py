@@ -381,7 +381,7 @@ def _facts(grids: list[Grid], number: int) -> bottleneck.Facts:
 
 def _sample(problem: Problem, number: int, device: Device, found: Settled) -> dict[str, object]:
     """The spans of one SM's first two tiles, or the one it has (loops cut short), of one kernel, and what they are of; as a Run's
-    fields. They are drawn as in the course of a kernel, whose code the SM has run before: the first pass would hide what repeats."""
+    fields. They are drawn as in the course of a kernel, whose code the SM has run before: a first pass would hide what repeats."""
     workload, tile, grid = problem.workload, problem.tile, problem.grids[number]
     whole = max(1, int(grid.items["blocks"].max()))
     longest = min(1 if grid.kernel.grid == "heads" else TIMELINE_BLOCKS, whole)
