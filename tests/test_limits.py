@@ -29,8 +29,8 @@ from fasim.simulator.schedules import find_schedule
     ],
 )
 def test_too_much_is_refused_before_anything_is_spent(monkeypatch, workload, schedule, match):
-    monkeypatch.setattr(predict, "trace", None)  # whoever records, lists or replays anything fails
-    monkeypatch.setattr(predict, "work_items", None)
+    for name in ("trace", "recorded", "work_items"):  # whoever records, lists or replays anything fails
+        monkeypatch.setattr(predict, name, None)
     with pytest.raises(UsageError, match=match) as caught:
         predict.predict(workload, schedule)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
