@@ -205,7 +205,8 @@ class Consumer:
         if verb != "compute":
             getattr(self.warps, verb)(j)
             return
-        pipes, chain = ("fma", "alu", "mufu", "convert", "other", "stsm"), ("latencies", "fetched", "votes", "divisions", "stalls")
+        pipes = ("fma", "alu", "mufu", "convert", "other", "stsm", "matrices")
+        chain = ("latencies", "fetched", "votes", "divisions", "stalls")
         counts = {name: self.turns.randint(0, 6) for name in pipes + chain}
         counts |= {name: self.turns.random() < 0.5 for name in ("interleaved", "goes_on", "own")}
         self.warps.compute("anything", Phase(**counts, chunks=self.turns.randint(1, 5)), j)
@@ -253,7 +254,10 @@ def devices(draw) -> Device:
         mufu_beside_wgmma_cycles=draw(st.sampled_from((0.0, 8.83, 20.0))),
         store_beside_most=draw(st.sampled_from((20.0, 41.0, 128.0))),
         store_beside_least=draw(st.sampled_from((5.0, 21.0, 128.0))),
+        matrix_beside_most=draw(st.sampled_from((20.0, 67.0, 128.0))),
+        matrix_beside_more=draw(st.sampled_from((0.0, 15.0, 90.0))),
         store_interference=draw(st.sampled_from((0.0, 0.2, 0.7))),
+        matrix_interference=draw(st.sampled_from((0.0, 0.1, 0.5))),
         red_interference=draw(st.sampled_from((0.0, 0.33, 0.8))),
         wgmma_register_share=draw(st.sampled_from((0.0, 0.77, 1.0))),
         wgmma_issue_cycles=draw(cycles),

@@ -116,7 +116,7 @@ def test_spans_of_a_lane_are_positive_and_do_not_overlap(scene):
 def test_unit_lanes_sum_to_the_busy_counters(scene):
     """Without what makes work slower beside other work, and the spacing of MUFU."""
     none = dict.fromkeys((f"{pipe}_beside_wgmma_cycles" for pipe in ("issue", "fma", "alu", "mufu")), 0.0)
-    none |= {"store_interference": 0.0, "red_interference": 0.0, "wgmma_register_share": 0.0}
+    none |= {"store_interference": 0.0, "matrix_interference": 0.0, "red_interference": 0.0, "wgmma_register_share": 0.0}
     calm = replace(scene.device, **none, mufu_spacing_cycles=H200.mufu_cycles)
     replayed = run(replace(scene, device=calm))
     for unit in (U_TMA, U_TENSOR, U_MUFU, U_FMA):

@@ -34,7 +34,9 @@ NEXT_TILE = Phase(alu=20, other=40, latencies=6)
 """A consumer's next tile: free the post, wait for the next, read it, count its masked blocks."""
 
 
-TRANSPOSE = Phase(alu=4, other=7, stsm=2)
+ROW = 512
+"""Bytes of one LDSM.x4 or STSM.x4 of a warp, 16 of each lane; a phase counts them for four warps."""
+TRANSPOSE = Phase(alu=4, other=7, matrices=2)
 """Of 16 bytes a lane: four PRMT, addresses, barriers and branches, LDSM and STSM, which move as much (FlashAttention-3's e4m3
 kernel of 128 x 224 at d128, wheel fa3-fwd 0.0.3: 204 instructions for 14 LDSM, 14 STSM and 57 PRMT; ours of 128 x 192: 197 for
 16, 16 and 64)."""
@@ -147,8 +149,10 @@ class Pen(Around):
 
     def transpose(self, tile) -> list[Phase]:
         """A block of 8-bit V: LDSM, byte permutes and STSM (16 bytes a lane each), then fence and barrier."""
-        chunks = -(-tile.v_bytes // (self.code.transposers * 32 * 16))
-        return [replace(TRANSPOSE, chunks=chunks), Phase(latencies=2)]
+        chunks, moved = -(-tile.v_bytes // (self.code.transposers * ROW)), 2 * -(-tile.v_bytes // (4 * ROW))
+        full = replace(TRANSPOSE, chunks=moved - chunks)  # fewer than four warps move less than a chunk of four does
+        rest = replace(TRANSPOSE, other=TRANSPOSE.other + 1, matrices=1, chunks=2 * chunks - moved)
+        return [*(each for each in (full, rest) if each.chunks > 0), Phase(latencies=2)]
 
     def send(self) -> list[Phase]:
         """From staged rows to a TMA store."""

@@ -16,7 +16,8 @@ class Phase:
     mufu: int = 0  # EX2, RCP, LG2
     convert: int = 0  # F2FP: two fp32 to a packed pair
     other: int = 0  # issue slots only: SHFL, PRMT, uniform
-    stsm: int = 0  # STSM.x4
+    stsm: int = 0  # STSM.x4, or other stores of 16 bytes a lane
+    matrices: int = 0  # LDSM.x4 and STSM.x4 of a loop that does little else
     chunks: int = 1
     latencies: int = 0  # of a shuffle
     votes: int = 0  # of the warp, with what is compared before and the branch behind

@@ -92,6 +92,9 @@ class Device:
     red_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses while a warpgroup adds from registers
     store_beside_most: float = _quantity("B/cycle", 1, 1e5)  # of shared memory's, by 16-byte stores beside WGMMA: at most
     store_beside_least: float = _quantity("B/cycle", 1, 1e5)  # at least, whatever WGMMA's operands take; what they leave, between
+    matrix_beside_most: float = _quantity("B/cycle", 1, 1e5)  # by a stream of LDSM and STSM beside WGMMA: at most
+    matrix_beside_more: float = _quantity("B/cycle", 0, 1e5)  # than WGMMA's operands leave
+    matrix_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses beside it
     store_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses where operands and the least do not both fit
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use

@@ -49,8 +49,8 @@ def _issue(device: Device, factor: float = 2) -> dict:
 
 def _smem(device: Device, factor: float = 2) -> dict:
     """Reads, writes, and what a copy out takes from it."""
-    names = ("smem_bytes_per_cycle", "store_beside_most", "store_beside_least", "tma_store_bytes_per_cycle", "smem_w")
-    return _times(device, factor, *names)
+    names = ("smem_bytes_per_cycle", "store_beside_most", "store_beside_least", "matrix_beside_most", "matrix_beside_more")
+    return _times(device, factor, *names, "tma_store_bytes_per_cycle", "smem_w")
 
 
 def _l2(device: Device, factor: float = 2) -> dict:

@@ -222,7 +222,8 @@ def _compute(state, warp, row, now):
     """One chunk: its instructions pass the issue port while each pipe it needs works; the last one waits for results."""
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
     phase = state.phases[row["record"]]
-    instructions = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + phase["stsm"]
+    moved = phase["stsm"] + phase["matrices"]
+    instructions = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + moved
     start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
     horizon = max(now, sm["wgmma_until"]) + sm["pending"]  # WGMMA already begun executes until then
     if warp["part"] == 0:
@@ -289,7 +290,8 @@ def _fetch(state, warp, row, phase, end):
 @inlined
 def _instructions(phase):
     """All of a phase."""
-    once = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + phase["stsm"]
+    moved = phase["stsm"] + phase["matrices"]
+    once = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + moved
     return once * phase["chunks"]
 
 
@@ -323,14 +325,19 @@ def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
         unit, count, cycles, busy = U_ALU, phase["convert"], machine["convert"], machine["convert"]
         slow = count * machine["alu_beside_q10"] + issue >> 10
     else:  # STSM: the tensor cores read their operands through the same port
-        unit, count, cycles, busy = U_SMEM, phase["stsm"], machine["stsm"], machine["stsm"] * machine["smem_bytes"]
-        slow = count * cycles * machine["smem_bytes"] * 1024 // _left_for_stores(state, s)
+        unit, count, cycles = U_SMEM, phase["stsm"] + phase["matrices"], machine["stsm"]
+        busy = cycles * machine["smem_bytes"]
+        slow = phase["stsm"] * busy * 1024 // _left_for_stores(state, s)
+        if phase["matrices"] > 0:
+            slow += (phase["matrices"] * busy * 1024 // _left_for_matrices(state, s)) + (issue >> 10)
     if count == 0:
         return 0
     begin = max(start, state.pipe_free[s, pipe])
     end = begin + _beside(count * cycles, slow, begin, horizon)
     state.pipe_free[s, pipe] = end
     state.busy[s, unit] += count * busy
+    if pipe == STSM and phase["matrices"] > 0:
+        state.sms[s]["moving_until"] = end
     if pipe < CONVERT:
         _draw(state, state.unit_lane + unit, warp, row, 0, begin, end)
     return end
@@ -339,11 +346,24 @@ def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
 @inlined
 def _left_for_stores(state, s):
     """Bytes a cycle, times 2^10, for stores to shared memory beside GEMMs under way: what their operands leave, within limits."""
+    machine = state.machine[0]
+    return max(1, machine["store_least_q10"], min(machine["store_most_q10"], _unread(state, s)))
+
+
+@inlined
+def _left_for_matrices(state, s):
+    """The same for a stream of LDSM and STSM, which takes some of what operands would."""
+    machine = state.machine[0]
+    return max(1, min(machine["matrix_most_q10"], _unread(state, s) + machine["matrix_more_q10"]))
+
+
+@inlined
+def _unread(state, s):
+    """What the operands of the GEMMs under way leave of shared memory, in the same unit."""
     machine, sm = state.machine[0], state.sms[s]
-    left = machine["store_most_q10"]
-    if sm["pending"] > 0:
-        left = min(left, ((machine["smem_bytes"] * sm["pending"] - sm["pending_bytes"]) << 10) // sm["pending"])
-    return max(1, machine["store_least_q10"], left)
+    if sm["pending"] <= 0:
+        return machine["smem_bytes"] << 10
+    return ((machine["smem_bytes"] * sm["pending"] - sm["pending_bytes"]) << 10) // sm["pending"]
 
 
 @inlined
@@ -383,7 +403,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
         if state.brought[warp["sm"], home] == 0:
             state.brought[warp["sm"], home] = 1
             warp["time"] += row["issues"] * machine["cold_q10"] >> 10
-        if _pipes_free(state, s) > now:
+        if max(_pipes_free(state, s), sm["moving_until"]) > now:
             warp["time"] += machine["wgmma_beside"]
         return False
     if warp["admitted"] == 0:
@@ -450,6 +470,8 @@ def _serve_k_step(state, s, now):
         both = (step["nbytes"] << 10) + step["cycles"] * machine["store_least_q10"]
         if both > step["cycles"] * machine["smem_bytes"] << 10:
             end += step["cycles"] * machine["storing_q10"] >> 10
+        elif sm["moving_until"] > now:
+            end += step["cycles"] * machine["moving_q10"] >> 10
     sm["tensor_free"] = sm["wgmma_until"] = end
     sm["pending"] -= step["cycles"]
     sm["pending_bytes"] -= step["nbytes"]

@@ -89,7 +89,8 @@ class Warp(Asker):
     def compute(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Chunk by chunk: all instructions pass the issue port; each pipe works through its own."""
         cycles, sm, phase = self.chip.cycles, self.sm, self.phases[ins.record]
-        counts = dict(zip(PIPES, (phase.fma, phase.alu, phase.mufu, phase.convert, phase.stsm), strict=True))
+        moved = phase.stsm + phase.matrices
+        counts = dict(zip(PIPES, (phase.fma, phase.alu, phase.mufu, phase.convert, moved), strict=True))
         instructions = sum(counts.values()) + phase.other
         mufu = cycles.mufu if phase.interleaved else cycles.mufu_spacing
         held = {"FMA": cycles.fma, "ALU": cycles.alu, "MUFU": mufu, "convert": cycles.convert, "STSM": cycles.stsm}
@@ -100,11 +101,13 @@ class Warp(Asker):
             "MUFU": counts["MUFU"] * cycles.mufu_beside_q10 + issue_q10,
             "convert": counts["convert"] * cycles.alu_beside_q10 + issue_q10,
         }
+        row_q10 = cycles.stsm * cycles.smem_bytes << 10
         fma_run = phase.fma > 0 == phase.alu + phase.mufu + phase.convert + phase.interleaved
         began = now
         for chunk in range(phase.chunks):
-            stores = counts["STSM"] * cycles.stsm * cycles.smem_bytes * 1024 // sm.left_for_stores_q10()
-            beside_q10["STSM"] = stores << 10
+            beside_q10["STSM"] = phase.stsm * row_q10 // sm.left_for_stores_q10() << 10
+            if phase.matrices:
+                beside_q10["STSM"] += (phase.matrices * row_q10 // sm.left_for_matrices_q10() << 10) + issue_q10
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
             until, beside = sm.tensor_busy_until(now), sm.in_arithmetic(now)
             if instructions:
@@ -118,11 +121,13 @@ class Warp(Asker):
                 start = max(begin, pipe.free)
                 pipe.take(start, paced(counts[name] * held[name], beside_q10[name] >> 10, start, until))
                 end = max(end, pipe.free)
+                if name == "STSM" and phase.matrices:
+                    sm.moving_until = pipe.free
                 held_for = {"MUFU": cycles.mufu, "STSM": cycles.stsm * cycles.smem_bytes}.get(name, held[name])
                 sm.busy[{"convert": "ALU", "STSM": "smem bytes"}.get(name, name)] += counts[name] * held_for
                 if name in UNITS:
                     self.chip.draw(name, self, ins, start, pipe.free)
-            reading = instructions - phase.other - phase.stsm
+            reading = instructions - phase.other - moved
             if reading and begin < until and (phase.mufu or not phase.interleaved):
                 sm.crowd(begin, end, reading)
             if chunk + 1 == phase.chunks and not phase.goes_on:
@@ -151,7 +156,7 @@ class Warp(Asker):
         is_own = phase.own and chip.copied.get(copy, (-1, 0)) < code and ins.tile == 0
         if home not in chip.brought or is_own:  # out of L2
             chip.copied[copy] = code
-            each = phase.fma + phase.alu + phase.mufu + phase.convert + phase.other + phase.stsm
+            each = phase.fma + phase.alu + phase.mufu + phase.convert + phase.other + phase.stsm + phase.matrices
             came = began + (each * phase.chunks * cycles.cold_q10 >> 10)
             chip.brought[home] = came + (cycles.cold_latency if is_lost else 0)
         elif is_lost:
@@ -167,7 +172,7 @@ class Warp(Asker):
         sm.pending += gemm.k_steps * work
         sm.pending_bytes += gemm.k_steps * operand_bytes
         sm.busy["issue"] += ins.issues
-        now += cycles.wgmma_start + (cycles.wgmma_beside if sm.in_arithmetic(now) else 0)
+        now += cycles.wgmma_start + (cycles.wgmma_beside if sm.in_arithmetic(now) or sm.moving_until > now else 0)
         home = (sm.number, id(self.program), "gemm", ins.record)
         if home not in self.chip.brought:
             self.chip.brought[home] = now

@@ -125,7 +125,7 @@ class Sm:
         self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
         self.pipes = {name: Server() for name in PIPES}
         self.wgmma_until = self.last_served = 0
-        self.crowded_until = self.crowded_q10 = self.adding_until = 0
+        self.crowded_until = self.crowded_q10 = self.adding_until = self.moving_until = 0
         self.owner: Asker | None = None
         self.pending = self.pending_bytes = 0  # cycles, and bytes of operands, of all k steps of the GEMMs under way
         self.waiting: list[Asker] = []  # for room in the queue
@@ -142,10 +142,17 @@ class Sm:
 
     def left_for_stores_q10(self) -> int:
         """Bytes a cycle of shared memory for stores: what the operands of the GEMMs under way leave, within limits."""
-        cycles, left = self.chip.cycles, self.chip.cycles.store_most_q10
-        if self.pending:
-            left = min(left, ((cycles.smem_bytes * self.pending - self.pending_bytes) << 10) // self.pending)
-        return max(1, cycles.store_least_q10, left)
+        return max(1, self.chip.cycles.store_least_q10, min(self.chip.cycles.store_most_q10, self.unread_q10))
+
+    def left_for_matrices_q10(self) -> int:
+        """The same for a stream of LDSM and STSM, which takes some of what operands would."""
+        return max(1, min(self.chip.cycles.matrix_most_q10, self.unread_q10 + self.chip.cycles.matrix_more_q10))
+
+    @property
+    def unread_q10(self) -> int:
+        """What the operands of the GEMMs under way leave of shared memory."""
+        rate = self.chip.cycles.smem_bytes
+        return ((rate * self.pending - self.pending_bytes) << 10) // self.pending if self.pending else rate << 10
 
     def crowd(self, start: int, end: int, instructions: int) -> None:
         """Arithmetic takes from WGMMA what it needs of the register file beyond what that leaves it."""
@@ -179,8 +186,11 @@ class Sm:
             longer += step.cycles * self.chip.cycles.adding_q10 >> 10
         cycles = self.chip.cycles
         both_q10 = (step.nbytes << 10) + step.cycles * cycles.store_least_q10
-        if self.pipes["STSM"].free > now and both_q10 > step.cycles * cycles.smem_bytes << 10:
+        crowded = both_q10 > step.cycles * cycles.smem_bytes << 10
+        if self.pipes["STSM"].free > now and crowded:
             longer += step.cycles * cycles.storing_q10 >> 10
+        elif self.moving_until > now:
+            longer += step.cycles * cycles.moving_q10 >> 10
         self.tensor.take(now, step.cycles + longer)
         self.wgmma_until, self.last_served = self.tensor.free, now
         self.pending -= step.cycles

@@ -68,7 +68,7 @@ def floors(program: Program, device: Device, steps: int, element_bytes: int) -> 
         sums["B operands"] += of_b * k_steps
     for _, phase in _of(program, (Op.COMPUTE,), inside):
         mufu += int(phase["mufu"]) * int(phase["chunks"]) * device.mufu_cycles
-        sums["stores"] += int(phase["stsm"]) * int(phase["chunks"]) * STORE_BYTES
+        sums["stores"] += (int(phase["stsm"]) + int(phase["matrices"])) * int(phase["chunks"]) * STORE_BYTES
     for each, copy in _of(program, (Op.LOAD, Op.STORE, Op.ADD), inside):
         nbytes = int(copy["nbytes"])
         if each["op"] == Op.ADD:

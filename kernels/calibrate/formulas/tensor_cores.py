@@ -125,6 +125,40 @@ def _beside_exp(contention: dict) -> Found:
     return Found(mean(later), min(later), max(later), how)
 
 
+STSM_BYTES = 4 * 512  # of four warps
+SHARED, REGISTERS = "ss_n192", "rs_n128"  # GEMMs of e4m3 whose operands take 85 and 64 bytes a cycle of shared memory
+SMEM_BYTES = 128  # a cycle
+
+
+def _stsm_beside(fp8_rates: dict, pipes_contended: dict, gemms: str) -> float:
+    """Bytes a cycle of STSM beside two warpgroups' e4m3 GEMMs, less the issue of an instruction."""
+    cycles = fp8_rates["patterns"]["STSM"][f"beside_2_{gemms}"]["median"]
+    return STSM_BYTES / (cycles - _issue_beside(pipes_contended).value)
+
+
+def _matrix_most(fp8_rates: dict, pipes_contended: dict) -> Found:
+    rate = _stsm_beside(fp8_rates, pipes_contended, REGISTERS)
+    how = f"STSM of one warpgroup beside e4m3 GEMMs {REGISTERS}, whose operands take 64 B a cycle, less the issue of an instruction"
+    return Found(rate, rate, rate, how)
+
+
+def _matrix_more(fp8_rates: dict, pipes_contended: dict) -> Found:
+    columns = 192
+    taken = 32 * (64 + columns) / (columns / 2)  # by a k step: rows of 32 bytes of A and B
+    more = _stsm_beside(fp8_rates, pipes_contended, SHARED) - (SMEM_BYTES - taken)
+    how = f"STSM of one warpgroup beside e4m3 GEMMs {SHARED}, whose operands take {taken:.0f} B a cycle, less what those leave"
+    return Found(more, more, more, how)
+
+
+def _matrix_interference(fp8_rates: dict) -> Found:
+    """What GEMMs lose beside STSM of what they keep beside EX2, which takes nothing of shared memory."""
+    kept = fp8_rates["patterns"]
+    places = [f"beside_2_{gemms}" for gemms in (SHARED, REGISTERS)]
+    lost = [1 - kept["STSM"][place]["tensor_utilisation"] / kept["MUFU.EX2"][place]["tensor_utilisation"] for place in places]
+    how = f"rate that e4m3 GEMMs {SHARED} and {REGISTERS} lose beside STSM of one warpgroup, mean"
+    return Found(mean(lost), min(lost), max(lost), how)
+
+
 def _store_beside(*kinds: str) -> Callable[[dict], Found]:
     """Bytes a cycle of 16-byte stores of a warpgroup beside GEMM streams of these kinds."""
 
@@ -161,9 +195,12 @@ DERIVATIONS = (
     Derivation("wgmma_latency_cycles", ("pace",), _wgmma_latency),
     Derivation("wgmma_queue_ksteps", ("tensor_cores",), _wgmma_queue),
     Derivation("wgmma_arbitration_ksteps", ("tensor_cores",), _wgmma_arbitration),
+    Derivation("matrix_beside_most", ("fp8_rates", "pipes_contended"), _matrix_most),
+    Derivation("matrix_beside_more", ("fp8_rates", "pipes_contended"), _matrix_more),
     Derivation("store_beside_most", ("reduce_add",), _store_beside("rs64", "rs128", "ss176")),
     Derivation("store_beside_least", ("reduce_add",), _store_beside("ss64", "ss80")),
     Derivation("store_interference", ("reduce_add",), _store_interference, 2),
+    Derivation("matrix_interference", ("fp8_rates",), _matrix_interference, 2),
     Derivation("wgmma_register_share", ("pipes_contended",), _register_share, 2),
     Derivation("issue_beside_wgmma_cycles", ("pipes_contended",), _issue_beside, 2),
     Derivation("fma_beside_wgmma_cycles", ("pipes_contended",), _fma_beside, 2),
