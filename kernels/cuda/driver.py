@@ -15,7 +15,7 @@ DATA_TYPE = {"fp16": 6, "bf16": 9, "e4m3": 0, "fp32": 7}  # e4m3 travels as byte
 ELEMENT_BYTES = {"fp16": 2, "bf16": 2, "e4m3": 1, "fp32": 4}
 INTERLEAVE_NONE = 0
 SWIZZLE_NONE = 0
-SWIZZLE = {64: 2, 128: 3}  # by the bytes of a box's row, which is swizzled over itself; a longer one lies as it is
+SWIZZLE = {32: 1, 64: 2, 128: 3}  # by the bytes of a box's row, which is swizzled over itself; a longer one lies as it is
 L2_PROMOTION_256B = 3
 FILL_ZEROS = 0
 

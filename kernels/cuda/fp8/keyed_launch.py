@@ -1,0 +1,61 @@
+"""Launches the kernels whose V comes as rows of keys. Not run on a GPU; nothing takes them but `kernels.measure.keyed_fp8`."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ....simulator.errors import UsageError
+from ...fp8.arguments import check
+from ...fp8.keyed import GROUP
+from .config import QUERY_ROWS
+from .keyed import KeyedConfig, keyed_config_for
+from .launch import OUTPUTS, Plan, _Operand
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    approximate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """As launch.forward with descales of blocks, v being fp8.keyed.as_rows_of_keys of V: (B, H_kv, D, S16). The same bits."""
+    batch, seqlen_k, kv_heads, head_dim = k.shape
+    if v.shape != (batch, kv_heads, head_dim, -(-seqlen_k // GROUP) * GROUP) or not v.is_contiguous() or v.dtype != k.dtype:
+        raise UsageError(f"v {tuple(v.shape)} is not rows of keys beside k {tuple(k.shape)}: (B, H, D, S), S a multiple of {GROUP}")
+    config = keyed_config_for("fa3", OUTPUTS[dtype], head_dim, bool(causal), seqlen_k, True, False, approximate)
+    rows = config.fit.tile.block_n
+    descales = (q_descale, k_descale, v_descale)
+    check(q, k, k, descales, softmax_scale, dtype, (QUERY_ROWS, rows, rows))
+    descales = tuple(None if x is None else x.contiguous() for x in descales)
+    scale = 1.0 / math.sqrt(head_dim) if softmax_scale is None else softmax_scale
+    plan = plan_for(config, tuple(q.shape), tuple(k.shape), (q.stride(), k.stride()), q.get_device())
+    return plan.run(q, k, v, descales, scale)
+
+
+class KeyedPlan(Plan):
+    """A plan whose V is described as it lies: a box is a panel of keys by all columns."""
+
+    def __init__(self, config: KeyedConfig, q_shape: tuple, k_shape: tuple, strides: tuple, device: int) -> None:
+        super().__init__(config, q_shape, k_shape, (*strides, strides[1]), device)
+        if self.empty:
+            return
+        batch, seqlen, heads, head_dim = k_shape
+        keys = -(-seqlen // GROUP) * GROUP
+        steps = (heads * head_dim * keys, keys, head_dim * keys, 1)
+        self.inputs[2] = _Operand("e4m3", (batch, head_dim, heads, keys), steps, (config.fit.key_panel, head_dim))
+
+
+@lru_cache(maxsize=512)
+def plan_for(config: KeyedConfig, q_shape: tuple, k_shape: tuple, strides: tuple, device: int) -> KeyedPlan:
+    """The plan of a launch."""
+    return KeyedPlan(config, q_shape, k_shape, strides, device)

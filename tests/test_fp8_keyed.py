@@ -1,0 +1,62 @@
+"""V as rows of keys: the layout, the quantiser that writes it, and the kernels that need no transposition, without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("triton_env", Path(__file__).with_name("triton_env.py"))
+env = sys.modules.setdefault("triton_env", importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(env)
+
+import torch  # noqa: E402
+
+from fasim.kernels.calibrate import sass  # noqa: E402
+from fasim.kernels.compile import build  # noqa: E402
+from fasim.kernels.cuda.fp8 import keyed as kernels  # noqa: E402
+from fasim.kernels.fp8 import keyed, plain  # noqa: E402
+from fasim.simulator.errors import UsageError  # noqa: E402
+
+
+def test_a_row_has_a_column_of_all_keys_in_the_order_of_the_accumulators():
+    """A thread of a quad holds keys 2 i, 2 i + 1, 2 i + 8, 2 i + 9 of sixteen (PTX ISA, wgmma: layout of D), four bytes of P."""
+    v = torch.arange(2 * 20 * 3 * 4, dtype=torch.int64).remainder(251).to(torch.uint8).view(2, 20, 3, 4)
+    rows = keyed.as_rows_of_keys(v)
+    assert rows.shape == (2, 3, 4, 32) and rows.is_contiguous()
+    for position in range(32):
+        group, i, within = position // 16, position % 16 // 4, position % 4
+        key = 16 * group + 2 * i + (0, 1, 8, 9)[within]
+        want = v[:, key].permute(0, 1, 2) if key < 20 else torch.zeros(2, 3, 4, dtype=torch.uint8)
+        assert torch.equal(rows[..., position], want)
+
+
+@pytest.mark.parametrize(("seqlen", "block", "head_dim"), [(70, 32, 64), (16, 48, 64), (97, 96, 128)])
+def test_the_quantiser_writes_the_bits_of_plain_torch_across(seqlen, block, head_dim):
+    v = torch.randn(2, seqlen, 2, head_dim, generator=torch.Generator().manual_seed(seqlen)).to(torch.bfloat16)
+    v[0, 3, 1, 5], v[1, 2, 0, 7] = float("nan"), float("inf")
+    v[1, :, 1] = 0.0
+    values, descale = keyed.quantise_keyed(v.to(env.DEVICE), block)
+    want = plain.quantise(v, block, powers=True)
+    assert torch.equal(descale.cpu(), want.descale)
+    assert torch.equal(values.cpu().view(torch.uint8), keyed.as_rows_of_keys(want.values).view(torch.uint8))
+
+
+def test_a_block_that_splits_a_group_is_refused():
+    with pytest.raises(UsageError, match="multiple of 16"):
+        keyed.quantise_keyed(torch.zeros(1, 8, 1, 64, dtype=torch.bfloat16), 40)
+
+
+@pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
+def test_they_compile_without_spills_and_no_warp_transposes():
+    variants = [kernel for kernel in kernels.keyed_variants() if kernel.causal]
+    assert {kernel.head_dim for kernel in variants} == {64, 128, 256}
+    for built in build.build_all([kernel.source for kernel in variants]):
+        assert isinstance(built, build.Built), built
+        assert (built.report.spill_bytes, built.report.stack_bytes, built.report.remarks) == (0, 0, ())
+        assert built.report.smem_bytes <= 227 * 1024
+        if sass.disassembler() is not None:
+            opcodes = {opcode.split(".")[0] for _, opcode, _ in sass.instructions(built.cubin)[build.ENTRY]}
+            assert {"QGMMA", "UTMALDG"} <= opcodes and not {"LDSM", "PRMT"} <= opcodes and "LDL" not in opcodes
