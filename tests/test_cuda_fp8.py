@@ -150,13 +150,17 @@ def test_the_loop_of_the_machine_code_is_two_of_the_steps_that_the_source_says(c
 
 
 @needs_nvrtc
-@each_exact
+@each
 def test_the_loop_of_the_machine_code_stands_in_the_order_that_the_schedule_says(compiled, kernel):
+    """With approximate exponentials, which take no turns, in overlap-2stage's and not in fa3's."""
     if sass.disassembler() is None:
         pytest.skip("no nvdisasm: it comes with CUDA and with Triton's wheel")
     (code,) = disassemble.of_cubin(compiled[kernel].cubin)
     workload = Workload(1, 1, 8448, kernel.head_dim, "e4m3", kernel.causal)
-    assert static.differs(code, kernel.schedule, workload, kernel.fit.tile) == ""
+    order = "overlap-2stage" if kernel.approximate else kernel.schedule
+    assert static.differs(code, order, workload, kernel.fit.tile) == ""
+    if kernel.approximate:
+        assert static.differs(code, kernel.schedule, workload, kernel.fit.tile)
 
 
 def test_the_wrappers_name_every_width_once():
