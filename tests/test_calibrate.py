@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_every_field_that_names_a_recording_has_a_formula(fields):
     device = load_device("h200")
     naming = {name for name, (_, source) in device.sources.items() if device_file.PLACE in source}
     assert naming == {each.field for each in fields}
+
+
+def test_a_launch_is_what_all_but_empty_kernels_take_under_counters():
+    taken = []
+    for path in (RECORDED.parent / "peers").glob("*.run.json"):
+        kernels = read_json(path, "run")["run"]["measurement"]["kernels"] or ()
+        taken += [cycles for name, cycles in kernels if "FillFunctor<int>" in name]
+    value, source = load_device("h200").kernel_launch_cycles, load_device("h200").sources["kernel_launch_cycles"][1]
+    assert len(taken) == 26 and value == round(statistics.median(taken))
+    assert f"seen {min(taken):,.0f} to {max(taken):,.0f}" in source
 
 
 def test_every_source_says_recording_device_date_and_how(fields):

@@ -1,6 +1,7 @@
 """A device file's calibrated fields from the recordings: each by one formula, with spread, date and the run it came from.
 
-`formulas.DERIVATIONS` is the whole list. A field without one is a datasheet figure or a published one, and says so in the file. The
+`formulas.DERIVATIONS` is the whole list. A field without one is a datasheet figure, a published one, or counters of
+a recorded run, and says so in the file. The
 watts of each unit are one fit over many loops (power_fit.py). Needs neither GPU nor torch.
 """
 

@@ -27,13 +27,6 @@ def _named_barrier(launch: dict) -> Found:
     return Found(sample["median"] / 2, sample["p05"] / 2, sample["p95"] / 2, how)
 
 
-def _kernel_launch(launch: dict) -> Found:
-    sample = launch["launch_overhead"]["empty_132x384_200kb"]["single_us"]
-    low, value, high = (sample[name] * 1980 for name in ("p05", "median", "p95"))
-    how = f"an empty kernel of 132 CTAs with 200 KB takes {sample['median']} us between two events, at 1.98 GHz"
-    return Found(value, low, high, how)
-
-
 def _kernel_train(launch: dict) -> Found:
     sample = launch["launch_overhead"]["empty_132x384_200kb"]["per_kernel_of_a_train_us"]
     low, value, high = (sample[name] * 1980 for name in ("p05", "median", "p95"))
@@ -59,7 +52,6 @@ DERIVATIONS = (
     Derivation("mbarrier_issue_cycles", ("launch",), _mbarrier_issue),
     Derivation("mbarrier_wait_cycles", ("chains",), _mbarrier_wait),
     Derivation("named_barrier_cycles", ("launch",), _named_barrier),
-    Derivation("kernel_launch_cycles", ("launch",), _kernel_launch),
     Derivation("kernel_train_cycles", ("launch",), _kernel_train),
     Derivation("cta_launch_cycles", ("launch",), _cta_launch),
     Derivation("setup_cycles", ("memory", "launch"), _setup),

@@ -59,6 +59,26 @@ def _fetch(number: int, how: str) -> Callable[[dict], Found]:
     return found
 
 
+_AWAY = "192KiB", "256KiB"
+
+
+def _cold_fetch(fetch: dict) -> Found:
+    """Of a straight run out of L2 from end to end, an instruction."""
+    per = {
+        case: [row[-1] / fetch["instructions"][-1] for at in _AWAY for row in fetch["cases"][case][at]["cycles"]]
+        for case in ("one_warp", "one_warpgroup", "two_together")
+    }
+    every = [cycles for each in per.values() for cycles in each]
+    first = fetch["cases"]["one_warp"]["0KiB"]["first"][0][-1] / fetch["instructions"][-1]
+    how = "straight run of FFMA behind 192 and 256 KiB of other code, an instruction, whatever it does"
+    return Found(median(per["one_warpgroup"]), min(every), max(every), f"{how}; the first pass of all {first:.1f}")
+
+
+def _cold_fetch_latency(fetch: dict) -> Found:
+    waits = [_cold(fetch, at)[0] for at in _AWAY]
+    return Found(median(waits), min(waits), max(waits), "the same runs, cycles lost between instructions 32 and 64")
+
+
 def _chain_and_branch(branches: dict, others: str) -> tuple[float, float, float]:
     """Eight chains of dependent FFMA beside so many softmaxes: cycles; of a branch behind one, over 64 and more; over 16."""
     cycles = {int(name.removeprefix("over_")): row[others] for name, row in branches["beside_softmax"].items()}
@@ -103,5 +123,7 @@ DERIVATIONS = (
     Derivation("chain_dilation", ("branches",), _chain_dilation, 2),
     Derivation("fetch_cycles", ("fetch",), _fetch(1, "straight run of FFMA behind 8 to 64 KiB of other code, an instruction"), 2),
     Derivation("fetch_latency_cycles", ("fetch",), _fetch(0, "the same runs, cycles lost between instructions 32 and 64")),
+    Derivation("cold_fetch_cycles", ("fetch",), _cold_fetch, 1),
+    Derivation("cold_fetch_latency_cycles", ("fetch",), _cold_fetch_latency),
     Derivation("draw_latency_cycles", ("chains",), _draw),
 )
