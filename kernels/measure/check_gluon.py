@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from ...simulator.reading import read_json
 from .. import reference
 from ..gluon import build
 from ..gluon import config as gluon
@@ -146,7 +147,7 @@ def side_by_side(
         except subprocess.TimeoutExpired:
             process.kill()
         if (file := given.out / _file_of(part)).exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file, "part")
             result["rows"] += found["rows"]
             result["runs"] += found["runs"]
 

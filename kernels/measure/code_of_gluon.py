@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...simulator.code import sass, way
+from ...simulator.reading import read_json
 from ..compile import build as nvrtc
 from ..compile import disassemble
 from ..cuda.config import config_for
@@ -83,7 +84,7 @@ def names_of_peer() -> dict[tuple[int, bool], str]:
     from ...simulator.code import profiles
 
     path = Path(profiles.__file__).with_name("fa3-fwd-0.0.3.json")
-    read = json.loads(path.read_text(encoding="utf-8"))["profiles"]
+    read = read_json(path, "profiles")["profiles"]
     found: dict[tuple[int, bool], str] = {}
     for each in read:
         if each["dtype"] == "bf16":
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--head-dims", nargs="+", type=int, choices=gluon.HEAD_DIMS, default=[128])
     parser.add_argument("--library", type=Path, help="FlashAttention-3's _C.abi3.so, to read its kernels too")
     given = parser.parse_args()
-    old = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.exists() else []
+    old = read_json(given.out, "rows")["rows"] if given.out.exists() else []
     new = list(rows(given.head_dims, given.library, names_of_peer()))
     key = lambda row: (row["kernel"], row["compiler"], row["head_dim"], row["causal"])  # noqa: E731
     kept = {key(row): row for row in [*old, *new]}
