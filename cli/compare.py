@@ -56,7 +56,7 @@ def compare(
 
     Example: fasim compare
 
-    Example: fasim compare --time-us 512 --clock 1700 --schedule fa3 --seqlen 4096 --device h200
+    Example: fasim compare --time-us 720 --clock 1700 --schedule fa3 --seqlen 4096 --device h200
 
     Theory: a model that fits what it was made beside proves nothing; kernels that others wrote say what a prediction of yours
     is worth. Errors of cycles and of the clock can cancel in the time, so they are shown apart.

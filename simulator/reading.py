@@ -97,8 +97,10 @@ def read_toml(path: Path, what: str) -> dict:
     return tree
 
 
-def parse_csv(text: str, where: str) -> list[list[str]]:
-    """The rows of a CSV table, all as long as the first, whose names are all different. Raises UsageError."""
+def parse_csv(text: str, where: str, least: int | None = None) -> list[list[str]]:
+    """The rows of a CSV table, all as long as the first, whose names are all different; where only the first `least` columns have
+    to be there, shorter rows are filled with empty cells. Raises UsageError.
+    """
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
@@ -110,9 +112,9 @@ def parse_csv(text: str, where: str) -> list[list[str]]:
         if times > 1:
             raise UsageError(f"{where} has {times:,} columns of the name {shown(name)}")
     for row in rows:
-        if len(row) != len(header):
+        if not (least or len(header)) <= len(row) <= len(header):
             raise UsageError(f"{where} is cut short: a row has {len(row)} of {len(header)} columns")
-    return rows
+    return [row + [""] * (len(header) - len(row)) for row in rows]
 
 
 def read_csv(path: Path, what: str) -> list[dict[str, str]]:

@@ -74,6 +74,22 @@ def test_units_and_thousands_are_read():
     assert kernel == Profiled("f<a, b>(int)", {nsight.CYCLES: 1234567.0, nsight.HBM_READ: 1.5e6, "strange__metric.avg": 300.0})
 
 
+@pytest.mark.parametrize("thousands", [".", "\u00a0", "\u202f", ""])
+def test_figures_of_another_language_are_read_where_the_table_says_so_for_certain(thousands):
+    cells = f'"0","k","1{thousands}234{thousands}567","1,50","201,5"'
+    (kernel,) = nsight.parse(table(cells, header=HEADER, units=UNITS))
+    assert kernel.metrics == {CYCLES: 1234567.0, nsight.HBM_READ: 1.5e6, "strange__metric.avg": 201.5}
+    (kernel,) = nsight.parse(table('"0","k","1,234","1,500","9"', header=HEADER, units=UNITS))  # nothing says so
+    assert kernel.metrics[CYCLES] == 1234.0
+
+
+def test_a_table_that_another_program_has_written_anew_is_read():
+    bare = table('"0","f<a, b>(int)","1,234,567","1.5","3"', header=HEADER, units=UNITS).replace('"0"', "0").replace('"k"', "k")
+    bare = bare.replace(HEADER, HEADER.replace('"', "")).replace(UNITS, UNITS.replace('"', ""))
+    (kernel,) = nsight.parse(bare + "==PROF== Disconnected from process 7\n")
+    assert kernel == Profiled("f<a, b>(int)", {CYCLES: 1234567.0, nsight.HBM_READ: 1.5e6, "strange__metric.avg": 3.0})
+
+
 @pytest.mark.parametrize("cell", ["", "n/a", "N/A", "nan", "inf", "no data", "(!) 12"])
 def test_what_is_not_a_figure_is_missing(cell):
     (kernel,) = nsight.parse(table(f'"0","k","5","{cell}","1"', header=HEADER, units=UNITS))
@@ -113,7 +129,7 @@ def test_a_multicast_counts_once_per_cluster(timed):
 
 
 def test_a_mark_at_the_start_an_empty_column_and_strange_columns_do_no_harm():
-    rows = table('"0","k\x1b[1m","5","1","12,5","9"', header=HEADER + ',""', units=UNITS.replace("Mbyte", "Kbyte") + ',""')
+    rows = table('"0","k\x1b[1m","5","1.0","12,5","9"', header=HEADER + ',""', units=UNITS.replace("Mbyte", "Kbyte") + ',""')
     (kernel,) = nsight.parse("\ufeff" + rows.removeprefix("==PROF== Connected to process 7\n"))
     assert kernel == Profiled(r"k\x1b[1m", {CYCLES: 5.0, nsight.HBM_READ: 1e3})
     (kernel,) = nsight.parse(table('"0","k","5","1","7"', header=HEADER, units='"","","Kcycle","Mbyte","furlong"'))
@@ -128,8 +144,9 @@ def test_a_mark_at_the_start_an_empty_column_and_strange_columns_do_no_harm():
         ("==PROF== Connected\nTraceback: boom\n", "boom"),
         ('"ID","Metric Name"\n"0","x"\n', "--page raw"),
         (table('"0","k","5"', header=HEADER, units=UNITS), "cut short"),
-        (table('"0","k","12,5","1","1"', header=HEADER, units=UNITS), f"{CYCLES}: '12,5' is no figure"),
-        (table('"0","k","1,2345","1","1"', header=HEADER, units=UNITS), "'1,2345' is no figure"),
+        (table('"0","k","12,5","1.5","1"', header=HEADER, units=UNITS), f"{CYCLES}: '12,5' is no figure"),
+        (table('"0","k","1,2345","1.5","1"', header=HEADER, units=UNITS), "'1,2345' is no figure"),
+        ('"Process ID","Kernel Name","Metric Name","Metric Unit","Average"\n"7","k","Duration","us","5"\n', "--print-summary"),
         (table('"0","k","5","1.5 MB","1"', header=HEADER, units=UNITS), "'1.5 MB' is no figure"),
         (table('"0","k","5","1e999","1"', header=HEADER, units=UNITS), "'1e999' is no figure"),
         (table('"0","k","5","1.5","1"', header=HEADER, units=UNITS.replace("Mbyte", "MB")), "its unit is 'MB', expected byte"),

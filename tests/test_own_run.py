@@ -20,15 +20,16 @@ SMALL = Question(Workload(1, 1, 256), "fa3", "h200")
 LARGE = Question(Workload(4, 16, 4096), "fa3", "h200")
 HEAD = (
     '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC",'
-    '"Section Name","Metric Name","Metric Unit","Metric Value","Rule Name","Rule Type","Rule Description"'
+    '"Section Name","Metric Name","Metric Unit","Metric Value","Rule Name","Rule Type","Rule Description",'
+    '"Estimated Speedup Type","Estimated Speedup"'
 )
 
 
 def details(*rows: tuple[str, str, str, str, str]) -> str:
-    """--page details: (ID, kernel, metric, unit, value), a row each."""
+    """--page details: (ID, kernel, metric, unit, value), a row each that ends behind its value, or a rule's."""
     lines = [
         f'"{number}","7","python3","host","{kernel}","1","7","(128, 1, 1)","(132, 1, 1)","0","9.0","A section","{name}","{unit}",'
-        f'"{value}","","",""'
+        f'"{value}",' + ("" if name else '"SOLBottleneck","OPT","Low, ""very"" low: 1,234.5","global","50"')
         for number, kernel, name, unit, value in rows
     ]
     return "==PROF== Connected to process 7\n" + "\n".join([HEAD, *lines]) + "\n"
@@ -38,12 +39,12 @@ def details(*rows: tuple[str, str, str, str, str]) -> str:
 
 
 def test_a_time_at_its_clock_is_cycles_beside_the_prediction_at_that_clock():
-    run, notes = own_run.of_time(SMALL, 20e-6, 1.5e9)
-    assert (run.cycles, run.sm_clock_hz, run.origin, notes) == (30_000, 1.5e9, "measured", [])
+    run, notes = own_run.of_time(SMALL, 16e-6, 1.5e9)
+    assert (run.cycles, run.sm_clock_hz, run.origin, notes) == (24_000, 1.5e9, "measured", [])
     found = own_run.beside_prediction(SMALL, run)
     assert found.comparison.predicted.cycles == predict(SMALL.workload, "fa3", "h200", clock_hz=1.5e9).cycles
-    gap = 30_000 / found.comparison.predicted.cycles - 1
-    assert found.sentence.startswith("Your kernel takes 30,000 cycles (20.0 µs at 1,500 MHz), ")
+    gap = 24_000 / found.comparison.predicted.cycles - 1
+    assert found.sentence.startswith("Your kernel takes 24,000 cycles (16.0 µs at 1,500 MHz), ")
     assert f"{gap:.1%} more than fa3 is predicted to" in found.sentence
     assert found.expected_hz == predict(SMALL.workload, "fa3", "h200").sm_clock_hz
 
@@ -63,6 +64,9 @@ def test_as_predicted_is_said_so_and_what_nothing_explains_too():
     assert same.sentence.endswith("as predicted, within what the model can tell.")
     far = own_run.beside_prediction(SMALL, own_run.of_time(SMALL, 1e-3, 1.5e9)[0])
     assert far.sentence.endswith("counters would (--ncu).")
+    assert " times as many as fa3 " in far.sentence and f"was it on {SMALL.workload}?" in far.sentence
+    fast = own_run.beside_prediction(LARGE, own_run.of_time(LARGE, 512e-6, 1.7e9)[0])
+    assert "fewer than any kernel needs for 4 x 16 x 4096" in fast.sentence and "1,016,801" in fast.sentence
 
 
 def test_without_a_clock_the_predicted_one_is_taken_and_said():
@@ -92,7 +96,11 @@ def test_the_page_of_details_is_read_and_what_it_lacks_is_said(tmp_path):
     path.write_text(details(
         ("0", "mine(int)", "Elapsed Cycles", "cycle", "1,234,567"),
         ("0", "mine(int)", "Duration", "us", "800.50"),
+        ("0", "mine(int)", "SM Active Cycles", "cycle", "1,111,110.3"),
         ("0", "mine(int)", "L2 Hit Rate", "%", "88.1"),
+        ("0", "mine(int)", "Issue Slots Busy", "%", "50"),
+        ("0", "mine(int)", "Cluster Scheduling Policy", "", "PolicySpread"),
+        ("0", "mine(int)", "Memory Throughput", "Tbyte/s", "1.2"),
         ("0", "mine(int)", "dram__bytes_read.sum", "Mbyte", "201.5"),
         ("0", "mine(int)", "", "", ""),
     ))  # fmt: skip
@@ -100,6 +108,7 @@ def test_the_page_of_details_is_read_and_what_it_lacks_is_said(tmp_path):
     assert (run.cycles, run.traffic.total("hbm_read")) == (1_234_567, 201_500_000)
     assert run.measurement.time_s == pytest.approx(800.5e-6) and run.sm_clock_hz == pytest.approx(1_234_567 / 800.5e-6)
     assert run.measurement.counters[nsight.L2_HIT_RATE] == 88.1 and run.activity.tensor is None
+    assert run.measurement.counters[nsight.ISSUE] == pytest.approx(45)  # half of the cycles with work, which are nine tenths
     assert notes[-1].startswith("not in the report, so not compared: dram__bytes_write.sum")
 
 
@@ -118,9 +127,10 @@ def test_cycles_alone_take_the_predicted_clock(tmp_path):
         (HEAD + "\n", "holds no kernel"),
         (details(("0", "mine", "Achieved Occupancy", "%", "50")), "neither cycles nor a time"),
         (details(("0", "mine", "Duration", "furlong", "50")), "its unit is 'furlong', expected second"),
-        (details(("0", "mine", "Elapsed Cycles", "cycle", "1.234.567")), "is no figure"),
+        (details(("0", "mine", "Elapsed Cycles", "cycle", "1.234.567"), ("0", "mine", "Duration", "us", "1.5")), "is no figure"),
         (details(("0", "mine", "Elapsed Cycles", "cycle", "5"), ("0", "mine", "Duration", "s", "5")), "is no clock"),
         (HEAD.replace('"Metric Value"', '"Average"') + "\n", "without --print-summary"),
+        (details(("0", "mine", "Duration", "us", "5")).replace(',"us","5",', ',"us"'), "cut short"),
         ('"ID","Metric Name"\n', "no column 'Kernel Name'"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..simulator.errors import UsageError
@@ -48,6 +48,7 @@ LAUNCH = (
 )  # fmt: skip
 """How one kernel was launched, which costs no pass. Its grid and block stand in columns of their own: CTAs, threads of a CTA."""
 
+_TABLE = "Nsight Compute's table"
 _UNIT = {
     CYCLES: "cycle", HBM_READ: "byte", HBM_WRITE: "byte", DELIVERED: "byte", MULTICAST: "byte", STORED: "byte",
     L2_READ_SECTORS: "sector", L2_WRITE_SECTORS: "sector", L2_HIT_RATE: "%", TENSOR: "%", MUFU: "%", ISSUE: "%", FMA: "%", ALU: "%",
@@ -71,6 +72,10 @@ _EACH = re.compile(r"/(?:thread|block)$")
 _FIXED = ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size",
           "Device", "CC")  # fmt: skip
 _FIGURE = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,40})?(?:\.\d{1,40})?(?:[eE][-+]?\d{1,3})?")
+_ELSEWHERE = str.maketrans({",": ".", **dict.fromkeys(".\u00a0\u202f", ",")})
+"""From figures with a comma before their decimals, and points or narrow spaces between thousands, to 1,234.5."""
+_COLUMNS = ('"ID",', "ID,", '"Process ID",', "Process ID,")
+"""How a table begins, with quotes or, where another program has written it anew, without."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +93,25 @@ def parse(text: str) -> list[Profiled]:
     the table is damaged, and where a figure that is needed cannot be read for certain.
     """
     lines = text.removeprefix("\ufeff").splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    start = next((i for i, line in enumerate(lines) if line.startswith(_COLUMNS)), None)
     if start is None:
         raise UsageError(f"Nsight Compute wrote no table: {complaint(text)}")
-    header, *body = parse_csv("\n".join(line for line in lines[start:] if line.startswith('"')), "Nsight Compute's table")
-    if "Kernel Name" not in header:
-        raise UsageError("Nsight Compute's table has no column 'Kernel Name': it must be of --page raw, or of --page details")
-    if "Metric Name" in header:
-        return _of_details(header, body)
+    head = lines[start]
+    there = [line for line in lines[start:] if line.startswith('"') or (head[0] != '"' and not line.startswith("=="))]
+    ((*names,),) = parse_csv(head, _TABLE)
+    if "Kernel Name" not in names:
+        raise UsageError(f"{_TABLE} has no column 'Kernel Name': it must be of --page raw, or of --page details")
+    if not head.strip('"').startswith("ID"):
+        raise UsageError(f"{_TABLE} has no column 'ID': export it without --print-summary")
+    if "Metric Name" in names:
+        return _of_details("\n".join(there), names)
+    header, *body = parse_csv("\n".join(there), _TABLE)
     units = [""] * len(header)
     if body and not body[0][0].strip():
         units, body = body[0], body[1:]
-    name = header.index("Kernel Name")
-    return [Profiled(printable(row[name]), _metrics(header, units, row)) for row in body]
+    name, figures = header.index("Kernel Name"), [column not in _FIXED for column in header]
+    read = _reader(cell for row in body for cell, is_figure in zip(row, figures, strict=True) if is_figure)
+    return [Profiled(printable(row[name]), _metrics(header, units, row, read)) for row in body]
 
 
 LABELS = {
@@ -108,27 +119,45 @@ LABELS = {
     "Duration": DURATION,
     "L2 Hit Rate": L2_HIT_RATE,
     "Executed Instructions": INSTRUCTIONS,
-    "Issue Slots Busy": ISSUE,
 }
 """What --page details calls some of them; others stand there by their own names where they were asked for."""
+ISSUE_WHILE_ACTIVE, CYCLES_ACTIVE = "Issue Slots Busy", "SM Active Cycles"
+"""There a share of the cycles in which an SM has work, where ours is of all."""
 
 
-def _of_details(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[Profiled]:
-    """The kernels of a table with a row per metric, as --page details has it."""
-    missing = [name for name in ("ID", "Metric Unit", "Metric Value") if name not in header]
+def _of_details(text: str, header: Sequence[str]) -> list[Profiled]:
+    """The kernels of a table with a row per metric, as --page details has it: rows without a remark end before its columns."""
+    missing = [name for name in ("Metric Unit", "Metric Value") if name not in header]
     if missing:
-        raise UsageError(f"Nsight Compute's table has no column {missing[0]!r}: export it without --print-summary")
+        raise UsageError(f"{_TABLE} has no column {missing[0]!r}: export it without --print-summary")
     at = {name: header.index(name) for name in ("ID", "Kernel Name", "Metric Name", "Metric Unit", "Metric Value")}
+    _, *body = parse_csv(text, _TABLE, least=1 + max(at.values()))
     found: dict[str, Profiled] = {}
+    read = _reader(row[at["Metric Value"]] for row in body)
     for row in body:
         kernel = found.setdefault(row[at["ID"]], Profiled(printable(row[at["Kernel Name"]]), {}))
         label = row[at["Metric Name"]].strip()
         if label:
             name = LABELS.get(label, label)
-            value = _quantity(name, row[at["Metric Unit"]].strip(), row[at["Metric Value"]].strip())
+            value = _quantity(name, row[at["Metric Unit"]].strip(), read(row[at["Metric Value"]]))
             if value is not None:
                 kernel.metrics.setdefault(printable(name), value)
+    for kernel in found.values():
+        busy, active, cycles = (kernel.metrics.get(name) for name in (ISSUE_WHILE_ACTIVE, CYCLES_ACTIVE, CYCLES))
+        if busy is not None and active is not None and cycles:
+            kernel.metrics.setdefault(ISSUE, busy * active / cycles)
     return list(found.values())
+
+
+def _reader(cells: Iterable[str]) -> Callable[[str], str]:
+    """How a figure of this table becomes 1,234.5: as it is, or from 1.234,5 where some are so and none is otherwise."""
+    here, elsewhere = False, False
+    for cell in map(str.strip, cells):
+        is_here, is_elsewhere = _FIGURE.fullmatch(cell), _FIGURE.fullmatch(cell.translate(_ELSEWHERE))
+        here, elsewhere = here or (is_here and not is_elsewhere), elsewhere or (is_elsewhere and not is_here)
+    if elsewhere and not here:
+        return lambda cell: cell.strip().translate(_ELSEWHERE)
+    return str.strip
 
 
 def complaint(text: str) -> str:
@@ -138,12 +167,14 @@ def complaint(text: str) -> str:
     return printable((said or rest[-1:] or ["it printed nothing"])[0])[:400]
 
 
-def _metrics(header: Sequence[str], units: Sequence[str], row: Sequence[str]) -> dict[str, float]:
+def _metrics(
+    header: Sequence[str], units: Sequence[str], row: Sequence[str], read: Callable[[str], str]
+) -> dict[str, float]:
     found = {}
     for column, unit, text in zip(header, units, row, strict=True):
         if column not in _FIXED and column.strip():
             unit = _EACH.sub("", unit) if column.startswith("launch__") else unit
-            value = _quantity(column, unit.strip(), text.strip())
+            value = _quantity(column, unit.strip(), read(text))
             if value is not None:
                 found[printable(column)] = value
     for column, name in (("Grid Size", GRID), ("Block Size", BLOCK)):
@@ -161,7 +192,7 @@ def _quantity(column: str, unit: str, text: str) -> float | None:
     if not text[:1].isdigit() and text[:1] not in ("-", "+", "."):
         return None
     known, wanted = _SCALE.get(unit), _UNIT.get(column)
-    where = f"Nsight Compute's table, column {column}"
+    where = f"{_TABLE}, column {column}"
     if known is None or (wanted and wanted != known[0]):
         if wanted is None:
             return None

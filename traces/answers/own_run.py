@@ -16,6 +16,7 @@ from ...simulator.errors import UsageError, did_you_mean
 from ...simulator.predict import default_tile
 from ...simulator.reading import read_text
 from ...simulator.results import metrics
+from ...simulator.results.roofline import roofline
 from ...simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from ...simulator.schedules import find_schedule
 from ...simulator.units import scaled
@@ -26,8 +27,14 @@ from ..predictions import Advance, Question, predict_all
 
 NEAR = 0.03
 """A suspect within this of the measured time would explain it."""
+BESIDE = 0.1
+"""And one within this, where none is nearer, is worth a word."""
 ON_PAR = 0.03
 """A kernel within this of its prediction is as predicted: the model is no better."""
+FAR = 2
+"""So many times as many cycles are said as a factor, and may be another workload's."""
+ROUNDED = 0.01
+"""By so much a time or a clock that was noted by hand may be off."""
 SUSPECTS = {
     "exponentials at half the rate": ("set", "mufu=x0.5"),
     "half of HBM's bandwidth": ("set", "hbm=x0.5"),
@@ -49,29 +56,43 @@ class Verdict:
     comparison: Comparison
     suspects: tuple[tuple[str, float], ...]  # with the time each would take over the measured one, less one
     expected_hz: float
+    least_cycles: float  # below which no kernel can be, by the roofline
     notes: tuple[str, ...]
 
     @property
     def sentence(self) -> str:
-        """By how much the kernel is off, and what would explain it."""
+        """By how much the kernel is off, and what would explain it; or that no kernel can be as fast."""
         found = self.comparison
         measured, predicted = found.measured, found.predicted
         gap = measured.cycles / predicted.cycles - 1
         took = f"{measured.cycles:,} cycles ({scaled(metrics.time_s(measured), 's')} at {measured.sm_clock_hz / 1e6:,.0f} MHz)"
-        way = f"{abs(gap):.1%} {'more' if gap > 0 else 'fewer'} than {predicted.schedule} is predicted to, {predicted.cycles:,}"
-        head = f"Your kernel takes {took}, {way}"
+        way = f"{abs(gap):.1%} {'more' if gap > 0 else 'fewer'} than" if gap < FAR - 1 else f"{gap + 1:.1f} times as many as"
+        head = f"Your kernel takes {took}, {way} {predicted.schedule} is predicted to, {predicted.cycles:,}"
+        if measured.cycles < self.least_cycles * (1 - ROUNDED):
+            least = f"fewer than any kernel needs for {predicted.workload}, {self.least_cycles:,.0f}"
+            return f"Your kernel would take {took}, {least}: it ran at a higher clock, or on a smaller workload."
         if abs(gap) <= ON_PAR:
             return f"{head}: as predicted, within what the model can tell."
         return f"{head}{self._part()}."
 
     def _part(self) -> str:
+        """What would explain it. A factor is no fault of a kernel as a rule, but of what it is compared with."""
+        if self.comparison.measured.cycles > FAR * self.comparison.predicted.cycles:
+            asked = self.comparison.predicted.workload
+            return f"; was it on {asked}? The workload is given as for predict" + self._cause()
+        return self._cause()
+
+    def _cause(self) -> str:
         if self.comparison.measured.measurement.counters:
             said = self.comparison.explanation.partition(". Time is")[0]
             return f"; {said.partition(': ')[2] if said.startswith('cycles ') else said}"
         named = [f"{name} ({off:+.1%})" for name, off in self.suspects if abs(off) <= NEAR]
         if named:
             return f"; as long would take {' or '.join(named)}"
-        return "; a time alone does not say where, and no single fault that was tried takes as long: counters would (--ncu)"
+        said = "; a time alone does not say where, and no single fault that was tried takes as long"
+        if self.suspects and abs(self.suspects[0][1]) <= BESIDE:
+            said += f" ({self.suspects[0][0]} comes nearest, {self.suspects[0][1]:+.1%})"
+        return f"{said}: counters would (--ncu)"
 
     def to_dict(self) -> dict:
         """As plain JSON values."""
@@ -80,6 +101,7 @@ class Verdict:
             "sentence": self.sentence,
             "suspects": suspects,
             "expected_sm_clock_hz": self.expected_hz,
+            "least_cycles_by_roofline": self.least_cycles,
             "notes": list(self.notes),
             "comparison": self.comparison.to_dict(),
         }
@@ -103,7 +125,8 @@ def beside_prediction(question: Question, measured: Run, notes: Sequence[str] = 
         except UsageError:
             continue
     suspects.sort(key=lambda each: abs(each[1]))
-    return Verdict(compare(found[pinned], measured), tuple(suspects), expected, tuple(notes))
+    least = roofline(question.workload, gpu, measured.sm_clock_hz).bound_cycles
+    return Verdict(compare(found[pinned], measured), tuple(suspects), expected, least, tuple(notes))
 
 
 def of_time(question: Question, time_s: float, clock_hz: float | None) -> tuple[Run, list[str]]:
