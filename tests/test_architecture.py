@@ -49,7 +49,7 @@ def test_imports_point_one_way(room):
     assert not broken
 
 
-FLOORS = ("values", "problem", "devices", "code", "language", "schedules", "results", "replay", "predict")
+FLOORS = ("values", "problem", "devices", "code", "language", "schedules", "results", "replay", "layout", "predict")
 """Of the simulator, from the ground up: order, code and machine, each in a room that imports those before it alone."""
 ON_FLOOR = dict.fromkeys(("errors", "reading", "units", "jit", "compiling"), "values") | {"limits": "replay", "clock": "devices"}
 
