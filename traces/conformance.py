@@ -7,8 +7,9 @@ load that overwrites it comes behind every consumer's wait for the GEMM that has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ from ..simulator.language.program import Program, trace
 from ..simulator.problem.order import work_items
 from ..simulator.results.run import Run
 from ..simulator.schedules import find_schedule
-from .kernel_trace import LABELS
+from .stamped import BACKWARD, FORWARD, Stamped
+from .stamped import of as words_of
 
 TURNS = ("take turn", "give turn")
 
@@ -54,35 +56,62 @@ class Conformance:
         return vars(self) | {"holds": self.holds, "differences": list(self.differences)}
 
 
-def said(program: Program) -> dict[str, list[Event]]:
+def said(program: Program, words: Stamped = FORWARD) -> dict[str, list[Event]]:
     """What a recorded schedule says, by warp, as events."""
-    return {name: _said(program, program.stream(warp)) for warp, name in enumerate(program.warps)}
+    say = _said_of_gradients if words is BACKWARD else _said
+    return {name: say(program, program.stream(warp)) for warp, name in enumerate(program.warps)}
 
 
 def _said(program: Program, stream: np.ndarray) -> list[Event]:
     out: list[Event] = []
+    for event in _events(program, stream):
+        if isinstance(event, Event):
+            found: Event | None = event
+        else:
+            op, label, tile, step = event
+            found = None
+            if op == Op.STORE:  # the last of a tile is LSE's, from registers
+                found = Event(tile, FORWARD.end, -1) if label == "store LSE" else None
+            elif op == Op.LOAD or label == FORWARD.block or label in TURNS:
+                found = Event(tile, label, step)
+        if found is not None and out[-1:] != [found]:  # chunks of one softmax, parts of one Q
+            out.append(found)
+    return out
+
+
+def _said_of_gradients(program: Program, stream: np.ndarray) -> list[Event]:
+    """Of a backward's consumer: what it multiplies, waits for and computes, once each, when all of it is over."""
+    out: list[Event] = []
+    for event in _events(program, stream):
+        if isinstance(event, Event):
+            out.append(event._replace(label=BACKWARD.word(event.label)))
+            continue
+        op, label, tile, step = event
+        if op == Op.STORE and label == BACKWARD.end:
+            out.append(Event(tile, label, -1))
+        elif op == Op.COMPUTE and (word := BACKWARD.word(label)) in BACKWARD.labels:
+            out.append(Event(tile, word, step))
+    return list(dict.fromkeys(reversed(out)))[::-1]
+
+
+def _events(program: Program, stream: np.ndarray) -> Iterator[Event | tuple[Op, str, int, int]]:
+    """Of each instruction the event, of a GEMM's issue or the wait for it, or what it is: op, label, tile and step."""
     groups: list[Event] = []
     for row in stream:
         op, label, tile, step = Op(int(row["op"])), program.labels[row["label"]], int(row["tile"]), int(row["step"])
-        event = None
         if op == Op.WGMMA:
-            event = Event(tile, label, step)
-            groups.append(event)
+            groups.append(Event(tile, label, step))
+            yield groups[-1]
         elif op == Op.WGMMA_WAIT:
-            over = groups[len(groups) - 1 - int(row["target"])]
-            event = Event(over.tile, f"wait {over.label}", over.step)
-        elif op == Op.STORE:  # the last of a tile is LSE's, from registers
-            event = Event(tile, "store O", -1) if label == "store LSE" else None
-        elif op == Op.LOAD or label == "softmax" or label in TURNS:
-            event = Event(tile, label, step)
-        if event is not None and out[-1:] != [event]:  # chunks of one softmax, parts of one Q
-            out.append(event)
-    return out
+            done = groups[len(groups) - 1 - int(row["target"])]
+            yield Event(done.tile, f"wait {done.label}", done.step)
+        else:
+            yield op, label, tile, step
 
 
 def recorded(run: Run) -> dict[str, dict[str, list[Event]]]:
     """CTA -> warp -> events, of a measured run that holds an in-kernel trace. Raises UsageError where it holds none."""
-    if not len(run.spans) or not set(run.labels) <= set(LABELS):
+    if not len(run.spans) or not set(run.labels) <= set(words_of(run.workload).labels):
         raise UsageError(f"the run of {run.schedule!r} holds no in-kernel trace; `fasim measure --timeline` records one")
     found: dict[str, dict[str, list[Event]]] = {}
     for number, lane in enumerate(run.lanes):
@@ -91,7 +120,30 @@ def recorded(run: Run) -> dict[str, dict[str, list[Event]]]:
         found.setdefault(cta, {})[warp] = [
             Event(int(s["tile"]), run.labels[s["label"]], -1 if run.labels[s["label"]] in TURNS else int(s["step"])) for s in spans
         ]
+        if run.workload.backward:
+            found[cta][warp] = _parted(found[cta][warp])
     return found
+
+
+def _parted(did: list[Event]) -> list[Event]:
+    """Events of a warp with a tile that two CTAs share, whose end leaves no stamp, apart from the tile behind it, and its end put in:
+    in a kernel that has dQ a block behind it is where dQ of a block has been put before the next scores. Of others as they are."""
+    ends = [
+        before for before, event in pairwise(did)
+        if before.label == "put dQ" and event == before._replace(label=BACKWARD.first, step=before.step + 1)
+    ]  # fmt: skip
+    if 2 * len(ends) > sum(event.label == BACKWARD.first for event in did):
+        return did
+    out: list[Event] = []
+    tiles = first = at = 0
+    for event in did:
+        first = first if event.tile == at else 0
+        at = event.tile
+        out.append(event._replace(tile=at + tiles, step=event.step - first if event.step >= 0 else event.step))
+        if event in ends:
+            out.append(Event(at + tiles, BACKWARD.end, -1))
+            tiles, first = tiles + 1, event.step + 1
+    return out
 
 
 def conforms(run: Run) -> Conformance:
@@ -100,25 +152,31 @@ def conforms(run: Run) -> Conformance:
     A tile whose end was not kept is held to the schedule as far as it goes. Raises UsageError where the run holds no
     trace or its kernel has no schedule.
     """
-    kernel = find_schedule(run.schedule).kernels[0]
-    possible = {int(n) for n in work_items(run.workload, run.tile.block_m, run.tile.block_n, _order(run))["blocks"]}
+    words, backward = words_of(run.workload), run.workload.backward
+    kernels = find_schedule(run.schedule, run.workload.direction).kernels
+    kernel = next(each for each in kernels if (each.grid == "columns") == backward)
+    order = "columns" if backward else _order(run)
+    possible = {int(n) for n in work_items(run.workload, run.tile.block_m, run.tile.block_n, order)["blocks"]}
+    if backward:
+        possible = set(range(1, max(possible) + 1))  # two CTAs may share a tile
     warps = events = frees = 0
     differences = []
     for cta, by_warp in recorded(run).items():
         warps, events = warps + len(by_warp), events + sum(map(len, by_warp.values()))
-        loops, ended = _loops(by_warp)
+        loops, ended = _loops(by_warp, words.end)
         unknown = len(loops) > ended  # the last tile was cut off: it may be any that is as long as was seen
         lengths = sorted(n for n in possible if n >= loops[-1]) if unknown else loops[-1:]
         if wrong := [n for n in loops[:ended] if n not in possible] or ([] if lengths else loops[-1:]):
-            differences.append(f"{cta}: a tile of {wrong[0]} K/V blocks, which {run.workload} does not have in tile {run.tile}")
+            which = f"{wrong[0]} {'Q' if backward else 'K/V'} blocks"
+            differences.append(f"{cta}: a tile of {which}, which {run.workload} does not have in tile {run.tile}")
             continue
         for last in lengths:
-            expected = said(trace(kernel, run.workload, run.tile, [(n, 0) for n in (*loops[:-1], last)]))
+            expected = said(trace(kernel, run.workload, run.tile, [(n, 0) for n in (*loops[:-1], last)]), words)
             found = [(warp, _differs(did, expected.get(warp, []), ended)) for warp, did in by_warp.items()]
             if not any(difference for _, difference in found):
                 break
         differences += [f"{cta} {warp}: {difference}" for warp, difference in found if difference]
-        if not any(difference for _, difference in found):
+        if not backward and not any(difference for _, difference in found):
             counted, early = _frees(run, cta)
             frees += counted
             differences += early
@@ -162,9 +220,9 @@ def _order(run: Run) -> str:
     return "longest-first" if run.workload.causal else "persistent"
 
 
-def _loops(by_warp: dict[str, list[Event]]) -> tuple[list[int], int]:
-    """K/V blocks of each tile as WG0 has gone through it, and how many it ended; of one that was cut off, as any warp has come."""
-    ended = sum(event.label == "store O" for event in by_warp["WG0"])
+def _loops(by_warp: dict[str, list[Event]], end: str) -> tuple[list[int], int]:
+    """Blocks of each tile as WG0 has gone through it, and how many it ended; of one that was cut off, as any warp has come."""
+    ended = sum(event.label == end for event in by_warp["WG0"])
     blocks = [0] * (max(event.tile for event in by_warp["WG0"]) + 1)
     for warp, did in by_warp.items():
         for event in did:

@@ -1,4 +1,5 @@
-"""Overlay: a predicted and a recorded timeline on one axis, and how long each phase of a K/V block takes in both."""
+"""Overlay: a predicted and a recorded timeline on one axis, and how long each phase of a block takes in both: of keys in a forward,
+of queries in a backward."""
 
 from __future__ import annotations
 
@@ -12,13 +13,10 @@ from ..simulator.errors import UsageError
 from ..simulator.results.run import SPAN, Lane, Run
 from .compare import model_of
 from .conformance import Conformance, conforms
-from .kernel_trace import LABELS
 from .predictions import Predict
+from .stamped import Stamped, of, over
 
 MEASURED = "measured"
-_AT_THE_END = {"stage LSE": "store O"}
-"""Where the simulator has several spans for what a kernel stamps once: the last of them."""
-FIRST_GEMM = "S=QK^T"
 BLOCK = "whole block"
 SETTLED = 2
 """Blocks at either end of a tile that are left out of the steady state, where a tile has more than twice as many and one."""
@@ -148,7 +146,7 @@ def phases(predicted: Run, measured: Run) -> tuple[Phase, ...]:
     """What a K/V block of the first tile takes in the steady state, phase by phase, then the block as a whole; the first
     block up to its softmax, and the epilogue. Measured phases are less what their stamps cost, where that is known."""
     ours, theirs = _without_stamps(predicted), _without_stamps(measured)
-    names = [*(label for label in LABELS if label in ours or label in theirs), *_WHOLES]
+    names = [*(label for label in of(measured.workload).labels if label in ours or label in theirs), *_WHOLES]
     return tuple(Phase(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys(names) if name in ours or name in theirs)
 
 
@@ -161,9 +159,10 @@ def stamp_cycles(run: Run) -> float | None:
     None where the overhead was not measured or no block is in the steady state; 0 where tracing cost nothing.
     """
     overhead, found = run.measurement.trace_overhead if run.measurement else None, _durations(run)
+    labels = of(run.workload).labels
     if overhead is None or BLOCK not in found:
         return None
-    return found[BLOCK] * max(0.0, overhead) / (1 + overhead) / sum(label in found for label in LABELS)
+    return found[BLOCK] * max(0.0, overhead) / (1 + overhead) / sum(label in found for label in labels)
 
 
 def _lane(run: Run, name: str) -> int:
@@ -172,58 +171,62 @@ def _lane(run: Run, name: str) -> int:
 
 def _events(run: Run, lane: int) -> list[tuple[str, int, int]]:
     """(label, step, when it was over) of one warp's first tile, in order."""
+    words = of(run.workload)
     spans = run.spans[(run.spans["lane"] == lane) & (run.spans["tile"] == 0)]
     out: list[tuple[str, int, int]] = []
     for span in np.sort(spans, order=["end", "start"], kind="stable"):
-        label = run.labels[span["label"]]
-        label = _AT_THE_END.get(label, label)
-        if label not in LABELS:
+        label = words.word(run.labels[span["label"]])
+        if label not in words.labels:
             continue
         event = (label, int(span["step"]), int(span["end"]))
         if out and out[-1][:2] == event[:2]:
             out[-1] = event  # another chunk of the same
         else:
             out.append(event)
+    if run.workload.backward:
+        return over(out)
     return out
 
 
 def _first_gemm(run: Run) -> int:
+    first = of(run.workload).first
     for number, lane in enumerate(run.lanes):
         if lane.name == "WG0":
             for label, _, end in _events(run, number):
-                if label == FIRST_GEMM:
+                if label == first:
                     return end
-    raise UsageError(f"the timeline of {run.schedule!r} has no {FIRST_GEMM} of WG0 to align by")
+    raise UsageError(f"the timeline of {run.schedule!r} has no {first} of WG0 to align by")
 
 
 def _without_stamps(run: Run) -> dict[str, float]:
     """Durations less what the stamps within them cost."""
-    found, cost = _durations(run), stamp_cycles(run) or 0.0
-    stamps = dict.fromkeys(LABELS, 1) | {BLOCK: sum(label in found for label in LABELS), "first block": 2, "epilogue": 1}
+    found, cost, labels = _durations(run), stamp_cycles(run) or 0.0, of(run.workload).labels
+    stamps = dict.fromkeys(labels, 1) | {BLOCK: sum(label in found for label in labels), "first block": 2, "epilogue": 1}
     return {name: max(0.0, cycles - stamps[name] * cost) for name, cycles in found.items()}
 
 
 def _durations(run: Run) -> dict[str, float]:
     """Mean over the consumer warpgroups; a phase that one of them does not have takes it no time."""
-    each = [dict(_durations_of(_events(run, number))) for number, lane in enumerate(run.lanes) if lane.name.startswith("WG")]
+    words = of(run.workload)
+    each = [dict(_durations_of(_events(run, number), words)) for number, lane in enumerate(run.lanes) if lane.name.startswith("WG")]
     names = dict.fromkeys(name for found in each for name in found)
     return {name: fmean(found.get(name, 0.0) for found in each) for name in names}
 
 
-def _durations_of(events: list[tuple[str, int, int]]) -> Iterable[tuple[str, float]]:
-    softmaxes = [n for n, (label, _, _) in enumerate(events) if label == "softmax"]
-    edge = SETTLED if len(softmaxes) > 2 * SETTLED + 1 else 0
-    if len(softmaxes) > 1:
-        first, last = softmaxes[edge], softmaxes[-1 - edge]
-        blocks = len(softmaxes) - 1 - 2 * edge
+def _durations_of(events: list[tuple[str, int, int]], words: Stamped) -> Iterable[tuple[str, float]]:
+    counted = [n for n, (label, _, _) in enumerate(events) if label == words.block]
+    edge = SETTLED if len(counted) > 2 * SETTLED + 1 else 0
+    if len(counted) > 1:
+        first, last = counted[edge], counted[-1 - edge]
+        blocks = len(counted) - 1 - 2 * edge
         spent: dict[str, int] = {}
         for before, (label, _, end) in zip(events[first:last], events[first + 1 : last + 1], strict=True):
             spent[label] = spent.get(label, 0) + end - before[2]
         yield from ((label, cycles / blocks) for label, cycles in spent.items())
         yield BLOCK, (events[last][2] - events[first][2]) / blocks
-    if softmaxes:
-        begin = next((end for label, _, end in events if label == FIRST_GEMM), None)
+    if counted:
+        begin = next((end for label, _, end in events if label == words.first), None)
         if begin is not None:
-            yield "first block", events[softmaxes[0]][2] - begin
-    if len(events) > 1 and events[-1][0] == "store O":
+            yield "first block", events[counted[0]][2] - begin
+    if len(events) > 1 and events[-1][0] == words.end:
         yield "epilogue", events[-1][2] - events[-2][2]

@@ -55,8 +55,10 @@ def ahead(cta, tile):
                 wg.wait(queries)
                 wg.free(dS[i - 1])
                 wg.put(tile.dq_name, dQ[wg, i - 1])
-            products = wg.gemm("dP^T", V[0], dO[i])
+                products = wg.gemm("dP^T", V[0], dO[i])
             wg.probabilities(i, of="S^T", half=1)
+            if i == 0:
+                products = wg.gemm("dP^T", V[0], dO[i])
             values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
             wg.wait(delta[i])
             wg.wait(products)
