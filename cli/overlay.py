@@ -85,7 +85,8 @@ def _phases(pair: Pair) -> RenderableType:
         each = "" if pair.stamp_cycles is None else f", about {pair.stamp_cycles:.0f} a stamp; the measured phases are without"
         lines.append(Text(f"stamping costs the kernel {cost:+.1%} cycles{each}", "dim"))
     block = "Q" if pair.measured.workload.backward else "K/V"
-    note = Text(f"Mean over warpgroups, per {block} block in the steady state of the first tile; first block and epilogue once.", "dim")
+    what = f"Mean over warpgroups, per {block} block in the steady state of the first tile; first block and epilogue once."
+    note = Text(what, "dim")
     return Group(Text(""), table, note, *lines)
 
 

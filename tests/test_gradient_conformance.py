@@ -31,7 +31,7 @@ def workload_of(schedule: str) -> Workload:
 
 
 def slots(schedule: str, loops: Sequence[int], unstamped: Sequence[int] = ()) -> list[list[tuple[int, int]]]:
-    """Where each warpgroup stamps, in order, on tiles of these lengths: (block, slot); the ends of those `unstamped` it does not."""
+    """Where each warpgroup stamps, in order, on tiles of these lengths: (block, slot); not at the ends of those `unstamped`."""
     workload = workload_of(schedule)
     kernel = next(each for each in find_schedule(schedule, "backward").kernels if each.grid == "columns")
     program = trace(kernel, workload, default_tile(workload, schedule, "h200"), [(n, 0) for n in loops])

@@ -126,8 +126,10 @@ def recorded(run: Run) -> dict[str, dict[str, list[Event]]]:
 
 
 def _parted(did: list[Event]) -> list[Event]:
-    """Events of a warp with a tile that two CTAs share, whose end leaves no stamp, apart from the tile behind it, and its end put in:
-    in a kernel that has dQ a block behind it is where dQ of a block has been put before the next scores. Of others as they are."""
+    """Events of a warp with a tile that two CTAs share, whose end leaves no stamp, apart from the tile behind it, its end put in.
+
+    In a kernel that has dQ a block behind, it ends where dQ of a block has been put before the next scores; others stay.
+    """
     ends = [
         before for before, event in pairwise(did)
         if before.label == "put dQ" and event == before._replace(label=BACKWARD.first, step=before.step + 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..simulator.problem.workload import Workload
 from . import gradient_trace, kernel_trace
 
+
 @dataclass(frozen=True)
 class Stamped:
     """Labels that a kernel stamps; those that begin a block, count it, and end a tile; a schedule's own words for them."""
