@@ -45,7 +45,7 @@ def test_what_ours_has_not_is_not_asked_and_the_rest_is_counted():
     asked = upstream.TESTS["varlen"]
     items = [Case(asked, i, seqlen_q=length, seqlen_k=9) for i, length in enumerate((3, 5, 7))]
     others = [Case(asked, 8, has_qv=True), Case(asked, 9, seqlen_k=4096), Case("test_flash_attn_race_condition", 0)]
-    run, dropped = upstream.Run([asked], 60, 100, seed=0), []
+    run, dropped = upstream.Run([asked], 60, 100, 0, (0, 1)), []
     config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: dropped.extend(items)))
     wanted = [*items, *others]
     run.pytest_collection_modifyitems(config, wanted)
@@ -58,6 +58,22 @@ def test_what_ours_has_not_is_not_asked_and_the_rest_is_counted():
     found = run.to_dict()
     assert found["tests"][asked] == {"cases": 3, "not_reached": 1, "passed": 1, "failed": 1}
     assert list(found["failures"].values()) == ["AssertionError: too far"]
+
+
+def test_processes_share_the_cases_and_their_answers_are_added():
+    asked, shares = upstream.TESTS["varlen"], []
+    for number in range(3):
+        cases = [SimpleNamespace(originalname=asked, nodeid=f"::{asked}[{i}]") for i in range(10)]
+        run = upstream.Run([asked], 60, None, 0, (number, 3))
+        run.pytest_collection_modifyitems(SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: None)), cases)
+        shares.append({case.nodeid for case in cases})
+        for case in cases[number:]:
+            run.pytest_runtest_logreport(SimpleNamespace(when="call", outcome="passed", failed=False, nodeid=case.nodeid))
+        shares[-1] = (shares[-1], {"which": ["varlen"], "pytest_status": number, **run.to_dict()})
+    seen = [case for names, _ in shares for case in names]
+    assert len(seen) == len(set(seen)) == 10
+    found = upstream.merged([answer for _, answer in shares])
+    assert found["tests"][asked] == {"cases": 10, "not_reached": 3, "passed": 7} and found["pytest_status"] == 2
 
 
 def test_an_edit_of_their_file_that_has_lost_its_place_is_an_error(tmp_path):

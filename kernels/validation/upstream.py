@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -95,18 +96,21 @@ def _tuple(value):
 class Run:
     """A pytest plugin: which of their cases are asked, until when, and what became of each."""
 
-    def __init__(self, names: list[str], deadline_s: float, most_keys: int | None, seed: int) -> None:
-        self.names, self.deadline_s, self.most_keys, self.seed = names, deadline_s, most_keys, seed
+    def __init__(self, names: list[str], deadline_s: float, most_keys: int | None, seed: int, share: tuple[int, int]) -> None:
+        self.names, self.deadline_s, self.most_keys, self.seed, self.share = names, deadline_s, most_keys, seed, share
         self.started = time.monotonic()
         self.asked: dict[str, int] = {}
         self.outcomes: dict[str, str] = {}
         self.failures: dict[str, str] = {}
 
     def pytest_collection_modifyitems(self, config, items) -> None:
-        """Leave out what ours has not, and shuffle the rest."""
+        """Leave out what ours has not, shuffle the rest, and keep this process's share of it."""
         kept = [item for item in items if self._wanted(item)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         random.Random(self.seed).shuffle(kept)
+        number, of = self.share
+        kept = kept[number::of]
+        mine = set(map(id, kept))
+        config.hook.pytest_deselected(items=[item for item in items if id(item) not in mine])
         items[:] = kept
         self.asked = dict(Counter(item.originalname for item in kept))
 
@@ -149,8 +153,16 @@ def copied(folder: Path, to: Path, device: str) -> None:
     (to / FILES[0]).write_text(text, encoding="utf-8")
 
 
-def run(folder: Path, which: list[str], device: str, deadline_s: float, most_keys: int | None = None, seed: int = 0) -> dict:
-    """Their tests' answers, as `Run.to_dict`."""
+def run(
+    folder: Path,
+    which: list[str],
+    device: str,
+    deadline_s: float,
+    most_keys: int | None = None,
+    seed: int = 0,
+    share: tuple[int, int] = (0, 1),
+) -> dict:
+    """The answers of their tests, or of share[0] of share[1] parts of them, as `Run.to_dict`."""
     import pytest
 
     os.environ |= {f"FLASH_ATTENTION_DISABLE_{name}": "TRUE" for name in DISABLED}
@@ -158,7 +170,7 @@ def run(folder: Path, which: list[str], device: str, deadline_s: float, most_key
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
     sys.modules["flash_attn_interface"] = interface()
-    plugin = Run([TESTS[name] for name in which], deadline_s, most_keys, seed)
+    plugin = Run([TESTS[name] for name in which], deadline_s, most_keys, seed, share)
     with tempfile.TemporaryDirectory() as place:
         copied(folder, Path(place), device)
         sys.path.insert(0, place)
@@ -170,6 +182,36 @@ def run(folder: Path, which: list[str], device: str, deadline_s: float, most_key
     return {"which": which, "pytest_status": int(status), **plugin.to_dict()}
 
 
+def merged(parts: list[dict]) -> dict:
+    """One answer of several processes': counts added, the longest's seconds, the worst status."""
+    tests: dict[str, Counter] = {}
+    for part in parts:
+        for name, counts in part["tests"].items():
+            tests.setdefault(name, Counter()).update(counts)
+    failures = {case: message for part in parts for case, message in part["failures"].items()}
+    worst = {name: max(part[name] for part in parts) for name in ("pytest_status", "seconds")}
+    counts = {name: dict(of) for name, of in tests.items()}
+    return {"which": max(part["which"] for part in parts), **worst, "tests": counts, "failures": failures}
+
+
+def run_apart(arguments: list[str], processes: int) -> dict:
+    """`run` in so many processes, each with its share; one that ends without an answer is a failure of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "fasim.kernels.validation.upstream", *arguments]
+        outs = [Path(place) / str(number) for number in range(processes)]
+        shares = [["--share", f"{number}/{processes}", "--out", str(out)] for number, out in enumerate(outs)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        began = [subprocess.Popen([*command, *share], **pipes) for share in shares]
+        said = [process.communicate()[0] for process in began]
+        parts = []
+        for number, out in enumerate(outs):
+            found = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")]
+            found = [part for part in found if part["tests"]]
+            about = {"which": [], "pytest_status": began[number].returncode, "tests": {}, "seconds": 0.0}
+            parts += found or [about | {"failures": {f"process {number}": said[number].strip()[-300:]}}]
+    return merged(parts) | {"processes": processes}
+
+
 def main() -> int:
     """Exit status: 0 where all that were reached passed, 1 where one failed, 2 where none was asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -179,13 +221,22 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=240.0, help="seconds")
     parser.add_argument("--most-keys", type=int, help="longest queries and keys")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="side by side, each with its share of the cases")
+    parser.add_argument("--share", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, required=True, help="folder for upstream-NAMES.json")
     given = parser.parse_args()
     which = given.only or ["varlen"]
     if "kvcache" in which and len(which) > 1:
         parser.error("--only kvcache splits keys, which the others do not: run it alone")
     given.out.mkdir(parents=True, exist_ok=True)
-    found = run(given.tests, which, given.device, given.deadline, given.most_keys, given.seed)
+    if given.processes > 1:
+        asked = ["--tests", given.tests, "--device", given.device, "--deadline", given.deadline, "--seed", given.seed]
+        asked += ["--most-keys", given.most_keys] if given.most_keys else []
+        asked += [each for name in which for each in ("--only", name)]
+        found = run_apart(list(map(str, asked)), given.processes)
+    else:
+        number, of = map(int, given.share.split("/"))
+        found = run(given.tests, which, given.device, given.deadline, given.most_keys, given.seed, (number, of))
     import torch
 
     found |= {"torch": torch.__version__, "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu"}
