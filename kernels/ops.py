@@ -24,6 +24,7 @@ from .backward import asked, attention_backward, differentiate, keep
 from .compile import build
 from .cuda import config as cuda
 from .cuda import fastest
+from .cuda.pairs import config as pairs
 from .decode import operator as few_queries
 from .decode.cache import flash_attn_with_kvcache
 from .device import check_runnable, on_device
@@ -86,6 +87,7 @@ def flash_attn_func(
     q is (B, S_q, H, D), k and v are (B, S_k, H_kv, D): fp16 or bf16, D of 64, 128 or 256, H a multiple of H_kv, any
     lengths and strides. LSE is (B, H, S_q), fp32, natural logarithm. A causal mask is bottom-right aligned; a row that sees
     no key gives O = 0, LSE = -inf. `schedule` is one of SCHEDULES or "auto". Both outputs are differentiable, once.
+    At D of 64 it may be one of pairs.NAMES too, kernels for short rows whose CTAs share an SM, of which "auto" knows by shape.
     `backend` is "auto" or one of BACKENDS, and then `schedule` one of that backend's. Those in Gluon have been held to fp64 at D of
     128 only, "persistent" nowhere; at 64 and 256 nobody has yet.
 
@@ -304,6 +306,8 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, causal: bool, schedule: str) -> Plan 
             from .gluon.launch import plan_for
 
             name = name.removeprefix(gluon.PREFIX)
+        elif name in pairs.NAMES:
+            from .cuda.pairs.launch import plan_for
         else:
             from .cuda.launch import plan_for
         plan = plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), q.dtype, causal, name, q.get_device())
@@ -383,9 +387,10 @@ FASTEST_ON_HOPPER = fastest.MOSTLY
 @lru_cache(maxsize=256)
 def _fastest(device: int, dtype: torch.dtype, head_dim: int, causal: bool, name: str = FASTEST_ON_HOPPER) -> str:
     """`name` where its kernel is for this GPU and can be had: compiled here or found compiled; else FASTEST_ANYWHERE."""
-    if name not in cuda.available() or torch.cuda.get_device_capability(device) != (9, 0):
+    if name not in (*cuda.available(), *pairs.NAMES) or torch.cuda.get_device_capability(device) != (9, 0):
         return FASTEST_ANYWHERE
-    kernel = cuda.config_for(name, {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
+    config_for = pairs.config_for if name in pairs.NAMES else cuda.config_for
+    kernel = config_for(name, {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
     can_be_had = build.compiler_version() is not None or build.lookup(kernel.source) is not None
     return name if can_be_had else FASTEST_ANYWHERE
 
@@ -396,8 +401,8 @@ def _head_dim(q: Tensor) -> int:
 
 
 def _known(schedule: str) -> str:
-    """`schedule`; UsageError unless it is "auto", one of SCHEDULES, or one in Gluon by its name among kernels."""
-    if isinstance(schedule, str) and (schedule == "auto" or schedule in SCHEDULES or schedule in gluon.NAMES):
+    """`schedule`; UsageError unless it is "auto", one of SCHEDULES, or one in Gluon or of pairs by its name among kernels."""
+    if isinstance(schedule, str) and (schedule == "auto" or schedule in (*SCHEDULES, *pairs.NAMES, *gluon.NAMES)):
         return schedule
     raise UsageError(f"schedule={schedule!r} has no kernel here (auto, {', '.join(SCHEDULES)})")
 

@@ -17,6 +17,8 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0)
 from fasim.kernels import reference  # noqa: E402
 from fasim.kernels.cuda import launch  # noqa: E402
 from fasim.kernels.cuda.config import available  # noqa: E402
+from fasim.kernels.cuda.pairs import config as pairs  # noqa: E402
+from fasim.kernels.cuda.pairs import launch as sharing  # noqa: E402
 from fasim.kernels.ops import flash_attn_func  # noqa: E402
 
 each = pytest.mark.parametrize("schedule", available())
@@ -39,6 +41,19 @@ def test_every_variant_gives_the_oracle(schedule, dtype, head_dim, causal):
     error = (o.double() - expected.o).norm() / expected.o.norm()
     assert error < (1e-3 if dtype == torch.float16 else 8e-3)
     torch.testing.assert_close(lse.double(), expected.lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", pairs.variants(), ids=lambda variant: variant.name.replace(" ", "-"))
+def test_ctas_that_share_an_sm_are_as_many_as_the_tile_says_and_give_the_oracle(variant):
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant.dtype]
+    q, k, v = inputs(batch=3, heads=40, kv_heads=8, head_dim=64, dtype=dtype)
+    name = pairs.PREFIX + variant.schedule
+    o, lse = flash_attn_func(q, k, v, causal=variant.causal, schedule=name, return_lse=True)
+    expected = reference.attention_forward(q, k, v, causal=variant.causal)
+    assert (o.double() - expected.o).norm() / expected.o.norm() < (1e-3 if dtype == torch.float16 else 8e-3)
+    torch.testing.assert_close(lse.double(), expected.lse, rtol=1e-5, atol=1e-5)
+    plan = sharing.plan_for(q.shape, k.shape, q.stride(), k.stride(), v.stride(), dtype, variant.causal, name, 0)
+    assert sharing.resident(plan) == variant.tile.resident
 
 
 @each

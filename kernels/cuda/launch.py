@@ -220,6 +220,17 @@ def plan_for(
     device: int,
 ) -> Plan:
     """The plan of a launch; UsageError where the device or the shapes cannot have one."""
+    check_device(schedule, device)
+    if q_shape[3] not in HEAD_DIMS:
+        raise UsageError(f"head_dim={q_shape[3]} is not supported by {schedule!r} ({', '.join(map(str, HEAD_DIMS))})")
+    if schedule not in SCHEDULES:
+        raise UsageError(f"schedule={schedule!r} has no CUDA kernel ({', '.join(SCHEDULES)})")
+    kernel = kernel_for(config_for(schedule, DTYPES[dtype], q_shape[3], causal), device)
+    return Plan(kernel, tuple(q_shape), tuple(k_shape), (q_strides, k_strides, v_strides), device)
+
+
+def check_device(schedule: str, device: int) -> None:
+    """Raise UsageError, one sentence, unless the kernels are for the device of that number; below 0 it is none of CUDA's."""
     if device < 0:
         raise UsageError(f"the {schedule!r} kernel runs on an H100 or H200 and q is not on a CUDA device: move it with .cuda()")
     capability = torch.cuda.get_device_capability(device)
@@ -228,12 +239,6 @@ def plan_for(
             f"the {schedule!r} kernel is for compute capability 9.0 (H100, H200) and {torch.cuda.get_device_name(device)}"
             f" has {capability[0]}.{capability[1]}; use schedule='fa2'"
         )
-    if q_shape[3] not in HEAD_DIMS:
-        raise UsageError(f"head_dim={q_shape[3]} is not supported by {schedule!r} ({', '.join(map(str, HEAD_DIMS))})")
-    if schedule not in SCHEDULES:
-        raise UsageError(f"schedule={schedule!r} has no CUDA kernel ({', '.join(SCHEDULES)})")
-    kernel = kernel_for(config_for(schedule, DTYPES[dtype], q_shape[3], causal), device)
-    return Plan(kernel, tuple(q_shape), tuple(k_shape), (q_strides, k_strides, v_strides), device)
 
 
 def describable(shape: tuple, strides: tuple) -> bool:

@@ -19,11 +19,12 @@ from pathlib import Path
 from ...simulator.errors import UsageError, did_you_mean
 from ..cuda import config as cuda
 from ..cuda.backward import config as backward
+from ..cuda.pairs import config as pairs
 from ..gluon import config as gluon
 from .check import Case, HeadDim, MissingTool
 from .layouts import HEAD_DIM_STRIDED
 
-OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES, *gluon.NAMES)
+OURS = ("standard", "fa1", "fa2", *cuda.SCHEDULES, *pairs.NAMES, *gluon.NAMES)
 """Schedules with a kernel of their own behind `kernels.ops.flash_attn_func`."""
 _SAME_BITS = "-deterministic"
 GRADIENTS = tuple(f"{schedule}-backward{how}" for schedule in backward.SCHEDULES for how in ("", _SAME_BITS))
@@ -186,7 +187,7 @@ def _ours(schedule: str, device: str) -> Subject:
     """`flash_attn_func` of one schedule."""
     if importlib.util.find_spec("triton") is None:
         raise MissingTool(f"the kernel {schedule!r} needs triton, which is not installed: pip install 'fasim[kernels]' on Linux")
-    on_hopper = schedule in cuda.SCHEDULES or schedule in gluon.NAMES  # its backward is Triton's all the same
+    on_hopper = schedule in (*cuda.SCHEDULES, *pairs.NAMES, *gluon.NAMES)  # its backward is Triton's all the same
     if device == "cpu" and not on_hopper:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
     try:
@@ -203,11 +204,13 @@ def _ours(schedule: str, device: str) -> Subject:
         own = gluon.sources_of(schedule.removeprefix(gluon.PREFIX))
     elif on_hopper:
         room = rooms / "cuda"
-        own = [room / "launch.py", room / "wgmma.py", cuda.path_of(schedule), *sorted(room.glob("*.cuh"))]
+        text = cuda.path_of(schedule.removeprefix(pairs.PREFIX))
+        own = [room / "launch.py", room / "wgmma.py", text, *sorted(room.glob("*.cuh"))]
+        own += sorted(pairs.HERE.glob("*.py")) if schedule in pairs.NAMES else []
     return Subject(
         name=schedule,
         forward=forward,
-        head_dims=(64, 128, 256),
+        head_dims=(pairs.HEAD_DIM,) if schedule in pairs.NAMES else (64, 128, 256),
         tile=128 if device == "cuda" or on_hopper else 16,
         dtypes=HALF,
         needs_cuda=device == "cuda" or on_hopper,
