@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 
 import pytest
@@ -94,3 +95,27 @@ def test_without_ncu_the_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(counters, "find", lambda: None)
     with pytest.raises(MissingTool, match="nsight-compute"):
         counters.profile([{"kernel": "fa2"}])
+
+
+# -- machine code of kernels that are made at run time ---
+
+
+def test_a_listing_is_what_ncu_prints_of_its_report(tmp_path, monkeypatch, capsys):
+    from fasim.kernels.measure import listing
+
+    program, plan = tmp_path / "ncu", tmp_path / "plan.toml"
+    program.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = --import ]; then cat "$2"; exit 0; fi\necho "$@" > {tmp_path}/asked\n'
+        'while [ "$1" != --export ]; do shift; done\necho "1,HGMMA.64x64x16" > "$2.ncu-rep"\n'
+    )
+    program.chmod(0o755)
+    plan.write_text('[[runs]]\nkernels = ["peer:cudnn"]\nbatch = 1\nheads = 1\nseqlen = 128\ndirection = "backward"\n')
+    monkeypatch.setattr(counters, "find", lambda: str(program))
+    monkeypatch.setattr("sys.argv", ["listing", "--plan", str(plan), "--of", "bprop|bwd", "--out", str(tmp_path / "out")])
+    assert listing.main() == 0 and "1 lines" in capsys.readouterr().out
+    with gzip.open(tmp_path / "out" / "listing.csv.gz", "rt") as file:
+        assert file.read() == "1,HGMMA.64x64x16\n"
+    assert "--kernel-name regex:bprop|bwd" in (tmp_path / "asked").read_text()
+    monkeypatch.setattr(counters, "find", lambda: None)
+    assert listing.main() == 3
