@@ -9,9 +9,6 @@ was checked by. Writes decode.json; the table goes to stdout, progress to stderr
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
-import importlib.metadata
 import json
 import random
 import statistics
@@ -26,6 +23,8 @@ import torch
 from .. import ops, reference
 from ..decode import kernel, splits
 from ..triton.tiles import TritonTile
+from . import record
+from .record import output_of
 
 SCHEMA = "fasim.decode-times/1"
 HERE = Path(ops.__file__).parent
@@ -113,19 +112,14 @@ def calls_of(shape: Shape, sets: list[tuple[torch.Tensor, ...]]) -> dict[str, Ca
     except ImportError:
         return calls
     lengths = torch.full((shape.batch,), shape.keys, dtype=torch.int32, device="cuda")
-    calls["fa3"] = lambda i: first_of(fa3.flash_attn_func(*sets[i], causal=shape.causal))
-    calls["fa3-kvcache"] = lambda i: first_of(fa3.flash_attn_with_kvcache(*sets[i], cache_seqlens=lengths, causal=shape.causal))
+    calls["fa3"] = lambda i: output_of(fa3.flash_attn_func(*sets[i], causal=shape.causal))
+    calls["fa3-kvcache"] = lambda i: output_of(fa3.flash_attn_with_kvcache(*sets[i], cache_seqlens=lengths, causal=shape.causal))
     return calls
 
 
 def decoded(shape: Shape, tensors: tuple[torch.Tensor, ...], **given) -> torch.Tensor:
     """O by the decode kernel, with a tile or parts of one's own."""
     return kernel.forward(*tensors, shape.head_dim**-0.5, shape.causal, **given)[0]
-
-
-def first_of(result: object) -> torch.Tensor:
-    """O of a peer's result, which may have LSE beside it."""
-    return result[0] if isinstance(result, tuple) else result
 
 
 def error_of(o: torch.Tensor, shape: Shape, tensors: tuple[torch.Tensor, ...]) -> float:
@@ -205,7 +199,7 @@ def sweep(shape: Shape, tiles: list[tuple], caches: Caches) -> dict:
     """Microseconds of every tile in the rule's number of parts for it, and in fewer and more."""
     sets, lines = caches.sets(shape), []
     for height, keys, warps, stages, described in tiles:
-        if time.monotonic() - STARTED > DEADLINE_S:
+        if time.monotonic() - record.STARTED > DEADLINE_S:
             break
         tile = TritonTile(height, keys, warps, stages, tensor_descriptors=bool(described))
         rule, most = chosen(shape, tile), -(-shape.keys // keys)
@@ -260,24 +254,9 @@ def eager(caches: Caches) -> dict[str, float]:
 def report() -> Iterator[dict]:
     """The report as it grows: after every row and every sweep."""
     torch.manual_seed(0)
-    import pynvml
-
-    pynvml.nvmlInit()
     sources = sorted((HERE / "decode").glob("*.py")) + [HERE / "triton" / f"{name}.py" for name in ("arithmetic", "loads", "tiles")]
-    result = {
-        "schema": SCHEMA,
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "driver": pynvml.nvmlSystemGetDriverVersion(),
-        "cuda": torch.version.cuda,
-        "packages": {name: version_of(name) for name in ("torch", "triton", "fa3-fwd")},
-        "protocol": {"rounds": ROUNDS, "graph_s": GRAPH_S, "cold_bytes": COLD_BYTES, "data": "normal", "statistic": "median"},
-        "source": "kernels/measure/beside_decode.py",
-        "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "kernel_sha256": {str(path.relative_to(HERE.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
-        "rows": [],
-        "sweeps": [],
-    }
+    protocol = {"rounds": ROUNDS, "graph_s": GRAPH_S, "cold_bytes": COLD_BYTES, "data": "normal", "statistic": "median"}
+    result = record.begun(SCHEMA, __file__, sources) | {"protocol": protocol, "sweeps": []}
     caches = Caches(max(shape.cache_elements for shape in ISSUE))
     for shape in ISSUE + OTHER_DIMS + EDGES:
         result["rows"].append(row_of(shape, caches))
@@ -287,16 +266,8 @@ def report() -> Iterator[dict]:
     result["eager_us"] = eager(caches)
     for shape, tiles in ((shape, tiles) for shapes, tiles in SWEPT.values() for shape in shapes):
         result["sweeps"].append(sweep(shape, tiles, caches))
-        result["seconds"] = round(time.monotonic() - STARTED, 1)
+        result["seconds"] = round(time.monotonic() - record.STARTED, 1)
         yield result
-
-
-def version_of(package: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def label(shape: Shape) -> str:
@@ -325,9 +296,6 @@ def table_of(result: dict) -> str:
             lines.append(f"{label(shape):32} {tile:16} rule {line['rule']}: {line.get('refused') or line['us']}")
         lines.append(f"{label(shape):32} combine {found['combine_launched']}")
     return "\n".join(lines) + "\n"
-
-
-STARTED = time.monotonic()
 
 
 def main() -> None:

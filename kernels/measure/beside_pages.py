@@ -10,17 +10,14 @@ interpreter. Writes pages.json; the table goes to stdout.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import hashlib
-import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+
+from . import record
+from .record import output_of
 
 SCHEMA = "fasim.page-times/1"
 ROWS = ((8, 32 << 10), (1, 32 << 10), (1, 4 << 10), (64, 4 << 10), (8, 128 << 10), (64, 32 << 10))
@@ -31,8 +28,9 @@ ROTATED_BYTES = 256 << 20
 TOLERANCE = 1e-2
 
 
-def calls_of(batch: int, keys: int, device: str, dtype: torch.dtype, pages: tuple[int, ...]) -> tuple[dict[str, Callable], int,
-tuple]:
+def calls_of(
+    batch: int, keys: int, device: str, dtype: torch.dtype, pages: tuple[int, ...]
+) -> tuple[dict[str, Callable], int, tuple]:
     """f(set) -> O by name, how many sets there are, and q, k and v of the first."""
     from .. import ops
     from ..decode import kernel
@@ -51,7 +49,7 @@ tuple]:
     }
     fa3 = _fa3()
     if fa3 is not None:
-        calls["fa3 lengths"] = lambda i: _output(fa3(q, k[i], v[i], cache_seqlens=lengths))
+        calls["fa3 lengths"] = lambda i: output_of(fa3(q, k[i], v[i], cache_seqlens=lengths))
     for size in pages:
         of_entry = keys // size
         order = torch.randperm(sets * batch * of_entry, generator=torch.Generator().manual_seed(size))
@@ -63,7 +61,7 @@ tuple]:
             pools.append(pool)
         calls[f"pages of {size}"] = lambda i, pools=pools, tables=tables: ops.flash_attn_with_kvcache(q, *pools, lengths, tables[i])
         if fa3 is not None:
-            calls[f"fa3 pages of {size}"] = lambda i, pools=pools, tables=tables: _output(
+            calls[f"fa3 pages of {size}"] = lambda i, pools=pools, tables=tables: output_of(
                 fa3(q, *pools, cache_seqlens=lengths, page_table=tables[i])
             )
     return calls, sets, (q, k[0], v[0])
@@ -75,10 +73,6 @@ def _fa3() -> Callable | None:
     except ImportError:
         return None
     return flash_attn_with_kvcache
-
-
-def _output(answer: object) -> torch.Tensor:
-    return answer[0] if isinstance(answer, tuple) else answer
 
 
 def row_of(
@@ -108,36 +102,6 @@ def row_of(
     return {"batch": batch, "keys": keys, "sets": sets, "kernels": found}
 
 
-def report(deadline_s: float) -> Iterator[dict]:
-    """The report as it grows, after every row."""
-    from .. import ops
-    from .beside_decode import version_of
-
-    room = Path(ops.__file__).parent
-    sources = sorted((room / "decode").glob("*.py"))
-    result = {
-        "schema": SCHEMA,
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "cuda": torch.version.cuda,
-        "packages": {name: version_of(name) for name in ("torch", "triton", "fa3-fwd")},
-        "source": "kernels/measure/beside_pages.py",
-        "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "kernel_sha256": {str(path.relative_to(room.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
-        "rows": [],
-        "not_reached": [],
-    }
-    for batch, keys in ROWS:
-        if time.monotonic() - STARTED > deadline_s:
-            result["not_reached"].append([batch, keys])
-        else:
-            result["rows"].append(row_of(batch, keys))
-            torch.cuda.empty_cache()
-            sys.stderr.write(line_of(result["rows"][-1]) + "\n")
-        result["seconds"] = round(time.monotonic() - STARTED, 1)
-        yield result
-
-
 def line_of(row: dict) -> str:
     """One row as a line: microseconds of each kernel, or why it has none."""
     cells = []
@@ -147,14 +111,9 @@ def line_of(row: dict) -> str:
     return f"{row['batch']} x {row['keys']}: {'; '.join(cells)}"
 
 
-STARTED = time.monotonic()
-
-
 def main() -> None:
     """Measure, write DIR/pages.json as it grows, show the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder for pages.json")
-    parser.add_argument("--deadline", type=float, default=90.0, help="seconds")
+    parser = record.parser(__doc__.splitlines()[0], "pages", 90.0)
     parser.add_argument("--try", action="store_true", dest="tried")
     given = parser.parse_args()
     if given.tried:
@@ -163,10 +122,8 @@ def main() -> None:
         return
     if given.out is None:
         parser.error("--out is where pages.json goes")
-    given.out.mkdir(parents=True, exist_ok=True)
-    for result in report(given.deadline):
-        (given.out / "pages.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(line_of(row) for row in result["rows"]) + "\n")
+    result = record.begun(SCHEMA, __file__, (record.ROOT / "kernels" / "decode").glob("*.py"))
+    record.keep(result, given.out / "pages.json", ROWS, row_of, line_of, given.deadline)
 
 
 if __name__ == "__main__":

@@ -9,28 +9,21 @@ table goes to stdout, progress to stderr.
 
 from __future__ import annotations
 
-import argparse
 import bisect
-import datetime
-import hashlib
-import json
 import math
 import random
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 
 from .. import ops
 from ..varlen import reference
-from .beside_decode import first_of, graph_of, in_turns, version_of
+from . import record
+from .beside_decode import graph_of, in_turns
+from .record import output_of
 
 SCHEMA = "fasim.varlen-times/1"
-HERE = Path(ops.__file__).parent
 FIXED_TOKENS = 128 << 10
 FIXED_LENGTHS = (128, 512, 1024, 2048, 4096, 8192)
 CHECKED = 6
@@ -161,7 +154,7 @@ def row_of(batch: Packed) -> dict:
     try:
         import fa3_fwd_interface as fa3
 
-        calls["fa3"] = lambda _: first_of(fa3.flash_attn_varlen_func(*tensors, causal=batch.causal))
+        calls["fa3"] = lambda _: output_of(fa3.flash_attn_varlen_func(*tensors, causal=batch.causal))
     except ImportError:
         pass
     found, graphs = {}, {}
@@ -186,34 +179,6 @@ def row_of(batch: Packed) -> dict:
     return row
 
 
-def report() -> Iterator[dict]:
-    """The report as it grows, after every row."""
-    torch.manual_seed(0)
-    import pynvml
-
-    pynvml.nvmlInit()
-    sources = [*sorted((HERE / "cuda" / "varlen").glob("*.*")), *sorted((HERE / "cuda").glob("*.cu*"))]
-    sources = [path for path in sources if path.suffix in (".py", ".cu", ".cuh")]
-    result = {
-        "schema": SCHEMA,
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "driver": pynvml.nvmlSystemGetDriverVersion(),
-        "cuda": torch.version.cuda,
-        "packages": {name: version_of(name) for name in ("torch", "triton", "fa3-fwd")},
-        "source": "kernels/measure/beside_varlen.py",
-        "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "kernel_sha256": {str(path.relative_to(HERE.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
-        "rows": [],
-    }
-    for batch in batches():
-        result["rows"].append(row_of(batch))
-        torch.cuda.empty_cache()
-        result["seconds"] = round(time.monotonic() - STARTED, 1)
-        sys.stderr.write(line_of(result["rows"][-1]) + "\n")
-        yield result
-
-
 def line_of(row: dict) -> str:
     """One row as a line: TFLOP/s of each kernel."""
     cells = [
@@ -226,18 +191,17 @@ def line_of(row: dict) -> str:
     return f"{row['name']:44} " + "  ".join(cells)
 
 
-STARTED = time.monotonic()
-
-
 def main() -> None:
     """Measure, write DIR/varlen.json as it grows, show the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for varlen.json")
+    parser = record.parser(__doc__.splitlines()[0], "varlen", 120.0)
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    for result in report():
-        (given.out / "varlen.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(line_of(row) for row in result["rows"]) + "\n")
+    if given.out is None:
+        parser.error("--out is where varlen.json goes")
+    torch.manual_seed(0)
+    room = record.ROOT / "kernels" / "cuda"
+    sources = [path for path in (*(room / "varlen").glob("*.*"), *room.glob("*.cu*")) if path.suffix in (".py", ".cu", ".cuh")]
+    cases = [(batch,) for batch in batches()]
+    record.keep(record.begun(SCHEMA, __file__, sources), given.out / "varlen.json", cases, row_of, line_of, given.deadline)
 
 
 if __name__ == "__main__":
