@@ -321,6 +321,56 @@ def test_our_fa3_is_measured_in_e4m3_too_on_its_own_tile_and_by_its_own_sources(
         timeline.Traced(plan.Entry("pingpong", work))
 
 
+UNEVEN = Workload(4, 4, head_dim=64, kv_heads=2, causal=True, lengths=((40, 40), (0, 9), (7, 70), (90, 20)))
+
+
+def test_packed_sequences_are_a_plans_lengths(tmp_path):
+    text = '[[runs]]\nkernels = "fa3"\nheads = 4\nlengths = [[100, [7, 70]], [5]]\n'
+    one, other = plan.read(written(tmp_path, text))
+    assert one.workload == Workload(2, 4, lengths=((100, 100), (7, 70))) and other.workload.batch == 1
+    assert plan.Entry.from_dict(json.loads(json.dumps(one.to_dict()))) == one and counters.marked([one.to_dict()])
+    for wrong in ("[3, 5]", '["3"]', "[[3.5]]", "[[]]", "7"):
+        with pytest.raises(UsageError, match=r"plan\.toml: "):
+            plan.read(written(tmp_path, f'[[runs]]\nkernels = "fa3"\nheads = 4\nlengths = {wrong}\n'))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_packed_sequences_are_held_to_the_oracle_and_timed(bench, monkeypatch, wrong):
+    torch = pytest.importorskip("torch")
+    from fasim.kernels.measure import names, packed
+    from fasim.kernels.validation.check import Fault
+    from fasim.kernels.varlen.reference import attention_forward
+
+    def right(q, k, v, starts_q, starts_k):
+        o = attention_forward(q, k, v, starts_q, starts_k, causal=not wrong).o.to(q.dtype)
+        assert len(q) == 137 and len(k) == 139 and starts_q.dtype == torch.int32
+        return o
+
+    monkeypatch.setattr(packed, "caller", lambda workload: right)
+    entry = plan.Entry("fa3", UNEVEN)
+    if wrong:
+        with pytest.raises(Fault, match="fa3 is wrong on"):
+            bench().measure(entry)
+        with pytest.raises(UsageError, match="'pingpong' is not measured on packed sequences"):
+            bench().measure(plan.Entry("pingpong", UNEVEN))
+        return
+    run = bench().measure(entry)
+    assert run.workload.lengths == UNEVEN.lengths and run.measurement.relative_error < 2e-3
+    assert names.sources_of(names.subject_of("fa3"), UNEVEN).keys() >= {"kernels/cuda/varlen/prepare.cu", "kernels/cuda/fa3.cu"}
+
+
+def test_few_queries_are_measured_with_their_parts_and_sources(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from fasim.kernels.measure import names
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
+    work = Workload(8, 32, kv_heads=8, seqlen_q=1, seqlen_k=32768, dtype="bf16")
+    subject = names.subject_of("decode")
+    names.accept(subject, work)
+    assert (names.tile_of("decode", work).parts, names.implementation_of("decode")) == (2, "triton")
+    assert names.sources_of(subject, work).keys() >= {"kernels/decode/kernel.py", "kernels/triton/loads.py"}
+
+
 def test_without_a_gpu_measuring_says_so():
     torch = pytest.importorskip("torch")
     from fasim.kernels.measure import runs as measure

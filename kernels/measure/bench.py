@@ -22,7 +22,7 @@ from ...simulator.problem.workload import Workload
 from ...simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from ..validation.check import Fault
 from ..validation.subjects import Subject
-from . import gradients
+from . import gradients, packed
 from .names import accept, caller, implementation_of, packages_of, sources_of, subject_of, tile_of
 from .plan import Entry
 from .trains import BURST_S, SUSTAINED_S, Gpu, burst_trains, sustained_train, work_of
@@ -137,10 +137,12 @@ def calls_of(subject: Subject, workload: Workload, sets: Sequence[tuple]) -> lis
 
 def random_inputs(workload: Workload, device: str = "cuda", generator=None) -> tuple:
     """(q, k, v) of the workload, and dO of a backward, normal, since zeros draw less power: q and dO are (B, S_q, H, D), k and v
-    (B, S_k, H_kv, D)."""
+    (B, S_k, H_kv, D); of packed sequences those of packed.py."""
     import torch
 
     w = workload
+    if w.lengths:
+        return packed.inputs(w, device, generator)
     kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
     of_q, of_k = (w.batch, w.seqlen_q, w.heads, w.head_dim), (w.batch, w.seqlen_k, w.kv_heads, w.head_dim)
     shapes = [of_q, of_k, of_k, of_q] if w.backward else [of_q, of_k, of_k]
@@ -176,6 +178,9 @@ def largest_error(pairs: Iterable[tuple]) -> float:
 def _pairs(got: object, inputs: tuple, workload: Workload) -> Iterator[tuple]:
     if workload.backward:
         yield from gradients.compared(got, gradients.expected(inputs, workload), workload)
+        return
+    if workload.lengths:
+        yield from packed.compared(got, inputs, workload)
         return
     out = got[0] if isinstance(got, tuple) else got
     for head in (0, workload.heads - 1):

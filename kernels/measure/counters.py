@@ -79,7 +79,9 @@ def profile(plan: Sequence[dict]) -> list[list[Profiled]]:
 
 def marked(plan: Sequence[dict]) -> bool:
     """Whether a marker goes before every call."""
-    return any(entry["kernel"] not in SCHEDULES or entry.get("workload", {}).get("direction") == "backward" for entry in plan)
+    several = [entry.get("workload", {}) for entry in plan]
+    more = any(work.get("direction") == "backward" or work.get("lengths") for work in several)
+    return more or any(entry["kernel"] not in SCHEDULES for entry in plan)
 
 
 def command(ncu: str, log: Path, metrics: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...simulator.errors import UsageError
+from ...simulator.problem import parts
 from ...simulator.problem.tile import Tile
 from ...simulator.problem.workload import Workload
 from ...simulator.schedules import BACKWARD as SIMULATED
@@ -18,10 +19,13 @@ from ..cuda.fp8 import config as fp8
 from ..gluon import config as gluon
 from ..validation.check import Case, HeadDim
 from ..validation.subjects import Subject, resolve
-from . import gradients, peers
+from . import gradients, packed, peers
 from .gradients import SAME_BITS
 
 ROOM = Path(__file__).parents[1]
+DECODE = "decode"
+SHARED = ("arithmetic", "loads", "tiles")
+"""Of triton/, beside a kernel's own file."""
 
 
 def implementation_of(kernel: str) -> str:
@@ -47,6 +51,8 @@ def subject_of(kernel: str, device: str = "cuda", direction: str = "forward") ->
         if kernel in (*CUDA_SCHEDULES, *SIMULATED) and kernel not in gradients.OURS:
             possible = ", ".join(gradients.OURS)
             raise UsageError(f"the backward of {kernel!r} has no kernel here ({possible}); fasim predict has it as a schedule")
+    if kernel == DECODE:
+        return _few_queries()
     if kernel not in CUDA_SCHEDULES:
         return resolve(kernel, device)
     from ..ops import flash_attn_func
@@ -56,6 +62,17 @@ def subject_of(kernel: str, device: str = "cuda", direction: str = "forward") ->
 
     dtypes = (*CUDA_DTYPES, "e4m3") if kernel in fp8.SCHEDULES else CUDA_DTYPES
     return Subject(name=kernel, forward=forward, head_dims=HEAD_DIMS, dtypes=dtypes, needs_cuda=True, returns_lse=True)
+
+
+def _few_queries() -> Subject:
+    """The kernel of few queries against many keys, in as many parts as it chooses."""
+    from ..arguments import default_scale
+    from ..decode.operator import Plan
+
+    def forward(q, k, v, *, causal=False, softmax_scale=None):
+        return Plan(causal).run(q, k, v, softmax_scale or default_scale(q.shape[3]))
+
+    return Subject(name=DECODE, forward=forward, head_dims=HEAD_DIMS, dtypes=CUDA_DTYPES, needs_cuda=True, returns_lse=True)
 
 
 def _backward_of(kernel: str) -> Subject:
@@ -78,11 +95,15 @@ def sources_of(subject: Subject, workload: Workload) -> dict[str, str]:
         case "cuda":
             room = ROOM / "cuda"
             own = [*sorted(fp8.HERE.glob("*.cuh")), fp8.HERE / "wgmma.py"] if workload.dtype == "e4m3" else [room / "wgmma.py"]
+            if workload.lengths:
+                own += [path for path in sorted((room / "varlen").iterdir()) if path.suffix in packed.SUFFIXES]
             paths = [room / f"{file}.cu", *sorted(room.glob("*.cuh")), *own]
         case "gluon":
             paths = gluon.sources_of(subject.name.removeprefix(gluon.PREFIX))
+        case "triton" if subject.name == DECODE:
+            paths = [*sorted((ROOM / "decode").glob("*.py")), *(ROOM / "triton" / f"{each}.py" for each in SHARED)]
         case "triton":
-            paths = [ROOM / "triton" / f"{each}.py" for each in (file, "arithmetic", "loads", "tiles")]
+            paths = [ROOM / "triton" / f"{each}.py" for each in (file, *SHARED)]
         case "peer":
             return peers.sources_of(subject.name, workload.backward)
         case _:
@@ -100,6 +121,10 @@ def tile_of(kernel: str, workload: Workload) -> Tile | None:
     if implementation_of(kernel) == "gluon":
         config = gluon.config_for(kernel.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal)
         return Tile(config.block_m, config.block_n, config.stages, config.consumers)
+    if kernel == DECODE:
+        import torch
+
+        return parts.tile_for(workload, torch.cuda.get_device_properties(0).multi_processor_count)
     if implementation_of(kernel) != "cuda":
         return None
     if workload.backward:
@@ -113,6 +138,8 @@ def accept(subject: Subject, workload: Workload) -> None:
     """UsageError where the workload lies outside what the kernel promises."""
     if workload.backward and workload.dtype == "e4m3":
         raise UsageError("the backward takes fp16 and bf16: e4m3 is for the forward alone")
+    if workload.lengths:
+        packed.require(subject.name)
     if workload.dtype not in subject.dtypes:
         raise UsageError(f"dtype={workload.dtype} is not supported by '{subject.name}' ({', '.join(subject.dtypes)})")
     if workload.head_dim not in subject.head_dims and implementation_of(subject.name) != "callable":
@@ -128,7 +155,10 @@ def accept(subject: Subject, workload: Workload) -> None:
 
 
 def caller(subject: Subject, workload: Workload) -> Callable:
-    """f(q, k, v) -> O or (O, LSE): the kernel and nothing beside it (validation tidies PyTorch's LSE up, which takes kernels)."""
+    """f(q, k, v) -> O or (O, LSE), of packed sequences f(q, k, v, cu_seqlens_q, cu_seqlens_k): the kernel and nothing beside it
+    (validation tidies PyTorch's LSE up, which takes kernels)."""
+    if workload.lengths:
+        return packed.caller(workload)
     if peers.is_peer(subject.name):
         return peers.prepare(subject.name, workload)
     if subject.name in ("torch-fa2", "torch-cudnn"):

@@ -8,6 +8,9 @@
     tokens = 16384     # batch = tokens / seqlen, at least 1
     hidden = 2048      # heads = hidden / head_dim
 
+`lengths` is a list of batches of packed sequences: of each the length of every sequence, or queries and keys where they differ,
+[[100, 2000, 37], [[256, 8000], 37]].
+
 Every field of a Workload may be given, direction = "backward" among them, as one value or a list; `tokens` and `hidden` are the
 papers' way to say batch and heads, `heads_per_kv` that to say kv_heads.
 """
@@ -24,7 +27,7 @@ from ...simulator.problem.workload import Workload
 from ...simulator.reading import read_toml
 from ...simulator.values import Within, number, shown, text
 
-_FIELDS = ("batch", "heads", "kv_heads", "seqlen", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal", "direction")
+_FIELDS = ("batch", "heads", "kv_heads", "seqlen", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal", "direction", "lengths")
 _PAPERS = ("tokens", "hidden", "heads_per_kv")
 _SIZES = Within(1, 1 << 40)
 MAX_ENTRIES = 10_000
@@ -81,7 +84,7 @@ def _expand(block: dict, room: int) -> list[Entry]:
 
 def _workload(given: dict) -> Workload:
     for key, value in given.items():
-        if key not in ("dtype", "causal", "direction"):
+        if key not in ("dtype", "causal", "direction", "lengths"):
             number(value, int, _SIZES, key)
     tokens, hidden, share = (given.pop(key, None) for key in _PAPERS)
     if tokens is not None:
@@ -91,6 +94,11 @@ def _workload(given: dict) -> Workload:
         given.setdefault("batch", max(1, tokens // length))
     if hidden is not None:
         given.setdefault("heads", max(1, hidden // given.get("head_dim", 128)))
+    if (batch := given.get("lengths")) is not None:
+        if not isinstance(batch, list):
+            raise UsageError("lengths are a list of batches, each a list of the lengths of its sequences")
+        given["lengths"] = tuple((each, each) if isinstance(each, int) else each for each in batch)
+        given.setdefault("batch", len(batch))
     if "batch" not in given or "heads" not in given:
         raise UsageError("a [[runs]] block needs batch or tokens, and heads or hidden")
     if share is not None:
