@@ -26,7 +26,7 @@ def listing(found: Sequence[Entry]) -> RenderableType:
             spills = Text(str(report.spill_bytes), "bold red" if report.spill_bytes else "")
             figures = [str(report.registers), spills, _kilobytes(report.smem_bytes), _kilobytes(report.cubin_bytes)]
         table.add_row(
-            Text(config.schedule, "bold"),
+            Text(config.asked, "bold"),
             config.dtype,
             str(config.head_dim),
             "causal" if config.causal else "full",

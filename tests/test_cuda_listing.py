@@ -9,6 +9,7 @@ import pytest
 from fasim.kernels.compile import build
 from fasim.kernels.cuda import catalog
 from fasim.kernels.cuda.config import available, config_for
+from fasim.kernels.cuda.pairs import config as pairs
 
 needs_nvrtc = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
 KEYS = (
@@ -24,7 +25,15 @@ def two_kernels(monkeypatch, tmp_path):
     monkeypatch.setenv("FASIM_CACHE_DIR", str(tmp_path))
     pair = [config_for(available()[0], "fp16", head_dim, False) for head_dim in (64, 128)]
     monkeypatch.setattr(catalog, "variants", lambda: pair)
+    monkeypatch.setattr(catalog.pairs, "variants", list)
     return pair
+
+
+def test_kernels_whose_ctas_share_an_sm_are_listed_by_the_name_that_is_asked_for(fasim, monkeypatch):
+    one = pairs.config_for(pairs.NAMES[0], "bf16", 64, True)
+    monkeypatch.setattr(catalog.pairs, "variants", lambda: [one])
+    *_, row = json.loads(fasim("kernels", "--json")[1])
+    assert (row["schedule"], row["tile"]["resident"]) == ("pairs-overlap-2stage", 3) and row["schedule"] in fasim("kernels")[1]
 
 
 @needs_nvrtc

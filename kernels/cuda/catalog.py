@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..compile import build
 from .config import SCHEDULES, KernelConfig, available, variants
+from .pairs import config as pairs
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Entry:
         """Plain JSON values; resources are None where the kernel is not compiled."""
         config, report = self.config, self.built.report if self.built else None
         return {
-            "schedule": config.schedule,
+            "schedule": config.asked,
             "dtype": config.dtype,
             "head_dim": config.head_dim,
             "causal": config.causal,
@@ -43,7 +44,7 @@ def entries(compiled: bool = False, advance: Callable[[int, int, str], None] = l
 
     Raises build.MissingCompiler where something must be compiled and NVRTC is not installed.
     """
-    configs = [config for config in variants() if config.schedule in available()]
+    configs = [*(config for config in variants() if config.schedule in available()), *pairs.variants()]
     sources = [config.source for config in configs]
     if not compiled:
         return [Entry(config, build.lookup(source)) for config, source in zip(configs, sources, strict=True)]

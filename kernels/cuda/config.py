@@ -38,6 +38,11 @@ class KernelConfig:
         return f"{self.schedule} {self.dtype} d{self.head_dim} {mask}" + (" trace" if self.trace else "")
 
     @property
+    def asked(self) -> str:
+        """What flash_attn_func calls it."""
+        return self.schedule
+
+    @property
     def path(self) -> Path:
         """The schedule's .cu."""
         return path_of(self.schedule)

@@ -45,6 +45,11 @@ class PairConfig(KernelConfig):
         return f"{super().name}, {self.tile}, {self.tile.resident} an SM"
 
     @property
+    def asked(self) -> str:
+        """What flash_attn_func calls it, one of NAMES."""
+        return f"{PREFIX}{self.schedule}"
+
+    @property
     def source(self) -> Source:
         """The schedule's text with the edited header."""
         of = super().source
