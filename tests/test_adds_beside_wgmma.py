@@ -17,7 +17,7 @@ from fasim.simulator.schedules import Kernel
 RECORDED = json.loads((Path(fasim.traces.__file__).parent / "recorded" / "calibration" / "reduce_add.json").read_text())["results"]
 H200 = load_device("h200")
 WORKLOAD = Workload(1, 1, 8448, 128, direction="backward")
-GEMMS = {"ss80": (("S^T", "K", "Q"), 80), "ss128": (("S^T", "K", "Q"), 128), "rs128": (("dV", "P^T", "dO"), 128)}
+GEMMS = {f"ss{n}": (("S^T", "K", "Q"), n) for n in (64, 80, 128)} | {"rs128": (("dV", "P^T", "dO"), 128)}
 """Kind -> the GEMM, and the queries of a tile; its columns are those, or the head dim."""
 REPEATS = 60
 
@@ -35,7 +35,7 @@ def modelled(kind, other):
         for wg in cta.consumers():
             for ring in rings.values():
                 wg.wait(ring[0])
-            for _ in range(REPEATS if wg.rank < 2 else REPEATS // 2):
+            for _ in range((REPEATS, REPEATS, REPEATS // 2, 0)[wg.rank]):
                 if wg.rank < 2:
                     wg.wait(wg.gemm(destination, rings[a][0] if a in rings else a, rings[b][0], loaded=True))
                 elif other == "stores":
@@ -47,7 +47,7 @@ def modelled(kind, other):
             for ring in rings.values():
                 wg.free(ring[0])
 
-    tile = Tile(-(-rows // 3) * 3, 192, 1, 3)  # a column more, where three do not share them
+    tile = Tile(rows, 256, 1, 4)  # the fourth does nothing
     program = trace(Kernel(body, "columns", code=Gradients(wgmma=True, added_bytes=16)), WORKLOAD, tile, [(1, 0)])
     run = replay([program], H200, Memory(40.0, 18.0, {}, {}, adds=H200.l2_add_bytes_per_cycle / 132), max_spans=100_000)
     lanes, spans = {lane.name: n for n, lane in enumerate(run.lanes)}, run.spans
@@ -67,6 +67,13 @@ def test_gemms_beside_stores_and_adds_lose_what_was_recorded_and_stores_get_it(k
         assert beside / alone == pytest.approx(kept, abs=0.1)
         if other == "stores":
             assert stored == pytest.approx(recorded[other]["stores_bytes_per_clk"]["median"], rel=0.1)
+
+
+def test_two_warpgroups_gemms_that_need_all_of_shared_memory_take_turns_slower():
+    """Of 64 columns with A in shared memory, beside those of 128, which need 96 bytes a cycle of its 128."""
+    recorded = {kind: RECORDED["beside"][f"{kind}_alone"]["gemms_per_1000_clk"]["median"] for kind in ("ss64", "ss128")}
+    rate = {kind: modelled(kind, None)[0] for kind in recorded}
+    assert rate["ss64"] / rate["ss128"] == pytest.approx(recorded["ss64"] / recorded["ss128"], rel=0.1)
 
 
 def test_all_sms_add_what_was_recorded():

@@ -65,7 +65,7 @@ def test_of_a_backward_the_main_kernel_is_compared_beside_the_whole_call():
     ("kernel", "head_dim", "schedule"),
     [
         ("peer:fa4", 128, "fa3"),
-        ("peer:fa4", 256, "wide"),
+        ("peer:fa4", 256, "narrow"),
         ("peer:fa2", 64, "fa2"),
         ("peer:cudnn", 128, "cudnn"),
         ("peer:cudnn", 256, None),

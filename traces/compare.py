@@ -26,7 +26,7 @@ from .predictions import Advance, Predict, Question, predict_all
 STANDS_FOR = {"peer:fa3": "fa3-published", "peer:fa2": "fa2-pytorch", "torch-fa2": "fa2-pytorch"}
 """Kernels that are not ours -> the schedule they are set beside."""
 STANDS_FOR_BACKWARD = {"peer:fa4": "fa3", "peer:fa2": "fa2", "torch-fa2": "fa2", "peer:cudnn": "cudnn", "torch-cudnn": "cudnn"}
-WIDE = {"fa3": "wide"}
+WIDE = {"fa3": "narrow"}
 """Schedules of the backward -> those that take their place at a head dim which they do not have."""
 SPLITS = "splitkv"
 """In the name of a FlashAttention-2 kernel that deals the keys of a row to several CTAs, which no schedule here does."""

@@ -419,6 +419,7 @@ def _issue_wgmma(state, i, row, now, eight_bit):
     step = state.queues[i, (warp["queue_head"] + warp["queue_length"]) % MAX_QUEUE]
     step["cycles"], step["issued"], step["instruction"] = _k_step_cycles(machine, gemm, eight_bit), now, warp["pc"]
     step["ends_group"], step["nbytes"] = warp["part"] == gemm["k_steps"], _operand_bytes(gemm)
+    step["products"] = _products(machine, gemm, eight_bit)
     warp["queue_length"] += 1
     state.busy[s, U_SMEM] += step["nbytes"]
 
@@ -443,9 +444,14 @@ def _operand_bytes(gemm):
 @inlined
 def _k_step_cycles(machine, gemm, eight_bit):
     """Cycles of the tensor cores for one k step: its products, or the reading of its operands."""
+    return max(_products(machine, gemm, eight_bit), -(-_operand_bytes(gemm) // machine["smem_bytes"]))
+
+
+@inlined
+def _products(machine, gemm, eight_bit):
+    """Cycles that they multiply for one k step; waiting for operands they are not busy, as counters have it."""
     rate = machine["tensor_flops_8bit"] if eight_bit else machine["tensor_flops"]
-    products = -(-2 * gemm["m"] * gemm["n"] * gemm["k_per_step"] // rate)
-    return max(products, -(-_operand_bytes(gemm) // machine["smem_bytes"]))
+    return -(-2 * gemm["m"] * gemm["n"] * gemm["k_per_step"] // rate)
 
 
 @inlined
@@ -453,6 +459,7 @@ def _serve_k_step(state, s, now):
     """The tensor cores of SM s execute the k step that the arbiter chooses."""
     machine, sm = state.machine[0], state.sms[s]
     i = _oldest(state, s) if machine["arbitration"] == 0 else _next_in_turn(state, s, now)
+    in_turns = sm["tensor_free"] == now and (sm["tensor_full"] == 2 or (sm["tensor_full"] == 1 and i != sm["tensor_owner"]))
     sm["tensor_run"] = sm["tensor_run"] + 1 if i == sm["tensor_owner"] else 1
     sm["tensor_owner"] = i
     warp = state.warps[i]
@@ -462,6 +469,11 @@ def _serve_k_step(state, s, now):
     sm["steps"] -= 1
 
     end = now + step["cycles"]
+    sm["tensor_full"] = 0
+    if step["nbytes"] >= step["cycles"] * machine["smem_bytes"]:
+        sm["tensor_full"] = 2 if in_turns else 1
+    if sm["tensor_full"] == 2:
+        end += step["cycles"] * machine["shared_q10"] >> 10
     if sm["crowded_until"] > now:
         end += step["cycles"] * sm["crowded_q10"] >> 10
     if sm["adding_until"] > now:
@@ -475,7 +487,7 @@ def _serve_k_step(state, s, now):
     sm["tensor_free"] = sm["wgmma_until"] = end
     sm["pending"] -= step["cycles"]
     sm["pending_bytes"] -= step["nbytes"]
-    state.busy[s, U_TENSOR] += step["cycles"]
+    state.busy[s, U_TENSOR] += step["products"]
     _draw(state, state.unit_lane + U_TENSOR, warp, state.code[step["instruction"]], 0, now, end)
     sm["served"] = now
     _admit(state, s)

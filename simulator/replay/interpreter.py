@@ -186,7 +186,8 @@ class Warp(Asker):
                 now = sm.last_served
             sm.issuer = self
             last = step + 1 == gemm.k_steps
-            self.queue.append(SimpleNamespace(cycles=work, nbytes=operand_bytes, issued=now, ends_group=last, instruction=ins))
+            sizes = {"cycles": work, "products": products, "nbytes": operand_bytes}
+            self.queue.append(SimpleNamespace(**sizes, issued=now, ends_group=last, instruction=ins))
             sm.busy["smem bytes"] += operand_bytes
             now += max(cycles.wgmma_issue, work * cycles.wgmma_issue_q10 >> 10)
             if not last:

@@ -76,4 +76,4 @@ class Schedule:
     @property
     def hopper(self) -> bool:
         """Whether it needs TMA and WGMMA."""
-        return self.family in ("hopper", "3-stage", "published", "hopper backward", "lagged backward")
+        return self.family in ("hopper", "3-stage", "published", "hopper backward", "lagged backward", "narrow backward")

@@ -16,6 +16,7 @@ from .fa3 import fa3
 from .halves import halves
 from .keys_first import keys_first
 from .lagged import lagged
+from .narrow import narrow
 from .registers import registers
 from .standard import dk, dp, dq, ds, dv
 from .warp_specialized import warp_specialized
@@ -34,7 +35,8 @@ _LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
 def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
     main = Kernel(body, "columns", _WALK, code=_WGMMA, live=live)
     family = "lagged backward" if body in (lagged, covered, ahead, halves) else "hopper backward"
-    dims = {wide: (256,), halves: (256,), ahead: (128,)}.get(body, (64, 128))
+    family = "narrow backward" if body is narrow else family
+    dims = {wide: (256,), narrow: (256,), halves: (256,), ahead: (128,)}.get(body, (64, 128))
     return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=dims, direction="backward")
 
 
@@ -105,6 +107,11 @@ ALL = (
         "wide", wide, "for head_dim 256: dK and dV transposed, P through shared memory, dQ added from registers in halves",
         "FlashAttention-4's for d256 on Hopper (flash_attn/cute)",
         (("dK^T", "dV^T", "S", "dP"), ("dK^T", "dV^T", "dQ/2")),
+    ),
+    _hopper(
+        "narrow", narrow, "for head_dim 256: wide, but so few keys that dQ leaves through shared memory",
+        "FlashAttention-4's for d256 on Hopper (flash_attn/cute, 4.0.0b36)",
+        (("dK^T", "dV^T", "S", "dP"), ("dK^T", "dV^T", "dQ")),
     ),
     _hopper(
         "halves", halves, "for head_dim 256: one warpgroup forms S, the other dP, and each half of the head dim of dV, dK and dQ",
