@@ -39,7 +39,8 @@ class PlainL2:
                 continue
             missed = self.touch(near, entry, size, tensor, False)
             if home != near and missed:
-                missed = min(missed, self.touch(home, entry, size, tensor, False))
+                few = 2 * missed < sum(WEIGHTS) and all(entry in stripe for stripe in self.held[home])
+                missed = 0 if few else min(missed, self.touch(home, entry, size, tensor, False))
             self.counts[tensor, 4] += missed * size
 
     def flush(self):

@@ -323,6 +323,19 @@ def test_causal_tiles_drawn_one_by_one_in_small_sections_read_little_more_than_o
     assert read / work.compulsory_read_bytes == pytest.approx(measured, abs=0.02)
 
 
+def test_lines_that_a_copy_lost_are_no_use_of_the_whole_tile_at_its_home():
+    """Every stripe of L2 as an L2 of its own, all of it alike: FlashAttention-2 loses as many of its lines as they do together."""
+    work = Workload(batch=4, heads=16, seqlen=4096, head_dim=128, causal=True)
+    launch = forward(work, 128, 64, "grid", slots=264)
+
+    def read(device, scattered):
+        return replay_traffic(work, [launch], NAMES, device, scattered)[0].total("hbm_read") / work.compulsory_read_bytes
+
+    sharp = replace(H200, l2_effective_fraction=1.0, l2_spread=0.0)
+    alone = [read(replace(sharp, l2_bytes=int(each)), False) for each in stripe_bytes(H200)]
+    assert read(H200, True) == pytest.approx(np.average(alone, weights=WEIGHTS), abs=0.01)
+
+
 def test_sms_differ_in_pace_by_the_measured_spread():
     pace = paces(132)
     assert pace.max() == 1.0

@@ -32,7 +32,7 @@ ACCESS = np.dtype(
     ]
 )
 
-WEIGHTS = (1, 1, 2, 4, 8, 16, 16, 16)
+WEIGHTS = (1, 1, 2, 4, 8, 16, 32, 64, 64, 64)
 """Shares of a tile in each stripe, fine where a rare loss matters: a K/V block is walked hundreds of times."""
 STRIPES = len(WEIGHTS)
 SHARES = sum(WEIGHTS)
@@ -174,6 +174,9 @@ def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, 
         missed = STRIPES
         while True:
             x = (partition * len(block) + number) * homes + home
+            if partition != near and not write and 2 * LOST[missed] < SHARES and links[x, 2] == 0:
+                missed = 0  # the home has all, and is asked for so few lines that the tile's place there stays what it was
+                break
             missed = min(missed, _touch(x, partition, size, block, links, capacity, used, oldest, counts))
             if partition == home or missed == 0:
                 break
@@ -227,7 +230,7 @@ def _touch(x, partition, size, block, links, capacity, used, oldest, counts):
             used[partition, k] -= block[tile, 0]
             links[y, 2] = k + 1
             if links[y, 3] >> k & 1:
-                links[y, 3] &= ~(1 << k) & 255
+                links[y, 3] &= ~(1 << k) & ((1 << STRIPES) - 1)
                 counts[block[tile, 1], FROM_HBM + 1] += WEIGHTS[k] * block[tile, 0]
             if k == STRIPES - 1:
                 older, newer = links[y, 0], links[y, 1]
