@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .code.estimate import STATISTICS
+from .code.estimate import SPILLED, STATISTICS, Spill
 from .devices.device import Device
 from .language.check import IllegalProgram, check
 from .language.program import ACCESS_FIELDS, Program, trace
@@ -19,7 +19,7 @@ from .problem.tile import Tile
 from .problem.workload import Workload
 from .replay.chip import recorded
 from .replay.fit import occupancy
-from .replay.l2 import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, WALKED
+from .replay.l2 import ACCESS, KV, ON_EXIT, OWN, PAIR, ROW, STATIC, WALKED
 from .replay.settle import Grid, Problem
 from .replay.traffic import Launch, TensorLayout, replay_traffic
 from .schedules import Kernel, Schedule
@@ -29,7 +29,7 @@ OWN_BLOCKS = 12
 """Blocks of a user's own schedule that are checked, whose later blocks may differ; of ours the third is as any other."""
 
 
-def _tensor_names(schedule: Schedule) -> list[str]:
+def _tensor_names(schedule: Schedule, workload: Workload) -> list[str]:
     if schedule.direction == "backward":
         inside = ["P", "dP", "dS"] if schedule.family.startswith("standard") else ["O", "LSE", "delta", "dQaccum"]
         return ["Q", "K", "V", "dO", *inside, "dQ", "dK", "dV"]
@@ -37,13 +37,18 @@ def _tensor_names(schedule: Schedule) -> list[str]:
         return ["Q", "K", "V", "O", "LSE", *(["Opart", "LSEpart"] if len(schedule.kernels) > 1 else [])]
     names = ["Q", "K", "V", "O"]
     names += {"standard": ["S", "P"], "fa1": ["l", "m"]}.get(schedule.family, ["LSE"])
-    return names
+    return names + [SPILLED] * any(_spill(kernel, workload) is not None for kernel in schedule.kernels)
+
+
+def _spill(kernel: Kernel, workload: Workload) -> Spill | None:
+    """What the compiler of a forward's kernel had no registers for."""
+    return None if workload.backward else kernel.code.spilled(workload.head_dim, workload.causal)
 
 
 @functools.lru_cache(maxsize=4)
 def lay_out(schedule: Schedule, workload: Workload, tile: Tile, device: Device) -> Problem:
     """The problem at a free clock; the same question at another clock moves the same bytes."""
-    tensors = _tensor_names(schedule)
+    tensors = _tensor_names(schedule, workload)
     grids = [_grid(kernel, schedule, workload, tile, device, tensors) for kernel in schedule.kernels]
     seen = parts.packed(workload, tile) if schedule.packs else workload
     return Problem(
@@ -89,7 +94,7 @@ def _grid(
     room = occupancy(schedule, workload, tile, device, short, kernel)
     launch = Launch(
         items=items,
-        accesses=_accesses(kernel, workload, tile, longest, tuple(tensors)),
+        accesses=_with_spills(_accesses(kernel, workload, tile, longest, tuple(tensors)), kernel, workload, room.threads, tensors),
         slots=device.sms * room.ctas_per_sm,
         block_m=tile.block_m,
         block_n=tile.block_n,
@@ -157,6 +162,24 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     out["write"] = loads["write"]
     out["multicast"] = loads["multicast"]
     return out
+
+
+def _with_spills(
+    accesses: np.ndarray, kernel: Kernel, workload: Workload, threads: int, tensors: Sequence[str]
+) -> np.ndarray:
+    """The accesses with what spills: local memory, which L1 keeps for reading and lets through to L2 where it is written."""
+    spill = _spill(kernel, workload)
+    if spill is None:
+        return accesses
+    last = np.append(accesses["step"][1:] != accesses["step"][:-1], True)
+    ends = np.flatnonzero(last & ((accesses["step"] >= 0) | (np.arange(len(accesses)) < len(accesses) - 1)))
+    stored = np.zeros(len(ends), ACCESS)
+    stored["tensor"], stored["mode"], stored["write"] = tensors.index(SPILLED), OWN, 1
+    stored["step"] = accesses["step"][ends]
+    stored["m_offset"] = stored["step"] < 0
+    words = np.where(stored["step"] < 0, spill.each_tile, spill.each_block)
+    stored["elements"], stored["element_bytes"] = words * threads, 4
+    return np.insert(accesses, ends[words > 0] + 1, stored[words > 0])
 
 
 def _every_block(first: np.ndarray, view: TileView, tensors: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from fasim.simulator.replay.l2 import KV, PAIR, ROW, STATIC, WEIGHTS
+from fasim.simulator.replay.l2 import KV, OWN, PAIR, ROW, STATIC, WEIGHTS
 from fasim.simulator.replay.traffic import paces, stripe_bytes
 
 
@@ -67,6 +67,7 @@ def plain_replay(work, launch, tensors, device):
             ROW: ((tensor, int(item["q_head"]), m), queries * row["elements"] * row["element_bytes"]),
             KV: ((tensor, int(item["kv_head"]), n), keys * row["elements"] * row["element_bytes"]),
             PAIR: ((tensor, int(item["q_head"]), m, n), queries * keys * row["element_bytes"]),
+            OWN: ((tensor, slot, int(row["m_offset"])), row["elements"] * row["element_bytes"]),
         }[int(row["mode"])]
         write = int(row["write"])
         counts[tensor, write] += size

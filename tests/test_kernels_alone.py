@@ -14,8 +14,9 @@ from fasim.kernels.compile.kernel_file import pipeline_of
 from fasim.simulator.code import alone, loop_reader, sass
 from fasim.simulator.code.compiled import code_of
 from fasim.simulator.code.estimate import SHIPPED
+from fasim.simulator.code.pipeline import Pipeline
 from fasim.simulator.code.sass import Code, Instruction, Point
-from fasim.simulator.predict import predict
+from fasim.simulator.predict import laid_out, predict
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.schedules import UsageError, adopt
 
@@ -138,3 +139,17 @@ def test_what_stands_around_a_load_of_ones_own_is_in_the_code_that_was_read():
     """A producer's, which is not read, is estimated."""
     code = code_of(alone.by_mma(mma_sync(256, 68), sass.loops(mma_sync(256, 68))))
     assert code.pen(0).load() == [] and code.pen(-1).load() == SHIPPED.pen(-1).load()
+
+
+def test_what_is_spilled_is_counted_by_the_block_and_once_a_tile():
+    """Words on the way through the loop, and those that only lie at other addresses; it is kept and taken to L2."""
+    code = mma_sync(256, 68)
+    stores = [("STL", "[R1+0x10], R3"), ("STL.64", "[R1+0x18], R4"), ("STL.128", "[R1], R8")]
+    first, second, before = (instruction(*each) for each in stores)
+    again = instruction("STL", "[R1+0x10], R5")
+    spilling = Code(code.name, (before, again, first, second, *code.instructions), {".L_x_0": 2}, 128)
+    found = alone.by_mma(spilling, sass.loops(spilling))
+    assert found.spilled == (3, 4) and Pipeline.from_dict(found.to_dict()).spilled == (3, 4)
+    work = Workload(1, 4, 640, 128, "fp16")
+    assert laid_out(work, adopt("spilling", found).name, "h200").traffic.by_tensor["spilled"].l2_write == 20 * 512 * (10 * 3 + 4)
+    assert code_of(alone.by_mma(code, sass.loops(code))).spilled(128, False) is None

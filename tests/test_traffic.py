@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 from plain_l2 import plain_replay
 
 from fasim.simulator.devices.device import load_device
+from fasim.simulator.predict import laid_out
 from fasim.simulator.problem.order import ITEM, work_items
 from fasim.simulator.problem.workload import LSE_BYTES, Workload
 from fasim.simulator.replay import traffic as traffic_module
-from fasim.simulator.replay.l2 import ACCESS, KV, ON_EXIT, PAIR, ROW, STATIC, WEIGHTS
+from fasim.simulator.replay.l2 import ACCESS, KV, ON_EXIT, OWN, PAIR, ROW, STATIC, WEIGHTS
 from fasim.simulator.replay.traffic import Launch, TensorLayout, paces, replay_traffic, stripe_bytes
+from fasim.traces import store
 
 H200 = load_device("h200")
 NAMES = [TensorLayout(name) for name in ("Q", "K", "V", "O", "LSE")]
-Q, K, V, O, LSE = range(5)
+Q, K, V, O, LSE, SPILL = range(6)
+FLASHATTENTION_2 = sorted(store.PEERS.glob("peer-fa2-*.run.json"))
 
 
 def accesses(*rows):
@@ -321,6 +324,41 @@ def test_causal_tiles_drawn_one_by_one_in_small_sections_read_little_more_than_o
     launch = forward(work, 128, 64 if work.head_dim == 256 else 128, "longest-first")
     read = replay_traffic(work, [launch], NAMES, H200)[0].total("hbm_read")
     assert read / work.compulsory_read_bytes == pytest.approx(measured, abs=0.02)
+
+
+def with_spills(work, each_block, each_tile):
+    """What a warpgroup of 128 threads stores to local memory: once a tile behind its first loads, and behind each block's."""
+    launch = forward(work, 128, 64, "grid", slots=264)
+    rows = launch.accesses
+    ends = np.flatnonzero(np.append(rows["step"][1:] != rows["step"][:-1], False))
+    stored = [(SPILL, OWN, int(rows["step"][end] < 0), 0, int(rows["step"][end]), 0, 4, 1, 0) for end in ends]
+    stored = accesses(*stored)
+    stored["elements"] = 128 * np.where(stored["step"] < 0, each_tile, each_block)
+    return replace(launch, accesses=np.insert(rows, ends + 1, stored))
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 4), st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_spills_go_to_l2_whenever_they_are_stored_and_the_replay_equals_a_plain_one(each_block, each_tile, heads, causal):
+    work = Workload(batch=1, heads=heads, seqlen=640, head_dim=128, causal=causal)
+    launch, device = replace(with_spills(work, each_block, each_tile), slots=3), replace(H200, l2_bytes=400_000)
+    tensors = [*NAMES, TensorLayout("spilled")]
+    traffic, *_ = replay_traffic(work, [launch], tensors, device)
+    expected = plain_replay(work, launch, len(tensors), device)
+    assert [list(vars(traffic.by_tensor[tensor.name]).values()) for tensor in tensors] == expected.tolist()
+    spilled = traffic.by_tensor["spilled"]
+    blocks = int(launch.items["blocks"].sum())
+    assert spilled.l2_write == 128 * 4 * (blocks * each_block + len(launch.items) * each_tile) and spilled.l2_read == 0
+
+
+@pytest.mark.parametrize("path", FLASHATTENTION_2, ids=lambda path: path.name.split("-")[4])
+def test_flashattention_2_writes_what_its_compiler_spilled(path):
+    """Counted on an H200: up to 57 times what it has to write."""
+    run = store.load(path)
+    seen = laid_out(run.workload, "fa2-pytorch", H200, run.tile).traffic
+    written = seen.total("l2_write") / run.traffic.total("l2_write")
+    assert written == pytest.approx(1.0, abs=0.02 if run.workload.head_dim < 256 else 0.1)
+    assert seen.total("hbm_read") == pytest.approx(run.traffic.total("hbm_read"), rel=0.1)
 
 
 def test_lines_that_a_copy_lost_are_no_use_of_the_whole_tile_at_its_home():

@@ -16,6 +16,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from ..simulator.code.estimate import SPILLED
 from ..simulator.devices.device import Device, load_device
 from ..simulator.errors import UsageError
 from ..simulator.language.ops import Op
@@ -24,7 +25,7 @@ from ..simulator.predict import default_tile, laid_out
 from ..simulator.problem.tile import Tile
 from ..simulator.problem.workload import Workload
 from ..simulator.replay.chip import recorded
-from ..simulator.replay.l2 import KV, PAIR, ROW
+from ..simulator.replay.l2 import KV, OWN, PAIR, ROW
 from ..simulator.replay.settle import Grid, Problem
 from ..simulator.replay.traffic import Launch, TensorLayout, replay_traffic, stripe_bytes
 from ..simulator.results.html import table
@@ -143,7 +144,7 @@ def walk(workload: Workload, schedule: str, device: str | Device, tile: Tile | N
     if workload.backward:
         raise UsageError("a walk goes over the tiles of the forward alone; fasim.predict has the bytes of the backward")
     gpu = load_device(device) if isinstance(device, str) else device
-    problem = laid_out(workload, schedule, gpu, tile)
+    problem = _of_the_algorithm(laid_out(workload, schedule, gpu, tile))
     _short_enough(problem, gpu)
     names = tuple(problem.traffic.by_tensor)
     visits = [visit for grid in problem.grids for visit in _visits(problem, grid)]
@@ -156,6 +157,16 @@ def walk(workload: Workload, schedule: str, device: str | Device, tile: Tile | N
     launch = problem.grids[0].launch
     rows, columns = -(-workload.seqlen_q // launch.block_m), -(-workload.seqlen_k // launch.block_n)
     return Walk(schedule, workload, problem.tile, gpu.name, rows, columns, tuple(steps), problem.traffic)
+
+
+def _of_the_algorithm(problem: Problem) -> Problem:
+    """Without what a compiler spills, which belongs to no tile."""
+    if SPILLED not in problem.traffic.by_tensor:
+        return problem
+    each = [(grid, grid.launch.accesses) for grid in problem.grids]
+    grids = [replace(grid, launch=replace(grid.launch, accesses=rows[rows["mode"] != OWN])) for grid, rows in each]
+    by_tensor = {name: moved for name, moved in problem.traffic.by_tensor.items() if name != SPILLED}
+    return replace(problem, grids=grids, traffic=replace(problem.traffic, by_tensor=by_tensor))
 
 
 HEIGHTS, KEYS = (64, 128, 192, 256), (32, 64, 96, 128, 160, 192, 256)

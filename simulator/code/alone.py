@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..errors import UsageError
 from .pipeline import Block, Pipeline, Step
-from .sass import Code, Loop, Point, Segment, last_number, parts
+from .sass import Code, Instruction, Loop, Point, Segment, last_number, parts
 from .way import usual
 
 WARPGROUP, LANES = 128, 32
@@ -46,8 +46,23 @@ def by_mma(code: Code, loops: Sequence[Loop]) -> Pipeline:
         blocks=(Block(tuple(steps)),), masked=None, block_n=LANES * scores // rows_of_warp, head_dim=head_dim, element_bytes=2,
         looks_for_maximum=True, consumers=_threads(code) // WARPGROUP, persistent=False, multicast=False, weights_in_registers=True,
         meets=False, stages=stages, rows=4 * rows_of_warp, loads="cp_async", synchronous=True,
-        registers=code.registers,
+        registers=code.registers, spilled=spilled(code, way),
     )  # fmt: skip
+
+
+def spilled(code: Code, way: Sequence[int]) -> tuple[int, int]:
+    """4-byte words of a thread that go to local memory: stored on the way through a block, and at other addresses besides."""
+    inside, stores = set(way), {n: _words(each) for n, each in enumerate(code.instructions) if each.name == "STL"}
+    each_block = [words for number, words in stores.items() if number in inside]
+    elsewhere = set().union(*stores.values()) - set().union(*each_block)
+    return sum(map(len, each_block)), len(elsewhere)
+
+
+def _words(store: Instruction) -> set[int]:
+    """The words that a store to local memory writes, by their place in it."""
+    found = re.search(r"\+(0x[0-9a-f]+)\]", store.operands)
+    wide = {"64": 2, "128": 4}.get(store.opcode.rpartition(".")[2], 1)
+    return {(int(found[1], 16) if found else 0) // 4 + word for word in range(wide)}
 
 
 def _threads(code: Code) -> int:

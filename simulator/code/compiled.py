@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from . import softmax as counts
 from .around import of_gemm
-from .estimate import OURS, SHIPPED, Estimate, Pen
+from .estimate import OURS, SHIPPED, Estimate, Pen, Spill
 from .phase import Phase
 from .pipeline import Pipeline
 from .softmax import RUNNING, Left
@@ -22,6 +22,10 @@ class Compiled(Estimate):
     def pen(self, rank: int) -> Reader:
         """The code of one warp role: the producer (-1) or a consumer."""
         return Reader(self, rank)
+
+    def spilled(self, head_dim: int, causal: bool) -> Spill | None:
+        """What it stores to local memory, if anything."""
+        return Spill(head_dim, causal, *self.pipeline.spilled) if any(self.pipeline.spilled) else None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,16 @@ kernel of 128 x 224 at d128, wheel fa3-fwd 0.0.3: 204 instructions for 14 LDSM, 
 
 
 @dataclass(frozen=True)
+class Spill:
+    """Registers that a compiler had no room for: 4-byte words of a thread that it stores to local memory, by head dim and mask."""
+
+    head_dim: int
+    causal: bool
+    each_block: int
+    each_tile: int  # besides
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The code of a kernel with this softmax; one that is `persistent` has TMA, rings and a next tile to see to."""
 
@@ -57,6 +67,8 @@ class Estimate:
     prologue: tuple[int, int] = field(default=(0, 0), kw_only=True)
     """Instructions of a warp until barriers and roles are known; and how many more those of a cluster take."""
 
+    spills: tuple[Spill, ...] = field(default=(), kw_only=True)
+
     @property
     def operand_sets(self) -> int:
         """Register sets for P between which blocks alternate."""
@@ -65,6 +77,10 @@ class Estimate:
     def pen(self, rank: int) -> Pen:
         """The code of one warp role: the producer (-1) or a consumer."""
         return Pen(self, rank)
+
+    def spilled(self, head_dim: int, causal: bool) -> Spill | None:
+        """What it stores to local memory, if anything."""
+        return next((each for each in self.spills if (each.head_dim, each.causal) == (head_dim, causal)), None)
 
 
 class Pen(Around):
@@ -170,6 +186,10 @@ PLAIN, OURS, SHIPPED = (
 )
 """Kernels without TMA; ours for Hopper (kernels/cuda), one of whose producer's four warps loads; FlashAttention-3's. Prologues are
 counted in SASS: up to the branch between roles (fa3.cu 73; wheel fa3-fwd 0.0.3, bf16: d64 to d256 147 to 151, clusters 232)."""
-PYTORCH = Estimate(EXACT, persistent=False, copied=True)
+SPILLED = "spilled"
+"""What is stored so, among the tensors of a call."""
+PYTORCH_SPILLS = ((64, False, 6, 22), (64, True, 6, 26), (128, False, 14, 19), (128, True, 14, 18), (256, True, 0, 15))
+PYTORCH = Estimate(EXACT, persistent=False, copied=True, spills=tuple(Spill(*each) for each in PYTORCH_SPILLS))
 """FlashAttention-2 as PyTorch compiles it (SASS of flash_fwd_kernel in torch 2.11, sm_90: a block of 128 x 64 at d128 has 1,189
-instructions a warp, 256 of them HMMA, 336 FMUL, 128 FADD, 72 FSETP, 68 MUFU; blocks with a mask have a copy of the loop)."""
+instructions a warp, 256 of them HMMA, 336 FMUL, 128 FADD, 72 FSETP, 68 MUFU; blocks with a mask have a copy of the loop). Spills
+are its STL: the words in the loop, and those besides that lie at another address of the stack."""

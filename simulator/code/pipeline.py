@@ -113,6 +113,7 @@ class Pipeline:
     draws: bool = True  # tiles from a queue in memory, where it is persistent; else every CTA takes those of a fixed stride
     turns_by_mbarrier: bool = False  # in the place of named barriers
     transposes: bool = False  # other warps than the consumers' transpose V of 8 bits in shared memory
+    spilled: tuple[int, int] = (0, 0)  # words of a thread that go to local memory, by the block and once besides
 
     @property
     def lag(self) -> int:
@@ -143,7 +144,8 @@ class Pipeline:
     def from_dict(cls, data: Mapping) -> Pipeline:
         """What `to_dict` gave."""
         blocks = tuple(map(_block, data["blocks"]))
-        return cls(**{**data, "blocks": blocks, "masked": _block(data["masked"]) if data["masked"] else None})
+        masked, spilled = _block(data["masked"]) if data["masked"] else None, tuple(data.get("spilled", (0, 0)))
+        return cls(**{**data, "blocks": blocks, "masked": masked, "spilled": spilled})
 
 
 def _written(block: Block) -> list[dict]:

@@ -13,19 +13,22 @@ import numpy as np
 
 from ..jit import compiled, inlined
 
-ROW, KV, PAIR = 0, 1, 2
-"""How an access finds its tile: of queries (q_head, m), of keys (kv_head, block), or of both (q_head, m, block)."""
-WALKED = 3
+ROW, KV, PAIR, OWN = 0, 1, 2, 3
+"""How an access finds its tile: of queries (q_head, m), of keys (kv_head, block), of both (q_head, m, block), or what a slot has
+for itself, whichever item is in it."""
+OWN_TILES = 2
+"""What a slot has: what is touched once a block, and what once an item."""
+WALKED = 4
 """Added to ROW or PAIR where the loop walks queries: the block counts them, through every query head of the group."""
 
 ACCESS = np.dtype(
     [
         ("tensor", "i4"),  # index into the call's list of tensors
         ("mode", "i4"),  # ROW, KV or PAIR, or of the first and the last WALKED
-        ("m_offset", "i4"),  # query tile, added to the item's m
+        ("m_offset", "i4"),  # query tile, added to the item's m; of OWN, which of the slot's
         ("block", "i4"),  # key tile, in the order it is walked, added to the item's n; of ROW, query tiles below it are left out
         ("step", "i4"),  # loop step, -1 outside the loop
-        ("elements", "i4"),  # per row (PAIR: not used, a row is as long as the key tile)
+        ("elements", "i4"),  # per row (PAIR: not used, a row is as long as the key tile); of OWN, in all
         ("element_bytes", "i4"),
         ("write", "i4"),  # 1 for a store, 2 for one that adds to what is there, as L2 does
         ("multicast", "i4"),  # 1 where one load serves the whole cluster
@@ -88,8 +91,9 @@ def walk(budget, queue, steps, items, accesses, first, group, m_tiles, n_tiles, 
                 while p < end and accesses[p, 4] == step and accesses[p, 7] >= stored:
                     stored = accesses[p, 7]
                     again = p > begun and stored == 0 and _same_tile(accesses, p)
-                    _access(i, p, again, near_of[slot], items, accesses, first, group, m_tiles, n_tiles, sizes, cluster, descending,
-                            block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late)  # fmt: skip
+                    _access(i, slot, p, again, near_of[slot], items, accesses, first, group, m_tiles, n_tiles, sizes, cluster,
+                            descending, block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched,
+                            late)  # fmt: skip
                     p += 1
                     done += 1
                 while p < end and accesses[p, 4] >= limit:
@@ -118,7 +122,7 @@ def _same_tile(accesses, p):
 
 
 @inlined
-def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, sizes, cluster, descending,
+def _access(i, slot, p, again, near, items, accesses, first, group, m_tiles, n_tiles, sizes, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
     tensor = accesses[p, 0]
@@ -142,6 +146,9 @@ def _access(i, p, again, near, items, accesses, first, group, m_tiles, n_tiles, 
     elif how == KV:
         number = first[tensor] + head * n_tiles[tensor] + n
         size = keys * accesses[p, 5] * accesses[p, 6]
+    elif how == OWN:
+        number = first[tensor] + slot * n_tiles[tensor] + accesses[p, 2]
+        size = accesses[p, 5] * accesses[p, 6]
     else:
         number = first[tensor] + (head * m_tiles[tensor] + m) * n_tiles[tensor] + n
         size = rows * keys * accesses[p, 6]

@@ -27,7 +27,7 @@ from ..devices.device import Device
 from ..jit import SLICE
 from ..problem.workload import Workload
 from ..results.run import Bytes, Traffic
-from .l2 import ACCESS, ASKED, FROM_HBM, KV, LOST, ON_EXIT, ROW, SHARES, STRIPES, WALKED, WEIGHTS, flush, walk
+from .l2 import ACCESS, ASKED, FROM_HBM, KV, LOST, ON_EXIT, OWN, OWN_TILES, PAIR, ROW, SHARES, STRIPES, WALKED, WEIGHTS, flush, walk
 
 SM_SPREAD = 0.0005
 """Standard deviation of the SMs' pace: most pairs of two warpgroups' GEMMs last 0.16 to 0.21 % longer at the 95th than at
@@ -169,17 +169,19 @@ class _Layout:
             named = _columns(launch.accesses, ("tensor", "mode"))
             named[:, 1] %= WALKED
             for tensor, mode in np.unique(named, axis=0).tolist():
-                cut = (mode, launch.block_m if mode != KV else 0, launch.block_n if mode != ROW else 0)
+                cut = (mode, launch.block_m if mode in (ROW, PAIR) else 0, launch.block_n if mode in (KV, PAIR) else 0)
                 if cuts.setdefault(tensor, cut) != cut:
                     raise ValueError(f"tensor {tensor} is cut as {cuts[tensor]} and as {cut} (mode, block_m, block_n)")
         self.total = 0
         for tensor, (mode, block_m, block_n) in cuts.items():
             m_tiles = -(-workload.seqlen_q // block_m) if block_m else 1
             n_tiles = -(-workload.seqlen_k // block_n) if block_n else 1
-            heads = workload.batch * (workload.kv_heads if mode == KV else workload.heads)
+            each = workload.batch * (workload.kv_heads if mode == KV else workload.heads)
+            if mode == OWN:
+                each, n_tiles = max(launch.slots for launch in launches), OWN_TILES
             self.first[tensor] = self.total
             self.m_tiles[tensor], self.n_tiles[tensor] = m_tiles, n_tiles
-            self.total += heads * m_tiles * n_tiles
+            self.total += each * m_tiles * n_tiles
 
 
 def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
