@@ -16,6 +16,7 @@ from fasim.simulator.language.ops import Op
 from fasim.simulator.language.program import trace
 from fasim.simulator.predict import default_tile, laid_out, predict, programs
 from fasim.simulator.problem.order import work_items
+from fasim.simulator.problem.tile import Tile
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.replay.interpreter import interpret
@@ -300,3 +301,30 @@ def test_a_pass_that_is_not_done_is_refused_in_a_sentence(line, says, capsys):
 
 def test_a_name_of_both_passes_is_two_schedules():
     assert find_schedule("fa2") is not find_schedule("fa2", "backward")
+
+
+def instructions(name, causal, warp="WG1", head_dim=128):
+    """What a consumer executes for one Q block of the main kernel amid a tile, by pipe, and all of it."""
+    workload, kernel = backward(1, 1, 8448, head_dim, causal=causal), BACKWARD[name].kernels[1]
+    counted = []
+    for loop in (12, 13):
+        program = trace(kernel, workload, Tile(64, 128, 3, 2), [(loop, 0)])
+        stream = program.stream(program.warps.index(warp))
+        phases = program.phases[stream["record"][stream["op"] == Op.COMPUTE]]
+        sums = {pipe: int((phases[pipe] * phases["chunks"]).sum()) for pipe in ("fma", "alu", "mufu", "convert", "other", "stsm")}
+        counted.append(sums | {"all": sum(sums.values()) + int(stream["issues"].sum())})
+    return {pipe: counted[1][pipe] - counted[0][pipe] for pipe in counted[0]}
+
+
+def test_cudnns_block_has_the_arithmetic_of_its_machine_code():
+    """Nsight Compute's listing, d128, 32 elements a thread: FFMA 32, FMUL 96, FADD 32; FSETP and FSEL 32 each; 624 in all, full."""
+    found = instructions("cudnn", causal=False)
+    assert (found["fma"], found["alu"], found["mufu"], found["convert"], found["stsm"]) == (32 + 96 + 32, 64, 32, 32, 4)
+    assert 0.75 < found["all"] / 624 < 1.05
+    assert found["fma"] == instructions("cudnn", causal=True)["fma"] > instructions("lagged", causal=False)["fma"] == 96
+
+
+def test_cudnn_walks_the_keys_of_one_head_after_the_other():
+    section = BACKWARD["cudnn"].kernels[1].section_bytes
+    items = work_items(backward(2, 2, 1024, 128, causal=True), 64, 128, "columns", section_bytes=section)
+    assert items["n"][:9].tolist() == [*range(8), 0] and items["kv_head"][:9].tolist() == [0] * 8 + [1]

@@ -69,6 +69,21 @@ def test_the_model_has_flash_attention_4s_main_kernel_and_its_bytes(mask):
         assert abs(found.row(quantity).error) <= allowed, quantity
 
 
+@pytest.mark.parametrize(
+    ("shape", "schedule", "allowed"),
+    [
+        ("peer-cudnn-peer-b16h16s1024d128-bf16-causal", "cudnn", 0.07), ("peer-cudnn-peer-b4h16s4096d128-bf16", "cudnn", 0.06),
+        ("peer-fa4-peer-b16h32s1024d64-bf16", "fa3", 0.02), ("peer-fa4-peer-b16h8s1024d256-bf16", "narrow", 0.07),
+    ],
+)  # fmt: skip
+def test_the_model_has_other_peoples_main_kernels(shape, schedule, allowed):
+    name = f"{shape}-backward-sustained"
+    (found,) = compare_all({name: RUNS[name]}).comparisons
+    assert found.predicted.schedule == schedule and found.predicted.tile == RUNS[name].tile
+    assert abs(found.row("main kernel").error) <= allowed and abs(found.row("time").error) <= 0.07
+    assert abs(found.row("tensor cores").error) <= 0.06 and abs(found.row("L2 read").error) <= 0.01
+
+
 # -- ours, validated ---
 
 VALIDATION = PLACE / "validation"

@@ -26,6 +26,16 @@ class Gradients:
 
     wgmma: bool
     added_bytes: int = 4
+    weight_fma: int = 1
+    """FMA of an element of P: S times scale less LSE."""
+    gradient_fma: int = 2
+    """FMA of an element of dS."""
+    statistic_alu: int = 0
+    """Of an LSE or a delta that is read: whether it is one."""
+    mask_alu: int = 2
+    """Of an element of a masked block."""
+    masked: int = 0
+    """Blocks of a tile that are masked, the diagonal's or not, where they are more than those; 0: those."""
     persistent = False
     operand_sets = 1
 
@@ -51,22 +61,39 @@ class GradientPen(Around):
         """Before a WGMMA: stage and descriptors; the loop's branch before the scores."""
         return [Phase(latencies=int(scores), branches=int(scores))]
 
-    def probabilities(self, tile, scores: str, step: int, half: int | None = None) -> list[Phase]:
-        """P of one block: LSE, (mask,) exponentials, conversion; or one half of the exponentials, the first with what is before."""
-        elements = tile.per_thread(scores)
-        fetched = _whole_loop(elements) if step == 0 else 0
-        masked = [Phase(alu=2 * CHUNK, chunks=_chunks(elements))] if tile.is_masked(step) else []
-        weights = Phase(fma=CHUNK, mufu=CHUNK, convert=CHUNK // 2, chunks=_chunks(elements), interleaved=True)
+    def probabilities(self, tile, scores: str, step: int, half: int | None = None, ready: bool = False) -> list[Phase]:
+        """P of one block: LSE, (mask,) exponentials, conversion; or one half of the exponentials, the first with what is before,
+        unless that is `ready`.
+        """
+        elements, fma = tile.per_thread(scores), CHUNK * (self.code.weight_fma - ready)
+        weights = Phase(fma=fma, mufu=CHUNK, convert=CHUNK // 2, chunks=_chunks(elements), interleaved=True)
         if half is not None:
             weights = replace(weights, chunks=-(-weights.chunks // 2))
-        if half == 1:
-            return [weights]
-        return [replace(_statistics(tile, scores), fetched=fetched), *masked, weights]
+        return [weights] if half == 1 or ready else [*self._before(tile, scores, step), weights]
+
+    def exponents(self, tile, scores: str, step: int) -> list[Phase]:
+        """What is before the exponentials of one block, where they are not among it: LSE, mask, FFMA."""
+        return [*self._before(tile, scores, step), Phase(fma=CHUNK, chunks=_chunks(tile.per_thread(scores)))]
+
+    def _before(self, tile, scores: str, step: int) -> list[Phase]:
+        elements = tile.per_thread(scores)
+        fetched = _whole_loop(elements) if step == 0 else 0
+        is_masked = step < self.code.masked if self.code.masked and tile.masked else tile.is_masked(step)
+        masked = [Phase(alu=self.code.mask_alu * CHUNK, chunks=_chunks(elements))] if is_masked else []
+        return [replace(self._statistics(tile, scores), fetched=fetched), *masked]
 
     def gradient(self, tile, products: str) -> list[Phase]:
         """dS of one block: delta, subtraction, product, conversion."""
         elements = tile.per_thread(products)
-        return [_statistics(tile, products), Phase(fma=2 * CHUNK, convert=CHUNK // 2, chunks=_chunks(elements))]
+        arithmetic = Phase(fma=self.code.gradient_fma * CHUNK, convert=CHUNK // 2, chunks=_chunks(elements))
+        return [self._statistics(tile, products), arithmetic]
+
+    def _statistics(self, tile, scores: str) -> Phase:
+        """LSE, or delta, of the queries that a thread's elements belong to, out of shared memory."""
+        if scores.endswith("^T"):
+            columns = tile.share(scores)[1]
+            return Phase(other=-(-columns // 8), alu=self.code.statistic_alu * columns // 4, latencies=1)
+        return Phase(other=counts.rows_per_thread(tile), latencies=1)
 
     def put(self, tile, name: str) -> list[Phase]:
         """A register tensor into shared memory for others: 16-bit operands by STSM, sums as they lie; then fence and barrier."""
@@ -111,13 +138,6 @@ READINGS = {"row sum of P dP": Phase(fma=CHUNK, latencies=2), "P (dP - delta)": 
 
 def _chunks(elements: int) -> int:
     return max(1, -(-elements // CHUNK))
-
-
-def _statistics(tile, scores: str) -> Phase:
-    """LSE, or delta, of the queries that a thread's elements belong to, out of shared memory."""
-    if scores.endswith("^T"):
-        return Phase(other=-(-tile.share(scores)[1] // 8), latencies=1)
-    return Phase(other=counts.rows_per_thread(tile), latencies=1)
 
 
 def _whole_loop(elements: int) -> int:

@@ -227,13 +227,20 @@ class Warp:
         for phase in self.pen.weights(self.cta.tile, j, self.in_flight.values()):
             self._run([phase], "softmax", j, reads=("S",), writes=("P",) if phase.convert else ())
 
-    def probabilities(self, step: int, of: str, half: int | None = None, alone: bool = False) -> None:
+    def probabilities(
+        self, step: int, of: str, half: int | None = None, alone: bool = False, ready: bool = False
+    ) -> None:
         """The backward's P, or P^T, once more from its scores `of` and from LSE: no maximum, no sum; converted to an operand.
 
-        `half` is 0 or 1 where only that half of the exponentials is taken; LSE and the mask belong to the first.
+        `half` is 0 or 1 where only that half of the exponentials is taken; LSE and the mask belong to the first, unless
+        `exponents` has made the scores `ready`.
         """
         wrote = of.replace("S", "P")
-        self._run(self.pen.probabilities(self._view(alone), of, step, half), wrote, step, reads=(of,), writes=(wrote,))
+        self._run(self.pen.probabilities(self._view(alone), of, step, half, ready), wrote, step, reads=(of,), writes=(wrote,))
+
+    def exponents(self, step: int, of: str) -> None:
+        """The scores `of` times the scale less LSE, and masked, where a kernel does not do that among the exponentials."""
+        self._run(self.pen.exponents(self.cta.tile, of, step), of.replace("S", "P"), step, reads=(of,), writes=(of,))
 
     def gradient(self, step: int, of: str, alone: bool = False) -> None:
         """dS = P (dP - delta), or dS^T, from `of`: the softmax's derivative (FlashAttention-2 Algorithm 2), as an operand."""

@@ -67,7 +67,7 @@ def work_items(
     n_tiles = -(-workload.seqlen_k // block_n)
     n = None
     if order == "columns":
-        return _columns(workload, block_m, block_n)
+        return _columns(workload, block_m, block_n, section_bytes)
     if order == "grid":
         head, b, m = _grid(heads, batch, m_tiles)
         q_head = b * heads + head
@@ -104,13 +104,13 @@ def work_items(
     return items
 
 
-def _columns(workload: Workload, block_m: int, block_n: int) -> np.ndarray:
+def _columns(workload: Workload, block_m: int, block_n: int, section_bytes: int) -> np.ndarray:
     """The items of order "columns"; `masked` are, of one head, the query tiles that the diagonal crosses."""
     m_tiles, n_tiles = -(-workload.seqlen_q // block_m), -(-workload.seqlen_k // block_n)
     group = workload.heads_per_kv
     if workload.causal:
         walked = workload.seqlen_q * workload.head_dim * (2 * workload.element_bytes + SUM_BYTES)  # Q, dO and dQ's sum
-        kv_head, last = _sections(workload.batch * workload.kv_heads, n_tiles, _fit(SECTION_BYTES, walked * group))
+        kv_head, last = _sections(workload.batch * workload.kv_heads, n_tiles, _fit(section_bytes, walked * group))
         n = n_tiles - 1 - last
     else:
         kv_head, n = _grid(workload.batch * workload.kv_heads, n_tiles)

@@ -118,6 +118,8 @@ DEFAULTS: dict[tuple, tuple[Tile, str]] = {
     ("hopper backward", 128, 2, False): (_T(80, 128, 2, 2), "FlashAttention-3's for d128: S, dP, dK and dV of 80 queries and 128 keys take 208 registers"),
     ("hopper backward", 128, 2, True): (_T(64, 128, 2, 2), "FlashAttention-3's for d128, causal: 64 queries waste less of the diagonal"),
     ("hopper backward", 256, 2, False): (_T(64, 80, 2, 2), "FlashAttention-4's for d256: dK and dV of 80 keys take 160 registers"),
+    ("cudnn backward", 64, 2, False): (_T(64, 128, 5, 2), "cuDNN's for d64"),
+    ("cudnn backward", 128, 2, False): (_T(64, 128, 3, 2), "cuDNN's for d128: three buffers of Q and dO leave room for one dS"),
     ("narrow backward", 256, 2, False): (_T(64, 48, 2, 2), "FlashAttention-4's for d256: beside dQ, 64 KiB of fp32, and two stages of Q no more keys fit"),
     ("lagged backward", 64, 2, False): (_T(128, 128, 2, 2), "as fa3: dK, dV, P, dP and dQ take 192 registers"),
     ("lagged backward", 128, 2, False): (_T(64, 128, 2, 2), "dK, dV, P, dP and dQ of 64 queries take 208 registers; 80 with dQ sent before dP is as fast"),

@@ -76,4 +76,5 @@ class Schedule:
     @property
     def hopper(self) -> bool:
         """Whether it needs TMA and WGMMA."""
-        return self.family in ("hopper", "3-stage", "published", "hopper backward", "lagged backward", "narrow backward")
+        backwards = tuple(f"{kind} backward" for kind in ("hopper", "lagged", "narrow", "cudnn"))
+        return self.family in ("hopper", "3-stage", "published", *backwards)

@@ -23,6 +23,10 @@ from .warp_specialized import warp_specialized
 from .wide import wide
 
 _MMA, _WGMMA = Gradients(wgmma=False), Gradients(wgmma=True, added_bytes=16)
+_CUDNN = Gradients(True, 16, weight_fma=2, gradient_fma=3, statistic_alu=2, mask_alu=3, masked=4)
+"""From Nsight Compute's listing (cuDNN 9.19, d64 and d128): scores times the scale less LSE, and times log2(e) apart; dS scaled;
+whether an LSE or a delta is -inf; a mask of 66 ISETP and 32 FSEL for 32 elements in the first four blocks of a tile. A block and
+warp have 624 instructions at d128, full, 572 causal; 521 and 483 at d64."""
 _WALK = frozenset({"Q", "dO", "LSE", "delta", "P", "dS", "dQ"})
 """What a CTA of a tile of keys walks: all that belongs to queries."""
 _BEFORE, _AFTER = (
@@ -33,9 +37,10 @@ _LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
 
 
 def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
-    main = Kernel(body, "columns", _WALK, code=_WGMMA, live=live)
+    theirs = {"code": _CUDNN, "section_bytes": 1} if body is cudnn else {"code": _WGMMA}  # a head's tiles before the next one's
+    main = Kernel(body, "columns", _WALK, live=live, **theirs)
     family = "lagged backward" if body in (lagged, covered, ahead, halves) else "hopper backward"
-    family = "narrow backward" if body is narrow else family
+    family = {narrow: "narrow backward", cudnn: "cudnn backward"}.get(body, family)
     dims = {wide: (256,), narrow: (256,), halves: (256,), ahead: (128,)}.get(body, (64, 128))
     return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=dims, direction="backward")
 
@@ -101,7 +106,7 @@ ALL = (
     ),
     _hopper(
         "cudnn", cudnn, "cuDNN's order: dP under the exponentials alone, dK waited for before dQ, dQ before the next block",
-        "cuDNN 9.19, from the machine code of its kernels on an H200",
+        "cuDNN 9.19, from the machine code of its kernels on an H200 (Nsight Compute's listing)",
     ),
     _hopper(
         "wide", wide, "for head_dim 256: dK and dV transposed, P through shared memory, dQ added from registers in halves",

@@ -1,7 +1,8 @@
 """cuDNN's backward on Hopper (9.19, made at run time), as its machine code on an H200 has it; beside it stands peer:cudnn.
 
-Beside keys_first.py: dP is issued when S is there, so that the exponentials lie under dP alone; dK is waited for before the
-warpgroups meet over dS; and one of them alone forms all of dQ, and puts it, while the other goes on when it has begun.
+Beside keys_first.py: dP is issued when S is there, under a causal mask when LSE has been taken off and the mask put on too; about
+half of the exponentials lie under dP, the others behind it; dK is waited for before the warpgroups meet over dS; and one of them
+alone forms all of dQ, and puts it, while the other goes on when it has begun. Tiles are drawn, those of a head one after the other.
 """
 
 
@@ -41,11 +42,16 @@ def cudnn(cta, tile):
             wg.wait(dO[i])
             wg.wait(LSE[i])
             wg.wait(scores)
+            if tile.workload.causal:
+                wg.exponents(i, of="S^T")
             products = wg.gemm("dP^T", V[0], dO[i], loaded=True)
-            wg.probabilities(i, of="S^T")
+            if not tile.workload.causal:
+                wg.exponents(i, of="S^T")
             wg.free(LSE[i])
+            wg.probabilities(i, of="S^T", half=0, ready=True)
             wg.wait(delta[i])
             wg.wait(products)
+            wg.probabilities(i, of="S^T", half=1, ready=True)
             wg.gradient(i, of="dP^T")
             wg.free(delta[i])
             values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
@@ -57,13 +63,12 @@ def cudnn(cta, tile):
             wg.free(Q[i])
             if wg.rank == 0:
                 wg.wait(dS[i])
-                queries = [wg.gemm(*tile.dq(K[0], dS[i]), loaded=True, step=i) for _ in shares]
+                queries = wg.gemm("dQ", dS[i], K[0], loaded=True, step=i, alone=True)
                 wg.meet(begun)
-                for part in queries:
-                    wg.wait(part)
+                wg.wait(queries)
                 wg.free(dS[i])
-                for share in shares:
-                    wg.put(tile.dq_name, dQ[share, i])
+                for half, share in enumerate(shares):
+                    wg.put("dQ", dQ[share, i], alone=True, half=half)
             else:
                 wg.meet(begun)
         wg.free(K[0])
