@@ -51,6 +51,19 @@ def test_what_the_model_cannot_tell_apart_is_level(runs):
     assert "so they are at 2k." in verdict.of_schedules(near, at(runs, 2048, 1.0))
 
 
+def test_level_ones_say_what_the_one_saves_and_pays_again(runs):
+    quiet = replace(runs[1], breakdown=replace(EVEN, softmax=0.05, latency=0.15))
+    said = verdict.of_schedules([quiet, replace(runs[0], cycles=runs[1].cycles, breakdown=EVEN)])
+    assert "what pingpong saves in exposed softmax (15%) it pays in gaps between GEMMs (15%)" in said
+    assert " it pays " not in verdict.of_schedules([runs[1], replace(runs[0], cycles=runs[1].cycles, breakdown=EVEN)])
+
+
+def test_another_head_dim_may_be_where_it_turns(runs):
+    wide = replace(runs[1].workload, head_dim=256)
+    pair = tuple(replace(run, workload=wide) for run in (runs[1], replace(runs[0], cycles=runs[1].cycles * 4 // 5)))
+    assert "it turns at d256 (25.0%), where warp-specialized is faster" in verdict.of_schedules(runs, {wide: pair})
+
+
 def test_a_higher_clock_is_a_reason(runs):
     slower = replace(runs[0], sm_clock_hz=runs[1].sm_clock_hz * 0.9)
     assert "its clock is 11.1% higher" in verdict.of_schedules([slower, runs[1]])
@@ -73,10 +86,12 @@ def test_a_change_is_told_by_time_cycles_and_clock(runs):
 
 def test_what_lies_beside_keeps_the_tokens_and_is_quick():
     asked = Question(replace(QUICK, batch=4), "fa3")
-    shapes = verdict._beside(asked.workload)
+    every = verdict._beside(asked.workload)
+    shapes = [work for work in every if work.head_dim == asked.workload.head_dim]
     assert {(work.seqlen * work.batch, work.heads) for work in shapes} == {(1024, 1)}
     assert sorted({work.seqlen for work in shapes}) == [64, 128, 256, 512, 1024]
     assert [work.causal for work in shapes].count(True) == 1
+    assert [(work.head_dim, work.heads, work.seqlen) for work in every if work not in shapes] == [(64, 2, 256), (256, 1, 256)]
     assert not verdict._quick(replace(asked, workload=replace(QUICK, heads=4096, kv_heads=4096, batch=1024)))
     assert verdict.neighbours(asked, replace(asked, schedule="./mine.py:mine")) == {}
 

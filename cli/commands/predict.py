@@ -28,7 +28,7 @@ def predict(
     Shows time, TFLOP/s, how busy tensor cores, MUFU and issue slots are, where the tensor cores' time goes, the cause
     that costs most and what would help, and the bytes of every tensor at three levels (algorithmic, L2, HBM). Where the
     papers measured this very workload, their figure stands beside a prediction at their clock. Of several schedules the first line
-    says which is the fastest, by how much, why, and at which lengths and under which mask that turns; with --set it says what the
+    says which is the fastest, by how much, why, and at which lengths, masks and head dims that turns; with --set it says what the
     change does to the time.
 
     With --kernel a compiled kernel takes the place of a schedule: its tile, the order of its main loop and the instructions between

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ...simulator.errors import UsageError
 from ...simulator.limits import cost
+from ...simulator.problem.tile import HEAD_DIMS
 from ...simulator.problem.workload import Workload
 from ...simulator.results import metrics
 from ...simulator.results.run import Run
@@ -21,7 +22,7 @@ from ..predictions import Advance, Question, predict_all
 CLOSE = 0.02
 """Times within this of each other are one: predictions rank recorded pairs that differ by more."""
 FACTORS = (0.25, 0.5, 2, 4)
-"""Lengths beside the one asked about at which a verdict is tried, the number of tokens kept."""
+"""Lengths beside the one asked about at which a verdict is tried, the number of tokens kept; and the other head dims."""
 SHORTEST, MOST_ACCESSES = 64, 3_000_000
 """What is tried beside: no shorter, and nothing that takes longer than a second or so to predict."""
 PARTS = {
@@ -58,6 +59,7 @@ def of_schedules(runs: Sequence[Run], elsewhere: Mapping[Workload, tuple[Run, Ru
     times = f"{scaled(metrics.time_s(first), 's')} against {scaled(metrics.time_s(second), 's')}"
     if gap < CLOSE:
         head = f"{names[0]} and {names[1]} are as fast as each other, {times}: {gap:.1%} is less than the model can tell"
+        head += _balance(first, second, names)
     else:
         head = f"{names[0]} is {gap:.1%} faster than {names[1]}, {times}{_why(first, second)}"
     turned = _turns(first, names, elsewhere or {}, gap >= CLOSE)
@@ -77,7 +79,9 @@ def of_change(before: Run, after: Run, what: str) -> str:
 
 
 def neighbours(first: Question, second: Question, advance: Advance | None = None) -> dict[Workload, tuple[Run, Run]]:
-    """The two questions at other lengths and under the other mask: as many tokens, nothing that takes long. Never raises."""
+    """The two questions at other lengths, under the other mask and at other head dims: as many tokens, as wide, nothing that takes
+    long. Never raises.
+    """
     asked = {}
     for workload in _beside(first.workload):
         pair = tuple(replace(each, workload=workload, tile=None) for each in (first, second))
@@ -97,8 +101,7 @@ def why_faster(first: Run, second: Run) -> str:
     """The part of the tensor cores' time of which the slower run loses most more, in words; empty where none stands out."""
     if first.breakdown is None or second.breakdown is None:
         return ""
-    lost = [_seconds(run) for run in (first, second)]
-    parts = {name: lost[1][name] - lost[0][name] for name in lost[0]}
+    parts = _lost_more(first, second)
     worst = max(parts, key=parts.get)
     if parts[worst] < 0.2 * (metrics.time_s(second) - metrics.time_s(first)):
         return ""
@@ -110,8 +113,21 @@ def why_faster(first: Run, second: Run) -> str:
 # -- the parts of the sentence --------------------------------------------------------------------------------------------
 
 
-def _seconds(run: Run) -> dict[str, float]:
-    return {name: share * metrics.time_s(run) for name, share in run.breakdown.to_dict().items()}
+def _lost_more(first: Run, second: Run) -> dict[str, float]:
+    """Part of the tensor cores' time -> the seconds that the second has more of it."""
+    mine, others = (run.breakdown.to_dict() for run in (first, second))
+    return {name: others[name] * metrics.time_s(second) - mine[name] * metrics.time_s(first) for name in mine}
+
+
+def _balance(first: Run, second: Run, names: tuple[str, str]) -> str:
+    """Of two that are level, what the one saves and pays again, where both are more than the model can tell."""
+    if first.breakdown is None or second.breakdown is None:
+        return ""
+    parts = {name: seconds / metrics.time_s(first) for name, seconds in _lost_more(first, second).items()}
+    saved, paid = max(parts, key=parts.get), min(parts, key=parts.get)
+    if min(parts[saved], -parts[paid]) < CLOSE:
+        return ""
+    return f"; what {names[0]} saves in {PARTS[saved]} ({parts[saved]:.0%}) it pays in {PARTS[paid]} ({-parts[paid]:.0%})"
 
 
 def _names(first: Run, second: Run) -> tuple[str, str]:
@@ -140,10 +156,19 @@ def _beside(workload: Workload) -> list[Workload]:
     lengths = [int(workload.seqlen * factor) for factor in FACTORS]
     shapes = [(length, workload.causal) for length in lengths if length >= SHORTEST]
     shapes.append((workload.seqlen, not workload.causal))
-    return [
+    beside = [
         replace(workload, seqlen=length, seqlen_q=length, seqlen_k=length, batch=max(1, tokens // length), causal=causal)
         for length, causal in shapes
     ]
+    return beside + [_as_wide(workload, head_dim) for head_dim in HEAD_DIMS if head_dim != workload.head_dim]
+
+
+def _as_wide(workload: Workload, head_dim: int) -> Workload:
+    """The workload at another head dim, with so many heads that all together are as wide, where that is possible."""
+    heads, kv_heads = (count * workload.head_dim / head_dim for count in (workload.heads, workload.kv_heads))
+    if not (heads.is_integer() and kv_heads.is_integer()):
+        heads, kv_heads = workload.heads, workload.kv_heads
+    return replace(workload, head_dim=head_dim, heads=int(heads), kv_heads=int(kv_heads))
 
 
 def _quick(question: Question) -> bool:
@@ -161,6 +186,8 @@ def _quick(question: Question) -> bool:
 
 def _shape(workload: Workload, asked: Workload) -> str:
     length = f"{workload.seqlen // 1024}k" if workload.seqlen % 1024 == 0 else f"{workload.seqlen}"
+    if workload.head_dim != asked.head_dim:
+        return f"d{workload.head_dim}"
     mask = "" if workload.causal == asked.causal else (" causal" if workload.causal else " full")
     return f"{length}{mask}"
 
