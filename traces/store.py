@@ -7,6 +7,7 @@ one sentence.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -211,8 +212,13 @@ def _build(kind: type, values: dict, where: str) -> object:
         raise ValueError(f"{where} has no {missing[0]!r}")
     if unknown := sorted(values.keys() - names):
         raise ValueError(f"{where} has an unknown field {shown(unknown[0])}")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, object]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 _ANY_FIGURE = Within(-1e300, 1e300)
