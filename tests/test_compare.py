@@ -245,7 +245,7 @@ def test_without_counters_there_is_still_an_explanation_of_time(predicted):
         run, power_w=None, activity=replace(run.activity, tensor=None, mufu=None, issue=None),
         traffic=replace(run.traffic, by_tensor={"all": nothing}, l2_hit_rate=None),
     )  # fmt: skip
-    assert "without counters" in book.compare(predicted, bare).explanation
+    assert "without a counter of the tensor cores" in book.compare(predicted, bare).explanation
 
 
 # -- the command ---

@@ -99,6 +99,7 @@ def test_the_page_of_details_is_read_and_what_it_lacks_is_said(tmp_path):
         ("0", "mine(int)", "SM Active Cycles", "cycle", "1,111,110.3"),
         ("0", "mine(int)", "L2 Hit Rate", "%", "88.1"),
         ("0", "mine(int)", "Issue Slots Busy", "%", "50"),
+        ("0", "mine(int)", "Issued Ipc Active", "inst/cycle", "2"),
         ("0", "mine(int)", "Cluster Scheduling Policy", "", "PolicySpread"),
         ("0", "mine(int)", "Memory Throughput", "Tbyte/s", "1.2"),
         ("0", "mine(int)", "dram__bytes_read.sum", "Mbyte", "201.5"),
@@ -110,6 +111,29 @@ def test_the_page_of_details_is_read_and_what_it_lacks_is_said(tmp_path):
     assert run.measurement.counters[nsight.L2_HIT_RATE] == 88.1 and run.activity.tensor is None
     assert run.measurement.counters[nsight.ISSUE] == pytest.approx(45)  # half of the cycles with work, which are nine tenths
     assert notes[-1].startswith("not in the report, so not compared: dram__bytes_write.sum")
+
+
+FOREIGN = [RECORDED.parent / f"ncu_{page}_h200.csv" for page in ("details", "details_plain", "raw")]
+"""`--set full` of cuDNN's and FlashAttention-2's attention and a matrix product, as ncu 2025.3 exports it: each page, with and
+without separators between thousands; rows and columns cut out."""
+
+
+@pytest.mark.parametrize("path", FOREIGN, ids=lambda path: path.stem)
+def test_a_report_of_another_programs_kernels_says_the_same_on_either_page(path):
+    causal = replace(LARGE, workload=replace(LARGE.workload, causal=True, dtype="bf16"))
+    run, notes = own_run.of_report(causal, path, "fprop")
+    assert run.measurement.time_s == pytest.approx(478.59e-6, abs=1e-8) and abs(run.cycles - 832_895) < 6_000
+    assert run.measurement.counters[nsight.ISSUE] == pytest.approx(37.5, abs=0.3)
+    assert run.measurement.counters[nsight.L2_HIT_RATE] == pytest.approx(84.8, abs=0.01)
+    said = own_run.beside_prediction(causal, run, notes).sentence
+    has_tensor = run.activity.tensor is not None
+    assert has_tensor == ("raw" in path.stem) and ("busy cycles per SM" in said) == has_tensor
+    assert has_tensor or ("tensor cores nothing says where they go" in said and "--page raw" in said)
+
+
+def test_a_summary_has_no_launches():
+    with pytest.raises(UsageError, match="without --print-summary"):
+        own_run.of_report(LARGE, RECORDED.parent / "ncu_summary_h200.csv")
 
 
 def test_cycles_alone_take_the_predicted_clock(tmp_path):

@@ -38,7 +38,7 @@ def _cycles(found: Comparison) -> str:
     predicted, measured = found.predicted, found.measured
     ours, theirs = _per_sm(predicted, predicted.activity.tensor), _per_sm(measured, measured.activity.tensor)
     if ours is None or theirs is None:
-        return "without counters nothing says where they go"
+        return f"without a counter of the tensor cores nothing says where they go{_issued(found)}"
     gap = predicted.cycles - measured.cycles
     work = ours - theirs
     if abs(work) > abs(gap) / 2:

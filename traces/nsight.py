@@ -62,7 +62,7 @@ _SCALE = {
     "%": ("%", 1.0),
 } | {
     f"{prefix}{base}": (base, scale)
-    for base in ("byte", "cycle", "sector", "inst", "request", "warp", "thread", "block", "pass", "register", "")
+    for base in ("byte", "cycle", "inst/cycle", "sector", "inst", "request", "warp", "thread", "block", "pass", "register", "")
     for prefix, scale in (("", 1.0), ("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))
 }  # fmt: skip
 """ncu's units: what each counts, and how many of it."""
@@ -120,9 +120,15 @@ LABELS = {
     "L2 Hit Rate": L2_HIT_RATE,
     "Executed Instructions": INSTRUCTIONS,
 }
-"""What --page details calls some of them; others stand there by their own names where they were asked for."""
-ISSUE_WHILE_ACTIVE, CYCLES_ACTIVE = "Issue Slots Busy", "SM Active Cycles"
-"""There a share of the cycles in which an SM has work, where ours is of all."""
+"""What --page details calls some of them (its cycles are a GPC's, within 1 % of the SMs'); others stand there by their own names
+where they were asked for."""
+CYCLES_ACTIVE, ISSUED_WHILE_ACTIVE, SUB_PARTITIONS = "SM Active Cycles", "Issued Ipc Active", 4
+"""From these the issue slots follow; "Issue Slots Busy" is a share of all cycles in one version, and of active ones in another."""
+ALIASES = {
+    "sm__issue_active.avg.pct_of_peak_sustained_elapsed": ISSUE,
+    "sm__inst_issued.avg.pct_of_peak_sustained_elapsed": ISSUE,
+}
+"""Counters of a whole SM in `--set full` that are one of its sub-partitions' by another name."""
 
 
 def _of_details(text: str, header: Sequence[str]) -> list[Profiled]:
@@ -143,9 +149,9 @@ def _of_details(text: str, header: Sequence[str]) -> list[Profiled]:
             if value is not None:
                 kernel.metrics.setdefault(printable(name), value)
     for kernel in found.values():
-        busy, active, cycles = (kernel.metrics.get(name) for name in (ISSUE_WHILE_ACTIVE, CYCLES_ACTIVE, CYCLES))
-        if busy is not None and active is not None and cycles:
-            kernel.metrics.setdefault(ISSUE, busy * active / cycles)
+        issued, active, cycles = (kernel.metrics.get(name) for name in (ISSUED_WHILE_ACTIVE, CYCLES_ACTIVE, CYCLES))
+        if issued is not None and active is not None and cycles:
+            kernel.metrics.setdefault(ISSUE, 100 * issued / SUB_PARTITIONS * active / cycles)
     return list(found.values())
 
 
@@ -177,6 +183,9 @@ def _metrics(
             value = _quantity(column, unit.strip(), read(text))
             if value is not None:
                 found[printable(column)] = value
+    for other, name in ALIASES.items():
+        if other in found:
+            found.setdefault(name, found[other])
     for column, name in (("Grid Size", GRID), ("Block Size", BLOCK)):
         sizes = _SIZES.fullmatch(row[header.index(column)].strip()) if column in header else None
         if sizes:

@@ -85,7 +85,8 @@ class Verdict:
     def _cause(self) -> str:
         if self.comparison.measured.measurement.counters:
             said = self.comparison.explanation.partition(". Time is")[0]
-            return f"; {said.partition(': ')[2] if said.startswith('cycles ') else said}"
+            more = " (--page raw has it)" if self.comparison.measured.activity.tensor is None else ""
+            return f"; {said.partition(': ')[2] if said.startswith('cycles ') else said}{more}"
         named = [f"{name} ({off:+.1%})" for name, off in self.suspects if abs(off) <= NEAR]
         if named:
             return f"; as long would take {' or '.join(named)}"
