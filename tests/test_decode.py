@@ -161,6 +161,19 @@ def test_the_chosen_parts_fill_the_sms_and_none_is_empty(batch, keys):
     assert parts == {1: 16, 8: 2, 64: 1}[batch]  # 128, 128 and 512 CTAs: 0.97 of one wave, of one and of four
 
 
+@pytest.mark.parametrize(
+    ("batch", "keys", "stages", "parts"), [(8, 32 << 10, 3, 4), (8, 128 << 10, 3, 4), (1, 32 << 10, 3, 32), (1, 4 << 10, 3, 32)]
+)
+def test_where_pages_are_looked_up_two_ctas_share_an_sm(batch, keys, stages, parts):
+    tile, tiles, chosen = splits.choose(128, 4, batch * 8, keys, 132, paged=True)
+    assert (tile.num_stages, chosen) == (stages, parts) and 132 < tiles * chosen <= 2 * 132
+
+
+def test_pages_change_nothing_where_tiles_are_many_or_another_tile_was_not_measured():
+    for head_dim, rows, heads, keys in ((128, 4, 512, 4096), (128, 4, 512, 32 << 10), (64, 4, 64, 4096), (128, 64, 64, 4096)):
+        assert splits.choose(head_dim, rows, heads, keys, 132, paged=True) == splits.choose(head_dim, rows, heads, keys, 132)
+
+
 def test_one_part_where_there_is_nothing_to_divide():
     assert splits.splits_for(1, 0, 132) == splits.splits_for(1, 1, 132) == 1
     assert splits.splits_for(10_000, 64, 132) == 1

@@ -139,7 +139,7 @@ def _launches(
     sharing = heads // kv_heads
     packed = seqlen_q * sharing
     if num_splits is None and tile is None:
-        tile, _, num_splits = choose(head_dim, packed, batch * kv_heads, most, _sms(device), bool(INTERPRETED))
+        tile, _, num_splits = choose(head_dim, packed, batch * kv_heads, most, _sms(device), bool(INTERPRETED), paged=True)
     tile = tile or decode_tile(head_dim, packed, bool(INTERPRETED))
     tiles = triton.cdiv(packed, tile.block_m)
     if num_splits is None:

@@ -33,11 +33,14 @@ def decode_tile(head_dim: int, rows: int, interpreted: bool) -> TritonTile:
     return TritonTile(height, keys, _WARPS[head_dim], stages, tensor_descriptors=False)
 
 
-def choose(head_dim: int, rows: int, kv_heads: int, seqlen_k: int, sms: int, interpreted: bool = False) -> Choice:
-    """Tile and parts for `rows` packed query rows of each of `kv_heads` K/V heads, all batch entries', against seqlen_k keys."""
+def choose(
+    head_dim: int, rows: int, kv_heads: int, seqlen_k: int, sms: int, interpreted: bool = False, paged: bool = False
+) -> Choice:
+    """Tile and parts for `rows` packed query rows of each of `kv_heads` K/V heads, all batch entries', against seqlen_k keys, which
+    lie in pages where `paged` says so."""
     if interpreted:
         tiles = kv_heads * -(-rows // SMALL.block_m)
         return Choice(SMALL, tiles, splits_for(tiles, -(-seqlen_k // SMALL.block_n), sms))
-    found = parts.cut(head_dim, rows, kv_heads, seqlen_k, sms)
+    found = parts.cut(head_dim, rows, kv_heads, seqlen_k, sms, paged)
     tile = TritonTile(found.rows, found.keys, _WARPS[head_dim], found.stages, tensor_descriptors=False)
     return Choice(tile, found.tiles, found.parts)
