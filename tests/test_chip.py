@@ -119,6 +119,16 @@ def test_tiles_of_a_fixed_stride_are_not_dealt_to_whoever_is_free(strides, last)
     assert (ends.max(), ends.sum()) == (last, 11)
 
 
+@given(st.integers(1, 90), st.integers(1, 6), st.integers(1, 3), st.integers(1, 2))
+def test_waves_of_ctas_of_one_length_are_as_long_as_if_each_was_dealt(ctas, sms, room, cluster):
+    """Beside lengths that are two in name and one in cycles."""
+    later = np.tile([[6.0, 10.0, 13.0][:room]], (2, 1))
+    durations = Durations(np.arange(1, 3), later + (room == 1), later, *(np.zeros((2, 1)) for _ in range(4)))
+    named = np.repeat(np.arange(ctas) % 2 + 1, cluster)
+    each, waves = (ends_of_sms(durations, lengths, sms * cluster, cluster) for lengths in (named, np.ones_like(named)))
+    assert waves == pytest.approx(each)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 6))
 def test_dealing_one_cta_per_sm_is_list_scheduling(order, sms):

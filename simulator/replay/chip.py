@@ -172,8 +172,14 @@ def ends_of_sms(durations: Durations, loop_lengths: np.ndarray, sms: int, cluste
         cycles = np.append(durations.first[order[:groups], 0], durations.later[order[groups:], 0])
         clock[:, 0] = np.bincount(np.arange(len(order)) % groups, cycles, groups)
         order = order[:0]
+    alike, waves = len(order) > 0 and (order == order[0]).all(), 0
+    if alike:  # all CTAs of a wave end at once, so whole waves are alike too
+        waves = max(0, len(order) // (groups * room) - 2)
+        order = order[waves * groups * room :]
     while len(order) and deal(order, durations.first, durations.later, resident, left, clock, handed, queue, SLICE):
         pass
+    if waves:
+        clock[:, 0] += waves * durations.later[order[0], room - 1]
     ends = np.zeros(max(sms, groups * cluster))
     ends[: groups * cluster] = np.repeat(clock[:, 0], cluster)
     return ends
