@@ -187,6 +187,37 @@ def test_kernels_of_one_call_hand_s_over_in_l2_only_while_it_fits(seqlen, throug
         assert hits[name] == pytest.approx(1 - moved.hbm_read / scores)
 
 
+def test_heads_that_hand_more_than_l2_to_each_other_move_alike(monkeypatch):
+    """What four of them move says what twelve do: to the byte where the algorithm says it, in HBM within a thousandth."""
+    work = Workload(batch=2, heads=6, seqlen=4096, head_dim=64)
+    device = replace(H200, l2_bytes=6 << 20)
+    launches = standard(work, 128)
+    assert traffic_module.alike_heads(work, launches, device) == 12
+    tensors = [*NAMES, TensorLayout("S"), TensorLayout("P")]
+    few, hits, _, moved = replay_traffic(work, launches, tensors, device)
+    monkeypatch.setattr(traffic_module, "ALIKE_HEADS", 100)
+    whole, whole_hits, _, whole_moved = replay_traffic(work, launches, tensors, device)
+    for name in whole.by_tensor:
+        a, b = few.by_tensor[name], whole.by_tensor[name]
+        assert (a.algorithmic_read, a.l2_read, a.l2_write) == (b.algorithmic_read, b.l2_read, b.l2_write)
+    assert few.total("hbm_read") == pytest.approx(whole.total("hbm_read"), rel=2e-3)
+    assert few.total("hbm_write") == whole.total("hbm_write") and few.dirty_bytes == pytest.approx(whole.dirty_bytes, rel=0.1)
+    assert few.l2_lookup_bytes == pytest.approx(whole.l2_lookup_bytes, rel=0.02)
+    assert hits == pytest.approx(whole_hits, abs=0.01)
+    assert [each.l2 for each in moved] == [each.l2 for each in whole_moved]
+
+
+def test_heads_are_not_alike_where_l2_holds_what_they_hand_over_or_they_are_walked_together():
+    work = Workload(batch=1, heads=12, seqlen=4096, head_dim=64)
+    device = replace(H200, l2_bytes=6 << 20)
+    assert traffic_module.alike_heads(work, standard(work, 128), H200) == 0
+    assert traffic_module.alike_heads(work, [forward(work, 128, 128)], device) == 0
+    mixed = [replace(each, items=np.roll(each.items, 5)) for each in standard(work, 128)]
+    assert traffic_module.alike_heads(work, mixed, device) == 0
+    shared = replace(work, kv_heads=6)
+    assert traffic_module.alike_heads(shared, standard(shared, 128), device) == 0
+
+
 def test_what_each_launch_moves_adds_up_to_the_call():
     work = Workload(batch=1, heads=4, seqlen=2048, head_dim=64)
     launches = standard(work, 128)

@@ -16,10 +16,11 @@ not one number but one for each stripe of L2. SMs differ in pace by `SM_SPREAD`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,6 +78,68 @@ def replay_traffic(
     in L2 at the end; `dirty_bytes` counts that, and what is dirty when each kernel before ends.
     `smem_bytes` is left 0. `scattered` is False where all that is read is one contiguous buffer.
     """
+    shares = SHARES * device.l2_partitions
+    heads = alike_heads(workload, launches, device)
+    if heads:  # what the first of them moves, and each further one more
+        few, more = (_replay(*of_heads(workload, launches, n), tensors, device, scattered) for n in FEW_HEADS)
+        times = (heads - FEW_HEADS[1]) / (FEW_HEADS[1] - FEW_HEADS[0])
+        counted = _Counted(*(y + ((y - x) * times).astype(y.dtype) for x, y in zip(few, more, strict=True)))
+        counted = counted._replace(dirty=more.dirty)
+    else:
+        counted = _replay(workload, launches, tensors, device, scattered)
+    moved = [_moved(counts, shares, lookups) for counts, lookups in zip(counted.counts, counted.lookups, strict=True)]
+    nothing = Moved(0, 0, 0, 0)
+    each = [Moved(*(after - before for before, after in zip(vars(a).values(), vars(b).values(), strict=True)))
+            for a, b in pairwise([nothing, *moved])]  # fmt: skip
+    return *_report(counted, tensors, shares), each
+
+
+ALIKE_OVER_L2, ALIKE_HEADS = 4, 6
+FEW_HEADS = 2, 4
+"""S of a head fills L2 so many times, and there are so many heads: then what one moves, all do."""
+
+
+def alike_heads(workload: Workload, launches: Sequence[Launch], device: Device) -> int:
+    """How many heads every launch goes through one after another, each in the same way and with much more of its own than L2
+    holds, so that none finds there what another has left: kernels that hand S to each other through memory. 0 for all others."""
+    heads = workload.batch * workload.heads
+    scores = workload.seqlen_q * workload.seqlen_k * workload.element_bytes
+    if workload.lengths or workload.heads_per_kv > 1 or heads < ALIKE_HEADS or scores < ALIKE_OVER_L2 * device.l2_bytes:
+        return 0
+    for launch in launches:
+        if len(launch.items) % heads or PAIR not in launch.accesses["mode"]:
+            return 0
+        by_head = launch.items.reshape(heads, -1)
+        if any((by_head[name] != by_head[name][:1]).any() for name in ("m", "n", "blocks")):
+            return 0
+        if (by_head["q_head"] != by_head["q_head"][:, :1]).any():
+            return 0
+    return heads
+
+
+def of_heads(workload: Workload, launches: Sequence[Launch], count: int) -> tuple[Workload, list[Launch]]:
+    """The first so many of alike heads, with a workload that has no more."""
+    heads = workload.batch * workload.heads
+    fewer = []
+    for launch in launches:
+        items = launch.items.reshape(heads, -1)[:count].copy()
+        items["q_head"] = items["kv_head"] = np.arange(count)[:, None]
+        fewer.append(replace(launch, items=items.ravel()))
+    return replace(workload, batch=1, heads=count, kv_heads=count), fewer
+
+
+class _Counted(NamedTuple):
+    """Sums over all launches up to each, and in all; HBM's are per (weight, home) share, a fraction of a byte each."""
+
+    counts: np.ndarray  # (launch, tensor, read and written of each level)
+    lookups: np.ndarray  # (launch,) bytes
+    late: np.ndarray  # (tensor,) bytes read in the turn in which HBM delivered them, in shares
+    dirty: np.ndarray  # shares that are in L2 when a launch ends and were not when the one before did
+
+
+def _replay(
+    workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout], device: Device, scattered: bool
+) -> _Counted:
     layout = _Layout(workload, launches, len(tensors))
     homes = device.l2_partitions
     entries = homes * homes * layout.total  # (partition, tile, home): at home where both are the same, else a copy
@@ -88,16 +151,16 @@ def replay_traffic(
     capacity = stripe_bytes(device, scattered)
     used = np.zeros((homes, STRIPES), np.int64)
     oldest = np.repeat(np.arange(entries, entries + homes)[:, None], STRIPES, axis=1)
-    counts = np.zeros((len(tensors), 6), np.int64)  # HBM columns per (weight, home) share: a fraction of a byte each
+    counts = np.zeros((len(tensors), 6), np.int64)
     sharers = np.arange(max(launch.slots for launch in launches) + 1, dtype=np.float64)
     shared = sharers ** (1.0 - device.l2_sharing)  # lookups that so many SMs cause which read a tile in the same turn
     asked = np.full((layout.total, 2), -1, np.int64)  # turn in which the tile was read last, and by how many
     lookups = np.zeros(2)  # bytes; turns so far
     fetched = np.zeros((layout.total, 2))  # turn in which HBM delivered some of the tile last, and shares of it
-    late = np.zeros(len(tensors))  # bytes read in the turn in which HBM delivered them, in shares as `counts`
+    late = np.zeros(len(tensors))
 
-    shares, moved = SHARES * homes, [Moved(0, 0, 0, 0)]  # all launches up to each
-    dirty, earlier = 0, np.zeros(len(links), links.dtype)  # in L2 when a launch ends, and the stripes that were so before it
+    found = []
+    dirty, earlier = 0, np.zeros(len(links), links.dtype)  # the stripes that were dirty when the launch before ended
     for launch in launches:
         slots = min(launch.slots, len(launch.items))
         item_of, position, steps = np.arange(slots), np.zeros(slots, np.int64), np.full(slots, 0.5)
@@ -113,16 +176,16 @@ def replay_traffic(
                 item_of, position, near_of, pace, launch.dealing, launch.cluster, launch.descending,
                 block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
             )  # fmt: skip
-        moved.append(_moved(counts, shares, lookups[0]))
+        found.append((counts.copy(), lookups[0]))
         left, before = counts.copy(), links[:, 3].copy()
         links[:, 3] &= ~earlier
         flush(homes, block, links, left)  # nothing is written back yet: it is counted, and the stripes are dirty again
         links[:, 3] = before
         dirty, earlier = dirty + int((left - counts)[:, FROM_HBM + 1].sum()), before
     flush(homes, block, links, counts)
-    moved[-1] = _moved(counts, shares, lookups[0])
-    each = [Moved(b.l2 - a.l2, b.lookups - a.lookups, b.hbm - a.hbm, b.written - a.written) for a, b in pairwise(moved)]
-    return *_report(counts, late, tensors, shares, dirty, lookups[0]), each
+    found[-1] = counts, lookups[0]
+    each, looked_up = zip(*found, strict=True)
+    return _Counted(np.stack(each), np.array(looked_up), late, np.array(dirty))
 
 
 @lru_cache(maxsize=32)
@@ -201,21 +264,20 @@ def _moved(counts: np.ndarray, shares: int, lookups: float) -> Moved:
 
 
 def _report(
-    counts: np.ndarray, late: np.ndarray, tensors: Sequence[TensorLayout], shares: int, flushed: int, lookups: float
+    counted: _Counted, tensors: Sequence[TensorLayout], shares: int
 ) -> tuple[Traffic, dict[str, float], dict[str, float]]:
-    hits = {
-        tensor.name: 1.0 - int(row[FROM_HBM]) / (shares * int(row[ASKED]))
-        for tensor, row in zip(tensors, counts, strict=True)
-        if row[ASKED]
-    }
-    waits = {t.name: float(late[n]) / (shares * int(counts[n, ASKED])) for n, t in enumerate(tensors) if counts[n, ASKED]}
+    counts, late = counted.counts[-1].copy(), counted.late
+    asked = [(tensor.name, n, shares * int(counts[n, ASKED])) for n, tensor in enumerate(tensors) if counts[n, ASKED]]
+    hits = {name: 1.0 - int(counts[n, FROM_HBM]) / size for name, n, size in asked}
+    waits = {name: float(late[n]) / size for name, n, size in asked}
     missed, requested = int(counts[:, FROM_HBM].sum()), int(counts[:, ASKED].sum())
     hit_rate = 1.0 - missed / (shares * requested) if requested else 0.0
-    counts = counts.copy()
     counts[:, FROM_HBM:] = -(-counts[:, FROM_HBM:] // shares)
     by_tensor = {t.name: Bytes(*(int(value) for value in row)) for t, row in zip(tensors, counts, strict=True)}
-    looked_up = round(lookups) + sum(bytes_.hbm_read for bytes_ in by_tensor.values())  # what HBM delivers is looked up again
-    return Traffic(by_tensor, hit_rate, dirty_bytes=flushed // shares, l2_lookup_bytes=looked_up), hits, waits
+    looked_up = round(counted.lookups[-1])
+    looked_up += sum(bytes_.hbm_read for bytes_ in by_tensor.values())  # what HBM delivers is looked up again
+    dirty = int(counted.dirty) // shares
+    return Traffic(by_tensor, hit_rate, dirty_bytes=dirty, l2_lookup_bytes=looked_up), hits, waits
 
 
 def _partitions(slots: int, cluster: int, homes: int) -> np.ndarray:
