@@ -21,6 +21,7 @@ from fasim.traces import static
 
 COMPILED = [kernel for kernel in config.variants() if kernel.causal and kernel.output == "bf16"]
 COMPILED = [kernel for kernel in COMPILED if kernel.block_scales or not kernel.two_levels]
+COMPILED = [kernel for kernel in COMPILED if kernel.schedule == "fa3" or not (kernel.block_scales or kernel.two_levels)]
 APPROXIMATE = [
     kernel for kernel in COMPILED if kernel.approximate and kernel.block_scales > kernel.two_levels and kernel.fit.keys > 4096
 ]
@@ -91,20 +92,26 @@ def test_p_is_packed_by_two_conversions_for_four_weights_and_no_shuffle(compiled
 
 
 @needs_nvrtc
-@pytest.mark.parametrize(("head_dim", "blocks"), [(64, (64, 128, 128)), (128, (64, 192, 192)), (256, (96,))])
-def test_the_quantiser_compiles_without_spills_and_shuffles_only_between_the_lanes_of_a_row(head_dim, blocks):
+@pytest.mark.parametrize(
+    ("head_dim", "blocks", "key_panel", "spilled"),
+    [(64, (64, 128, 128), 128, 0), (128, (64, 128, 128), 128, 0), (128, (64, 192, 192), 64, 32), (256, (64, 96, 96), 32, 0)],
+)
+def test_the_quantiser_compiles_and_shuffles_only_between_the_lanes_of_a_row(head_dim, blocks, key_panel, spilled):
+    """Where two CTAs leave 80 registers for 64 values an address or two is kept in memory, not a value."""
     pytest.importorskip("torch")
     from fasim.kernels.cuda.fp8 import quantise
 
     rows, lanes = quantise.tile_rows(blocks, head_dim), quantise.lanes_of(head_dim)
-    found = build.build(quantise.source(head_dim, True, rows))
-    assert (found.report.spill_bytes, found.report.stack_bytes, found.report.remarks) == (0, 0, ())
-    assert found.report.registers * rows * lanes * quantise.ctas_of(head_dim, rows) <= REGISTER_FILE
+    ctas, slots = quantise.shares_of(head_dim, rows)
+    report = (found := build.build(quantise.source(head_dim, True, rows, key_panel))).report
+    assert report.spill_bytes <= spilled and report.remarks == () and slots >= 2
+    assert report.registers * rows * lanes * ctas <= REGISTER_FILE
+    assert ctas * (report.smem_bytes + quantise.RESERVED_BYTES) <= quantise.SMEM_BYTES
     if sass.disassembler() is None:
         pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
     opcodes = Counter(opcode.split(".")[0] for _, opcode, _ in sass.instructions(found.cubin)[build.ENTRY])
     assert opcodes["SHFL"] == quantise.ELEMENTS[head_dim] * (lanes.bit_length() - 1)
-    assert opcodes["LDL"] == 0
+    assert opcodes["UTMALDG"] and opcodes["UTMASTG"]
 
 
 def test_a_tile_of_the_quantiser_is_whole_blocks_of_each_tensor():
@@ -112,8 +119,8 @@ def test_a_tile_of_the_quantiser_is_whole_blocks_of_each_tensor():
     from fasim.kernels.cuda.fp8 import quantise
 
     rows = {blocks: quantise.tile_rows(blocks, 128) for blocks in ((64,), (16,), (64, 192, 192), (64, 96, 96), (8,), (7,), (272,))}
-    assert list(rows.values()) == [128, 128, 192, 192, None, None, None]
-    assert quantise.tile_rows((64, 96), 256) is None and quantise.tile_rows((16, 128), 128) == 128
+    assert list(rows.values()) == [64, 64, 192, 192, None, None, None]
+    assert quantise.tile_rows((64, 96), 256) == 192 and quantise.tile_rows((16, 128), 128) == 128
 
     x = torch.zeros(2, 100, 3, 128, dtype=torch.bfloat16)
     flat, shape = x.view(-1), (1, 50, 3, 128)
@@ -146,7 +153,7 @@ def test_the_loop_of_the_machine_code_is_two_of_the_steps_that_the_source_says(c
     written = [what for verb, pending in verbs for what in ([f"gemms but {pending}"] if pending else READ.get(verb, []))]
     (code,) = disassemble.of_cubin(compiled[kernel].cubin)
     (loop,) = machine_code.loops(code)
-    assert machine_code.order(loop.points) == 2 * written and len(written) >= 9
+    assert machine_code.order(loop.points) == 2 * written and len(written) >= 8  # nine with a turn taken
 
 
 @needs_nvrtc

@@ -50,12 +50,16 @@ class Quantised(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor (B, S, H, D) whose rows of `block` share a descale, and what `quantise` calls hadamard and powers."""
+    """A tensor (B, S, H, D) whose rows of `block` share a descale, and what `quantise` calls hadamard and powers.
+
+    `keyed`: its values are wanted as rows of keys (keyed.py), as V of the kernels that transpose nothing.
+    """
 
     x: Tensor
     block: int
     hadamard: bool = False
     powers: bool = False
+    keyed: bool = False
 
 
 def quantise(

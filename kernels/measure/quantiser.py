@@ -2,8 +2,8 @@
 
 Of 16k rows and hidden size 2048, bf16, in each head dim and block: the share of a copy's bytes a second that the quantiser
 reaches (2 read, 1 written an element), without and with the Hadamard transform; and how many of its values differ from
-`plain.quantise`'s. From bf16 to O: flash_attn_fp8 and our bf16 kernel. Medians of calls between CUDA events, in bursts behind
-a kernel that sleeps (beside_fp8.py). Writes fp8_quantiser.json.
+`plain.quantise`'s. Then Q, K and V of a call in one launch, V as rows of keys. From bf16 to O: flash_attn_fp8 and our bf16
+kernel. Medians of calls between CUDA events, in bursts behind a kernel that sleeps (beside_fp8.py). Writes fp8_quantiser.json.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from torch import Tensor
 from ..cuda.fp8 import config
 from ..cuda.fp8 import quantise as streamed
 from ..fp8 import plain
+from ..fp8.operator import kv_rows
 from ..fp8.quantise import Part, quantise_blocks
 from ..ops import flash_attn_fp8, flash_attn_func
 from .beside_fp8 import burst
 
 BATCH, ROWS, HIDDEN = 4, 16384, 2048
 BLOCKS = {64: (64, 128), 128: (64, 128, 192), 256: (64, 96)}
+CALL_LENGTH = 16384
 TOKENS, HEADS, LENGTHS = 16384, 16, (1024, 2048, 4096, 16384)
 COPIED = 1 << 27  # elements of 16 bits
 CALLS, BURSTS, REST_S = 20, 2, 0.03
@@ -79,6 +81,21 @@ def quantisers(say: Callable[[str], None], rate: float) -> list[dict]:
     return rows
 
 
+def of_a_call(say: Callable[[str], None], rate: float) -> list[dict]:
+    """A row for each head dim: Q and K with the transform and V across, by the kernel's blocks, in one launch."""
+    rows = []
+    for head_dim in BLOCKS:
+        q, k, v = (torch.randn(BATCH, CALL_LENGTH, HIDDEN // head_dim, head_dim, device="cuda").bfloat16() for _ in range(3))
+        own = kv_rows(head_dim, CALL_LENGTH)
+        parts = [Part(q, config.QUERY_ROWS, True), Part(k, own, True), Part(v, own, powers=True, keyed=True)]
+        time_ms = milliseconds(lambda *parts: quantise_blocks(parts), [parts])
+        speed = 9 * q.numel() / time_ms / 1e6
+        row = {"head_dim": head_dim, "blocks": [config.QUERY_ROWS, own, own], "median_ms": round(time_ms, 5)}
+        rows.append(row | {"GBps": round(speed, 1), "of_copy": round(speed / rate, 3), "streamed": streamed.takes(parts)})
+        say(f"d{head_dim}, Q, K and V in one launch: {speed / rate:.3f} of a copy")
+    return rows
+
+
 def end_to_end(say: Callable[[str], None]) -> list[dict]:
     """A row for each length, mask and way."""
     rows = []
@@ -101,7 +118,7 @@ def record(say: Callable[[str], None]) -> dict:
     files = (Path(__file__), config.HERE / "quantise.cu", config.HERE / "quantise.py")
     packages = {name: importlib.metadata.version(name) for name in ("torch", "cuda-bindings", "nvidia-cuda-nvrtc")}
     return {
-        "schema": "fasim.fp8-quantiser/2",
+        "schema": "fasim.fp8-quantiser/3",
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
@@ -117,6 +134,7 @@ def record(say: Callable[[str], None]) -> dict:
         "sources": {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         "copy_GBps": round(rate, 1),
         "rows": quantisers(say, rate),
+        "of_a_call": of_a_call(say, rate),
         "end_to_end": end_to_end(say),
     }
 
