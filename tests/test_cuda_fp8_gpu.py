@@ -12,11 +12,13 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0)
     pytest.skip("needs a GPU of compute capability 9.0", allow_module_level=True)
 
 from fasim.kernels import reference  # noqa: E402
+from fasim.kernels.cuda.fp8 import keyed_launch  # noqa: E402
 from fasim.kernels.cuda.fp8.config import APPROXIMATE, QUERY_ROWS  # noqa: E402
 from fasim.kernels.cuda.fp8.launch import forward  # noqa: E402
 from fasim.kernels.fp8 import emulate  # noqa: E402
+from fasim.kernels.fp8.keyed import as_rows_of_keys  # noqa: E402
 from fasim.kernels.fp8.operator import flash_attn_fp8, kv_rows  # noqa: E402
-from fasim.kernels.fp8.quantise import quantise  # noqa: E402
+from fasim.kernels.fp8.quantise import Part, quantise, quantise_blocks  # noqa: E402
 
 E4M3 = torch.float8_e4m3fn
 WEIGHT_ERROR = 0.04
@@ -212,6 +214,33 @@ def test_16_bit_tensors_are_quantised_on_the_way(choice):
     exact = reference.attention_forward(q, k, v, causal=choice.get("causal", False))
     assert o.dtype == torch.float16 and (o.double() - exact.o).norm() <= 0.07 * exact.o.norm()
     assert float((lse - exact.lse).abs().max()) < 0.3
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [(300, 777), (129, 513), (1000, 1000), (64, 16), (2048, 4100)])
+def test_v_as_rows_of_keys_changes_no_bit(head_dim, causal, lengths):
+    """From the values that the transposing kernel takes, and from those that one launch writes across."""
+    q, k, v = in_blocks(*lengths, head_dim=head_dim, spread=0.3)
+    given = q.descale, k.descale, v.descale
+    for approximate in (False, True) if head_dim in APPROXIMATE else (False,):
+        wanted = with_descales(q, k, v, causal=causal, approximate=approximate)
+        got = keyed_launch.forward(q.values, k.values, as_rows_of_keys(v.values), *given, causal=causal, approximate=approximate)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    wide = v.says().half()
+    plain, across = (quantise_blocks([Part(wide, v.block, powers=True, keyed=keyed)])[0] for keyed in (False, True))
+    assert torch.equal(across.values.view(torch.uint8), as_rows_of_keys(plain.values).view(torch.uint8))
+    assert torch.equal(across.descale, plain.descale)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_the_rung_below_fa3_gives_the_oracle(head_dim):
+    q, k, v = inputs(head_dim=head_dim, seqlen_q=700, seqlen_k=1500)
+    for causal in (False, True):
+        o, lse = forward(q, k, v, causal=causal, schedule="overlap-2stage")
+        expected = reference.attention_forward(q, k, v, causal=causal)
+        assert (o.double() - expected.o).norm() <= WEIGHT_ERROR * expected.o.norm()
+        assert float((lse.double() - expected.lse).abs().max()) <= SCORE_BITS * float(expected.lse.abs().max())
 
 
 def with_nan(x, *at):

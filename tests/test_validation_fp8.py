@@ -81,7 +81,7 @@ def test_a_users_callable_is_called_with_descales_of_heads(module):
 
 
 def test_names_and_devices_that_are_none_are_refused():
-    with pytest.raises(UsageError, match="no kernel of e4m3 is called 'fa2': give one of fa3, fa3-blocks, fa3-two-level"):
+    with pytest.raises(UsageError, match="no kernel of e4m3 is called 'fa2': give one of fa3, fa3-blocks, fa3-keyed"):
         subjects_of("e4m3").look_up("fa2")
     with pytest.raises(UsageError, match="is not possible: give one of fp16, bf16, fp32, fp64, e4m3"):
         suite.validate(tiled.subject("tiled", tiled.TiledFp8()), device="cpu", dtype="e5m2")

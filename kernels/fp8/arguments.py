@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...simulator.errors import UsageError
 from ..arguments import HEAD_DIMS, MAX_SEQLEN, is_dense
+from .keyed import GROUP
 from .plain import E4M3
 
 OUTPUTS = (torch.bfloat16, torch.float16)
@@ -62,6 +63,16 @@ def _check_descale(name: str, x: object, shape: tuple[int, ...], device: torch.d
     if tuple(x.shape) != shape or x.dtype != torch.float32 or x.device != device or not is_dense(x):
         found = f"{x.dtype} of {tuple(x.shape)} on {x.device}"
         raise UsageError(f"{name} must be fp32 of {means} = {shape} on {device}, and is {found}")
+
+
+def check_rows_of_keys(k: Tensor, v: Tensor) -> None:
+    """Raise UsageError where v is not V of k's shape as rows of keys."""
+    batch, seqlen, heads, head_dim = k.shape
+    shape = (batch, heads, head_dim, -(-seqlen // GROUP) * GROUP)
+    if v.shape != shape or not v.is_contiguous() or v.dtype != k.dtype or v.device != k.device:
+        raise UsageError(
+            f"v is {v.dtype} of {tuple(v.shape)}; as rows of keys it must be contiguous, {k.dtype} of {shape} beside k"
+        )
 
 
 def check_forward_only(*tensors: Tensor | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...simulator.errors import UsageError
 from ..arguments import HEAD_DIMS, is_dense
 from . import plain
+from .keyed import as_rows_of_keys
 from .plain import E4M3, Part, Quantised
 
 __all__ = ["E4M3", "Part", "Quantised", "quantise", "quantise_blocks"]
@@ -58,9 +59,12 @@ def quantise(
 
 
 def quantise_blocks(parts: Sequence[Part], seed: int = 0) -> list[Quantised]:
-    """What `quantise` gives of up to three tensors of one head_dim, dtype and device; on a GPU in one launch where it can."""
+    """What `quantise` gives of up to three tensors of one head_dim, dtype and device; on a GPU in one launch where it can.
+
+    Of a part that is `keyed` the values are rows of keys (keyed.py).
+    """
     if not parts[0].x.is_cuda:
-        return [plain.quantise(part.x, part.block, hadamard=part.hadamard, seed=seed, powers=part.powers) for part in parts]
+        return [_laid(part, plain.quantise(part.x, part.block, **_choices(part, seed))) for part in parts]
     from ..cuda.fp8 import quantise as streamed
     from . import fused
 
@@ -71,4 +75,13 @@ def quantise_blocks(parts: Sequence[Part], seed: int = 0) -> list[Quantised]:
         if len(parts) > 1:
             return [each for part in parts for each in quantise_blocks([part], seed)]
         (part,) = parts
-        return [fused.quantise(part.x, part.block, hadamard=part.hadamard, seed=seed, powers=part.powers)]
+        return [_laid(part, fused.quantise(part.x, part.block, **_choices(part, seed)))]
+
+
+def _choices(part: Part, seed: int) -> dict:
+    return {"hadamard": part.hadamard, "seed": seed, "powers": part.powers}
+
+
+def _laid(part: Part, found: Quantised) -> Quantised:
+    """As the part wants its values to lie."""
+    return found._replace(values=as_rows_of_keys(found.values)) if part.keyed else found

@@ -1,4 +1,4 @@
-"""Kernels whose V comes as rows of keys (kernels/fp8/keyed.py), so that none of them transposes it. Not run on a GPU."""
+"""Kernels whose V comes as rows of keys (kernels/fp8/keyed.py), so that none of them transposes it."""
 
 from __future__ import annotations
 

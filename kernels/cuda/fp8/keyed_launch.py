@@ -1,4 +1,4 @@
-"""Launches the kernels whose V comes as rows of keys. Not run on a GPU; nothing takes them but `kernels.measure.keyed_fp8`."""
+"""Launches the kernels whose V comes as rows of keys."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ....simulator.errors import UsageError
-from ...fp8.arguments import check
+from ...fp8.arguments import check, check_rows_of_keys
 from ...fp8.keyed import GROUP
 from .config import QUERY_ROWS
 from .keyed import KeyedConfig, keyed_config_for
@@ -29,13 +28,12 @@ def forward(
     approximate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As launch.forward with descales of blocks, v being fp8.keyed.as_rows_of_keys of V: (B, H_kv, D, S16). The same bits."""
-    batch, seqlen_k, kv_heads, head_dim = k.shape
-    if v.shape != (batch, kv_heads, head_dim, -(-seqlen_k // GROUP) * GROUP) or not v.is_contiguous() or v.dtype != k.dtype:
-        raise UsageError(f"v {tuple(v.shape)} is not rows of keys beside k {tuple(k.shape)}: (B, H, D, S), S a multiple of {GROUP}")
+    _, seqlen_k, _, head_dim = k.shape
     config = keyed_config_for("fa3", OUTPUTS[dtype], head_dim, bool(causal), seqlen_k, True, False, approximate)
     rows = config.fit.tile.block_n
     descales = (q_descale, k_descale, v_descale)
     check(q, k, k, descales, softmax_scale, dtype, (QUERY_ROWS, rows, rows))
+    check_rows_of_keys(k, v)
     descales = tuple(None if x is None else x.contiguous() for x in descales)
     scale = 1.0 / math.sqrt(head_dim) if softmax_scale is None else softmax_scale
     plan = plan_for(config, tuple(q.shape), tuple(k.shape), (q.stride(), k.stride()), q.get_device())

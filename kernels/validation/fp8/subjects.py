@@ -14,9 +14,10 @@ from ..check import Case, MissingTool
 from ..subjects import Subject, load, package_of, parse_argument, source_of
 
 CALLABLE = "f(q, k, v, causal=..., softmax_scale=..., q_descale=..., k_descale=..., v_descale=...) -> O or (O, LSE)"
-OURS = ("fa3", "fa3-blocks", "fa3-two-level", "fa3-approximate")
-"""With descales of heads, of blocks, of blocks with P V of TWO_LEVEL blocks added up apart, and of blocks with half of the
-exponentials approximate: of that one only O is held, since its LSE is off by up to 0.03 and says so."""
+OURS = ("fa3", "fa3-blocks", "fa3-keyed", "fa3-two-level", "fa3-approximate", "overlap-2stage")
+"""With descales of heads, of blocks, of blocks with V as rows of keys, of blocks with P V of TWO_LEVEL blocks added up apart, of
+blocks with half of the exponentials approximate: of that one only O is held, since its LSE is off by up to 0.03 and says so; and
+the rung below fa3, with descales of heads."""
 TWO_LEVEL = 4
 ON_THE_CPU = 32
 """The tile of a user's callable there, where what FP8 arithmetic makes is emulated bit by bit and slowly."""
@@ -74,10 +75,12 @@ def _ours(name: str) -> Fp8Subject:
     if importlib.util.find_spec("triton") is None:
         raise MissingTool("our FP8 kernels need triton, which is not installed: pip install 'fasim[kernels]' on Linux")
     from ...cuda.fp8.config import QUERY_ROWS
+    from ...fp8.keyed import as_rows_of_keys
     from ...fp8.operator import attention_e4m3, kv_rows
 
+    schedule = "overlap-2stage" if name == "overlap-2stage" else "fa3"
     two_level = TWO_LEVEL if name == "fa3-two-level" else 0
-    blocks, approximate = name != "fa3", name == "fa3-approximate"
+    blocks, approximate, keyed = name not in ("fa3", schedule), name == "fa3-approximate", name == "fa3-keyed"
 
     def forward(q, k, v, *, causal=False, softmax_scale=None, q_descale=None, k_descale=None, v_descale=None):
         import torch
@@ -85,12 +88,18 @@ def _ours(name: str) -> Fp8Subject:
         scale = q.shape[3] ** -0.5 if softmax_scale is None else softmax_scale
         rows = (QUERY_ROWS, kv_rows(q.shape[3], k.shape[1], two_level)) if blocks else (0, 0)
         descales = q_descale, k_descale, v_descale
-        o, lse = attention_e4m3(q, k, v, *descales, scale, causal, torch.bfloat16, *rows, two_level, approximate)
+        if schedule != "fa3":
+            from ...cuda.fp8.launch import forward as launch
+
+            return launch(q, k, v, *descales, scale, causal, torch.bfloat16, schedule)
+        v = as_rows_of_keys(v) if keyed else v
+        o, lse = attention_e4m3(q, k, v, *descales, scale, causal, torch.bfloat16, *rows, two_level, approximate, keyed)
         return o if approximate else (o, lse)
 
     room = Path(__file__).parents[2] / "cuda"
-    own = [*sorted((room / "fp8").glob("*.py")), *sorted((room / "fp8").glob("*.cuh")), cuda.path_of("fa3")]
+    own = [*sorted((room / "fp8").glob("*.py")), *sorted((room / "fp8").glob("*.cuh")), cuda.path_of(schedule)]
     own += [cuda.path_of("overlap-2stage")] if approximate else []
+    own += [room / "fp8" / "keyed" / "producer.cuh"] if keyed else []
     return Fp8Subject(
         name=name,
         forward=forward,
