@@ -24,8 +24,11 @@ from ..cuda.config import HERE, available
 from ..gluon import config as gluon
 
 RUNS = 200
-TOLERANCE = 5e-3
-"""Largest error of O in fp16 on N(0, 1) data against the oracle; `fasim validate` judges finely."""
+TOLERANCE, TOLERANCE_FP8 = 5e-3, 0.25
+"""Largest error of O in fp16 on N(0, 1) data against the oracle; `fasim validate` judges finely. In FP8 a row with one key is V in
+three bits."""
+FP8 = {"fp8": {}, "fp8-approximate": {"approximate": True}, "fp8-two-level": {"two_level": 4}}
+"""`flash_attn_fp8`, quantiser and kernel; the choices beside the first have no head_dim 256."""
 SHAPES = (
     # batch, heads, kv heads, S_q, S_k, head_dim, causal
     (2, 8, 8, 512, 512, 128, False),
@@ -64,7 +67,11 @@ class Load:
 
 
 def forward_of(schedule: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """f(q, k, v, scale, causal) -> (O, LSE): a kernel in CUDA, or one in Gluon by "gluon-" and its schedule."""
+    """f(q, k, v, scale, causal) -> (O, LSE): a kernel in CUDA, one in Gluon by "gluon-" and its schedule, or one of FP8."""
+    if schedule in FP8:
+        from ..ops import flash_attn_fp8
+
+        return lambda *given: flash_attn_fp8(*given, **FP8[schedule], return_lse=True)
     if schedule in gluon.NAMES:
         from ..gluon.launch import forward
 
@@ -94,19 +101,19 @@ def run(schedule: str, shape: tuple, load: Load, runs: int = RUNS) -> dict:
         "runs": runs,
         "differ": int(differ),
         "error": error,
-        "passed": int(differ) == 0 and error <= TOLERANCE,
+        "passed": int(differ) == 0 and error <= (TOLERANCE_FP8 if schedule in FP8 else TOLERANCE),
     }
 
 
 def main() -> int:
     """Run every kernel at every shape, write DIR/endurance.json, one line per kernel; 1 where a run differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--schedules", nargs="+", choices=available(), default=available())
+    parser.add_argument("--schedules", nargs="+", choices=[*available(), *FP8], default=available())
     parser.add_argument("--out", type=Path, help="folder for endurance.json")
     given = parser.parse_args()
     load, rows, began = Load(), [], time.perf_counter()
     for schedule in given.schedules:
-        mine = [run(schedule, shape, load) for shape in SHAPES]
+        mine = [run(schedule, shape, load) for shape in SHAPES if not FP8.get(schedule) or shape[5] != 256]
         rows += mine
         bad = [row["shape"] for row in mine if not row["passed"]]
         sys.stdout.write(f"{schedule}: {len(mine)} shapes x {RUNS} runs, {'all the same' if not bad else f'FAILED {bad}'}\n")
@@ -116,7 +123,10 @@ def main() -> int:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - began, 1),
-        "kernel_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(HERE.glob("*.cu*"))},
+        "kernel_sha256": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted((*HERE.glob("*.cu*"), *(HERE / "fp8").rglob("*.cu*")))
+        },
         "rows": rows,
     }
     if given.out:
