@@ -16,7 +16,9 @@ from fasim.kernels.cuda.fp8 import config
 from fasim.kernels.cuda.fp8.wgmma import header
 from fasim.simulator.code import sass as machine_code
 from fasim.simulator.errors import UsageError
+from fasim.simulator.language.program import trace
 from fasim.simulator.problem.workload import Workload
+from fasim.simulator.schedules import SCHEDULES
 from fasim.traces import static
 
 COMPILED = [kernel for kernel in config.variants() if kernel.causal and kernel.output == "bf16"]
@@ -168,6 +170,33 @@ def test_the_loop_of_the_machine_code_stands_in_the_order_that_the_schedule_says
     assert static.differs(code, order, workload, kernel.fit.tile) == ""
     if kernel.approximate:
         assert static.differs(code, kernel.schedule, workload, kernel.fit.tile)
+
+
+def share_of_a_block(code, runs):
+    """Instructions of one transposing warp for a block of V, of which it takes so many runs: the two loops around the LDSM."""
+    edges = [(target, at) for at in range(len(code.instructions)) if (target := code.target(at)) is not None and target <= at]
+    names = {edge: {each.name for each in code.instructions[edge[0] : edge[1] + 1]} for edge in edges}
+    lengths = sorted(end - start + 1 for start, end in edges if "LDSM" in names[start, end] and "QGMMA" not in names[start, end])
+    return lengths[0] * runs + lengths[1] - lengths[0]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    "kernel", [each for each in COMPILED if each.schedule == "fa3" and not (each.block_scales or each.two_levels)], ids=_named
+)
+def test_a_warp_that_transposes_v_issues_what_the_model_says(compiled, kernel):
+    if sass.disassembler() is None:
+        pytest.skip("no nvdisasm: it comes with CUDA and with Triton's wheel")
+    (code,) = disassemble.of_cubin(compiled[kernel].cubin)
+    tile, workload = kernel.fit.tile, Workload(1, 1, 4 * kernel.fit.tile.block_n, kernel.head_dim, "e4m3")
+    program = trace(SCHEDULES["fa3"].kernels[0], workload, tile, ((4, 0),))
+    stream = program.stream(program.warps.index("transposers"))
+    phases = [program.phases[row["record"]] for row in stream if program.labels[row["label"]] == "transpose V"]
+    pipes = ("alu", "fma", "other", "matrices")
+    modelled = sum(int(phase[pipe]) * int(phase["chunks"]) for phase in phases for pipe in pipes) / 4
+    units = sum(each.name == "LDSM" for each in code.instructions)  # of a run
+    runs = -(-tile.block_n * kernel.head_dim // (512 * units) // 3)
+    assert modelled == pytest.approx(share_of_a_block(code, runs), rel=0.2)
 
 
 def test_the_wrappers_name_every_width_once():

@@ -38,8 +38,10 @@ ROW = 512
 """Bytes of one LDSM.x4 or STSM.x4 of a warp, 16 of each lane; a phase counts them for four warps."""
 TRANSPOSE = Phase(alu=4, other=7, matrices=2)
 """Of 16 bytes a lane: four PRMT, addresses, barriers and branches, LDSM and STSM, which move as much (FlashAttention-3's e4m3
-kernel of 128 x 224 at d128, wheel fa3-fwd 0.0.3: 204 instructions for 14 LDSM, 14 STSM and 57 PRMT; ours of 128 x 192: 197 for
-16, 16 and 64)."""
+kernel of 128 x 224 at d128, wheel fa3-fwd 0.0.3: 204 instructions for 14 LDSM, 14 STSM and 57 PRMT)."""
+TRANSPOSE_RUN, TRANSPOSE_BLOCK = 20, 65
+"""Instructions of ours beside those six: of a run of units, which one warp takes as a whole, 17 to 31, and of a warp's share of a
+block 59 to 71 (kernels/cuda/fp8/producer.cuh, SASS of its four tiles: 128 x 192 at d128 197 instructions a warp for 16 units)."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,16 @@ class Pen(Around):
 
     def transpose(self, tile) -> list[Phase]:
         """A block of 8-bit V: LDSM, byte permutes and STSM (16 bytes a lane each), then fence and barrier."""
-        chunks, moved = -(-tile.v_bytes // (self.code.transposers * ROW)), 2 * -(-tile.v_bytes // (4 * ROW))
-        full = replace(TRANSPOSE, chunks=moved - chunks)  # fewer than four warps move less than a chunk of four does
-        rest = replace(TRANSPOSE, other=TRANSPOSE.other + 1, matrices=1, chunks=2 * chunks - moved)
-        return [*(each for each in (full, rest) if each.chunks > 0), Phase(latencies=2)]
+        warps, units = self.code.transposers, -(-tile.v_bytes // ROW)
+        chunks, each, before = -(-units // warps), TRANSPOSE, []
+        if warps < 4:  # ours: a run is a panel's units of 32 keys, or half of them where those do not come out even
+            run = 8 if tile.block_n // 32 * -(-tile.head_dim // 128) % warps == 0 else 4
+            chunks = -(-units // run // warps) * run
+            each, before = replace(TRANSPOSE, other=TRANSPOSE_RUN // run), [Phase(other=TRANSPOSE_BLOCK)]
+        moved = 2 * -(-units // 4)
+        full = replace(each, chunks=moved - chunks)  # fewer than four warps move less than a chunk of four does
+        rest = replace(each, other=each.other + 1, matrices=1, chunks=2 * chunks - moved)
+        return [*before, *(phase for phase in (full, rest) if phase.chunks > 0), Phase(latencies=2)]
 
     def send(self) -> list[Phase]:
         """From staged rows to a TMA store."""
