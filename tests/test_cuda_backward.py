@@ -105,3 +105,14 @@ def test_what_has_no_kernel_is_said_in_one_sentence():
         config_for("fa9", "bf16", 128, causal=False)
     with pytest.raises(UsageError, match="head_dim=96 is not supported"):
         config_for("fa3", "bf16", 96, causal=False)
+
+
+@compiles
+def test_a_compiled_backward_is_refused_as_a_kernel_to_predict_in_one_sentence(compiled):
+    from fasim.simulator.code import loop_reader
+
+    if sass.disassembler() is None:
+        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+    (code,) = disassemble.of_cubin(compiled[CONFIGS[0], "main"].cubin)
+    with pytest.raises(UsageError, match=r"adds to a sum in memory \(UBLKRED\), as a backward does .* --pass backward"):
+        loop_reader.read(code)

@@ -20,6 +20,7 @@ from ..simulator.problem.workload import DIRECTIONS, Workload
 from ..simulator.reading import read_csv
 from ..simulator.results import metrics
 from ..simulator.results.run import Run
+from ..simulator.schedules import BACKWARD
 from .predictions import Advance, Predict, Question, predict_all
 
 FOLDER = Path(__file__).parent / "published"
@@ -40,10 +41,11 @@ BACKWARD_OF = {
     "FlashAttention-3 (source of 2026-08, CUDA 13.0)": "fa3",
     "FlashAttention-2": "fa2",
     "FlashAttention-2 through torch 2.11 SDPA": "fa2",
+    "cuDNN 9.19 through torch 2.11 SDPA": "cudnn",
     "Standard attention": "standard",
     "Pytorch": "standard",
 }
-"""The same of the backward; FlashAttention-1's has no schedule here."""
+"""The same of the backward; FlashAttention-1's has no schedule here, nor have cuDNN's of 2024 and, at head_dim 256, of today."""
 BOTH = "forward + backward"
 
 ABLATION_OF = {
@@ -199,6 +201,8 @@ def workload_of(row: dict[str, str]) -> Workload:
 
 
 def _bar(row: dict[str, str], figure: str, implementation: str, schedule: str | None) -> Bar:
+    if schedule and row.get("direction", "forward") != "forward":
+        schedule = schedule if int(row["head_dim"]) in BACKWARD[schedule].head_dims else None
     milliseconds = row.get("time_ms") or row.get("median_ms")
     return Bar(
         source=row["source"],
@@ -364,7 +368,9 @@ def _family(source: str, implementation: str, schedule: str, dtype: str, device:
 
 
 def _left_out(chosen: Iterable[Bar]) -> Counter[str]:
-    return Counter(bar.implementation for bar in chosen if bar.schedule is None)
+    return Counter(
+        bar.implementation + (f", {bar.direction}" if bar.direction != "forward" else "") for bar in chosen if bar.schedule is None
+    )
 
 
 def mape(rows: Iterable[Row], factor: float = 1.0) -> float | None:

@@ -29,11 +29,18 @@ BARRIER = 21
 """Cycles of a barrier of a warpgroup's own warps (`chains`, H200: 20.8)."""
 MBARRIER = 8
 """Bytes."""
+ADDS = ("UBLKRED", "UTMAREDG", "REDG.E.ADD.F32")
+"""Adds in memory: bulk copies, by tensor map, out of registers."""
 
 
 def read(code: Code) -> Pipeline:
     """The main loop of a kernel's consumers. Raises UsageError, one sentence, where it cannot be understood."""
     there = loops(code)
+    if adds := next((each.name for each in code.instructions if each.opcode.startswith(ADDS)), ""):
+        raise UsageError(
+            f"{code.name}: it adds to a sum in memory ({adds}), as a backward does with dQ, and --kernel reads forwards; predict "
+            "the schedule nearest to it instead: --pass backward --schedule fa3, or lagged, cudnn, fa2"
+        )
     found = [loop for loop in there if loop.scores]
     if not found and any(each.name == "HMMA" for each in code.instructions):
         return alone.by_mma(code, there)
