@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fasim.traces
-from fasim.kernels.calibrate import chains, fetch, l2_sets, pace, switching
+from fasim.kernels.calibrate import chains, fetch, l2_hints, l2_sets, pace, switching
 
 RECORDED = Path(fasim.traces.__file__).parent / "recorded" / "calibration"
 
@@ -46,7 +46,7 @@ def test_settling_is_the_first_block_after_which_the_phase_stays():
     assert pace.settled(behind).tolist() == [40]
 
 
-@pytest.mark.parametrize("module", [chains, fetch, l2_sets], ids=lambda module: module.__name__.rsplit(".", 1)[1])
+@pytest.mark.parametrize("module", [chains, fetch, l2_hints, l2_sets], ids=lambda module: module.__name__.rsplit(".", 1)[1])
 def test_the_source_compiles_for_hopper(module, tmp_path, monkeypatch):
     pytest.importorskip("cuda.core")
     pytest.importorskip("cuda.bindings.nvrtc")
