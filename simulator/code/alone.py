@@ -127,3 +127,9 @@ def stages_of(points: Sequence[Point]) -> int:
     frees = sorted({point.place for point in points if point.what == "arrive" and point.place})
     below = [(max((wait for wait in waits if wait < free), default=0), free) for free in frees]
     return min(((free - wait) // 8 for wait, free in below if wait and 8 <= free - wait <= 64), default=0)
+
+
+def stages_between(points: Sequence[Point]) -> int:
+    """Stages of two rings handed back by named barriers: the one's full barriers lie beside the other's; 0 where not two do."""
+    places = sorted({point.place for point in points if point.what == "wait" and point.place})
+    return (places[1] - places[0]) // 8 if len(places) == 2 else 0

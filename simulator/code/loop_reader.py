@@ -19,6 +19,7 @@ from .way import usual, walked
 
 ROUNDS = 6
 """Walks of the loop; the one before the last is in its steady state, for pipelines of four blocks at most."""
+WARP = 32
 WARPGROUP = 128
 ROWS = 64
 """Of one WGMMA."""
@@ -61,7 +62,7 @@ def read(code: Code) -> Pipeline:
     gemms = [point for point in points if point.what == "gemm"]
     scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
     width, loads = scores.k * scores.steps, alone.loads_of(code)
-    meets = loads == "producer" and any(_is_meeting(each, _consumers(code)) for each in code.instructions[found[main].end :])
+    meets = loads == "producer" and any(each in _meetings(code) for each in code.instructions[found[main].end :])
     draws = any(each.name in ("ATOM", "ATOMG") for each in code.instructions)
     turns = _turns_by_mbarrier(points) if loads == "producer" else set()
     rings = [point for point in points if point.place not in turns]
@@ -83,7 +84,9 @@ def read(code: Code) -> Pipeline:
         multicast=any("MULTICAST" in each.opcode for each in code.instructions),
         weights_in_registers=values.a_in_registers,
         meets=meets,
-        stages=alone.stages_of(rings) or alone.stages_counted(code, usual(code, found[main])),
+        stages=alone.stages_of(rings)
+        or alone.stages_counted(code, usual(code, found[main]))
+        or (alone.stages_between(rings) if any(map(_frees, points)) else 0),
         rows=rows,
         loads=loads,
         turns_by_mbarrier=bool(turns),
@@ -102,10 +105,18 @@ def _consumers(code: Code) -> int:
     return max(0, code.threads // WARPGROUP - any(each.name == "USETMAXREG" for each in code.instructions))
 
 
-def _is_meeting(each: Instruction, consumers: int) -> bool:
-    """Turns have a barrier for each consumer, by a register; a meeting is one barrier of all their threads."""
-    barrier, _, threads = each.operands.replace(" ", "").partition(",")
-    return each.name == "BAR" and ".SYNC" in each.opcode and barrier[:2] == "0x" and threads == hex(WARPGROUP * consumers)
+def _frees(point: Point) -> bool:
+    """Whether consumers hand a place back by a named barrier: a producer's one warp is among those that meet there."""
+    return point.what == "hand over" and point.threads % WARPGROUP == WARP
+
+
+def _meetings(code: Code) -> list[Instruction]:
+    """Where all consumers wait for one another: at one barrier of all their threads, where a turn's is another for each of them,
+    by a register or one at which others only arrive."""
+    barriers = [(each, *each.operands.replace(" ", "").partition(",")[::2]) for each in code.instructions if each.name == "BAR"]
+    handed = {barrier for each, barrier, _ in barriers if ".ARV" in each.opcode}
+    met = [(each, barrier) for each, barrier, threads in barriers if threads == hex(WARPGROUP * _consumers(code))]
+    return [each for each, barrier in met if ".SYNC" in each.opcode and barrier[:2] == "0x" and barrier not in handed]
 
 
 def _hands_back_behind_a_store(code: Code, end: int) -> bool:
@@ -259,7 +270,7 @@ class _Walker:
             return [self._finished() for _ in range(len(self.running) - point.outstanding)]
         if point.place in self.by_mbarrier and point.what in ("wait", "arrive"):
             return [Step("take" if point.what == "wait" else "give")]
-        if point.what == "arrive":
+        if point.what == "arrive" or _frees(point):
             if not self.held:
                 self.unheld.add(point.place)
             return [Step("free", *self.held.popleft())] if self.held else []
