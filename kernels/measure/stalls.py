@@ -26,8 +26,8 @@ METRICS = {
     "smsp__issue_active.avg.pct_of_peak_sustained_elapsed": "issue_pct",
     "smsp__inst_executed.sum": "instructions",
 }
-REASONS = ("barrier", "branch_resolve", "dispatch_stall", "gmma", "long_scoreboard", "math_pipe_throttle", "membar", "mio_throttle",
-           "no_instruction", "not_selected", "short_scoreboard", "sleeping", "wait")  # fmt: skip
+REASONS = ("barrier", "branch_resolving", "dispatch_stall", "gmma", "long_scoreboard", "math_pipe_throttle", "membar",
+           "mio_throttle", "no_instruction", "not_selected", "short_scoreboard", "sleeping", "wait")  # fmt: skip
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 SECONDS = 60
 
