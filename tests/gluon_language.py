@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gluon_machine as hardware
+import gluon_ptx as ptx
 import numpy as np
 from gluon_machine import (
     TYPES,
@@ -155,15 +156,12 @@ def _assembly(text: str, constraints: str, given: list[Tensor], dtype: object, i
         else:
             pause()
         return given[0]
-    if at := re.fullmatch(r"cvt\.rn\.(bf16|f16)x2\.f32 \$0, \$(\d), \$(\d);", text):
-        kind = TYPES[{"f16": "fp16"}.get(at[1], at[1])]
-        upper, lower = (kind.bits_of(kind.rounded(given[int(place) - 1].values)) for place in (at[2], at[3]))
-        return Tensor((upper << 16 | lower).astype(np.uint32).view(np.int32), TYPES["i32"])
-    if text == "mov.b32 {$0, $1}, $2;":
-        bits = given[0].values.view(np.uint32)
-        return tuple(Tensor((half & 0xFFFF).astype(np.uint16), TYPES["i16"]) for half in (bits, bits >> 16))
-    assert "bar.warp.sync" in text, text
-    return given[0]
+    if "bar.warp.sync" in text:
+        return given[0]
+    kinds = list(dtype) if isinstance(dtype, (list, tuple)) else [dtype]
+    made = ptx.run(text, constraints, [each.values for each in given], pack)
+    results = tuple(Tensor(values, kind) for values, kind in zip(made, kinds, strict=True))
+    return results if len(results) > 1 else results[0]
 
 
 def _store(pointer: Pointer, value: object, mask: object = None) -> None:
@@ -231,6 +229,8 @@ def _language() -> SimpleNamespace:
         sum=_reduced(np.sum), max=_reduced(np.max), maximum=_either(np.maximum), minimum=_either(np.minimum),
         where=lambda test, a, b: made(np.where(test.values, np.float32(values_of(a)), np.float32(values_of(b)))),
         exp2=lambda x: made(np.exp2(x.values)), log2=lambda x: made(np.log2(x.values)),
+        reduce=lambda x, axis, _: Tensor(np.take(x.values, 0, axis), x.dtype),  # the first: no other is asked for
+        zeros_like=lambda x: made(np.zeros_like(x.values)),
         store=_store, atomic_add=_add, allocate_shared_memory=_allocate, warp_specialize=_specialise,
         inline_asm_elementwise=_assembly,
     )  # fmt: skip

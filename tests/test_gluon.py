@@ -40,6 +40,8 @@ CONFIGS = [
     gluon.config_for("overlap-2stage", "fp16", 256, False),
     gluon.config_for("fa3", "bf16", 128, True),
     gluon.config_for("persistent", "bf16", 128, True),
+    gluon.config_for("bounded", "bf16", 128, True),
+    gluon.candidates("fp16", 64, True, 64)["bounded 128x128 mbarriers"],
     gluon.candidates("fp16", 64, False, 64)["persistent 192x64 mbarriers"],
 ]
 each = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name.replace(" ", "-"))
@@ -61,13 +63,12 @@ for given in sys.argv[1:]:
     loops = [loop for loop in sass.loops(code) if loop.scores and sum(point.what == "gemm" for point in loop.points) == 2]
     local = sum(opcode in ("LDL", "STL") for loop in loops for opcode in opcodes[loop.start : loop.end + 1])
     steps = [[point.steps for point in loop.points if point.what == "gemm"] for loop in loops]
-    read = not (asked.schedule == "persistent" and asked.named)  # named hand-overs are not read
     hands = [opcode for loop in loops for opcode in opcodes[loop.start : loop.end + 1] if opcode in ("BAR", "SYNCS")]
     print(json.dumps({"name": asked.name, "opcodes": Counter(opcodes), "local": local, "steps": steps,
                       "row": code_of_gluon.row_of("gluon-" + asked.schedule, built.compiler, asked.head_dim, asked.causal, code),
                       "hands": [hands.count(what) / len(loops) for what in ("BAR", "SYNCS")],
                       "threads": [built.threads, code.threads], "smem": built.smem_bytes,
-                      "pipeline": loop_reader.read(code).to_dict() if read else None}))
+                      "pipeline": loop_reader.read(code).to_dict()}))
 """
 
 
@@ -152,9 +153,6 @@ def adopted(found: dict) -> tuple[str, Pipeline]:
 def test_its_order_is_its_schedules_wait_by_wait(compiled, config):
     """From a tile's first wait to its last product, with what is handed back; but Q goes back where O has left, and consumers
     of two rungs wait for K and V before they take their turn."""
-    if config.schedule == "persistent" and config.named:
-        assert compiled[config.name]["pipeline"] is None
-        return
     name, pipeline = adopted(compiled[config.name])
     tile = find_schedule(name).tile
     assert pipeline.persistent == (not config.one_partition)
@@ -172,11 +170,10 @@ def test_its_order_is_its_schedules_wait_by_wait(compiled, config):
     assert found == re.sub(*TURN_BEHIND_WAITS.get(config.schedule, ("$", "")), expected)
 
 
-ORDERS = {"persistent": "fa3"}
+ORDERS = dict.fromkeys(gluon.QUEUED, "fa3")
 TURN_BEHIND_WAITS = {
     "pingpong": (r"take turn \| (wait V\S+)", r"\1 | take turn"),
-    "persistent": (r"take turn \| (wait K\S+) \| (S\S+ \S+) \| (wait V\S+)", r"\1 | \3 | take turn | \2"),
-}
+} | dict.fromkeys(gluon.QUEUED, (r"take turn \| (wait K\S+)", r"\1 | take turn"))
 RECORDED = json.loads((Path(__file__).parents[1] / "traces/recorded/kernels/gluon_h200.json").read_text())
 
 
@@ -249,7 +246,7 @@ def test_its_files_and_its_tile_are_known_to_the_measurement(schedule):
 def test_every_form_that_there_might_be_is_checked_and_timed():
     workload = Workload(1, 32, 1024, 64, "bf16", False)
     forms = gluon.candidates("bf16", 64, False, 1024)
-    assert len(forms) == 4 and gluon.config_for("persistent", "bf16", 64, False, 1024) in forms.values()
+    assert len(forms) == 8 and gluon.config_for("persistent", "bf16", 64, False, 1024) in forms.values()
     assert all(beside_gluon.config_of(name, workload) == config for name, config in forms.items())
     checked = {config for part in check_gluon.PARTS for _, config, _ in check_gluon.cases(part, gluon.HEAD_DIMS)}
     assert {*forms.values(), *gluon.variants()} <= checked
@@ -258,7 +255,7 @@ def test_every_form_that_there_might_be_is_checked_and_timed():
 def test_a_check_that_hangs_takes_no_other_with_it(tmp_path):
     """What a part had written before it was killed is kept, and says which check did not end."""
     hung, broken = check_gluon.PARTS[-2:]
-    (tmp_path / "check-persistent-named-barriers.json").write_text('{"rows": [{"passed": false}], "runs": []}')
+    (tmp_path / "check-bounded-named-barriers.json").write_text('{"rows": [{"passed": false}], "runs": []}')
     result = {"parts": {hung: "killed at the deadline", broken: "killed at the deadline"}, "rows": [], "runs": []}
     given = SimpleNamespace(out=tmp_path, head_dims=[64], parts=[hung, broken])
     commands = iter(["import time; time.sleep(60)", "raise SystemExit('no GPU')"])

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCHEDULES = ("tma", "warp-specialized", "pingpong", "overlap-2stage", "fa3", "persistent")
-"""The rungs, each one idea past another; the last is `fa3`'s order, with all that lies around its loop done otherwise."""
-NOT_RUN = ("persistent",)
-"""Those that compile, and that no GPU has run yet."""
+SCHEDULES = ("tma", "warp-specialized", "pingpong", "overlap-2stage", "fa3", "persistent", "bounded")
+"""The rungs, each one idea past another; the last two are of `fa3`'s order."""
+QUEUED = ("persistent", "bounded")
+"""Those whose tiles come from a queue, with a place for O; a mask only where one is asked for, hand-overs in either way."""
 PREFIX = "gluon-"
 NAMES = tuple(PREFIX + schedule for schedule in SCHEDULES)
 """How they are spoken of among kernels of every kind."""
@@ -39,7 +39,7 @@ class GluonConfig:
     stages: int = STAGES
     consumers: int = 2
     ragged: bool = True  # whether the last block may hold keys past the end
-    named: bool = True  # `persistent` alone: hands over by named barriers, in inline assembly; else by mbarriers
+    named: bool = True  # of QUEUED: hands over by named barriers, in inline assembly; else by mbarriers
 
     @property
     def name(self) -> str:
@@ -74,30 +74,32 @@ class GluonConfig:
 
     @property
     def o_tiles(self) -> int:
-        """Of `persistent`: tiles of O in shared memory, one a consumer where there is room, and Q of the next tile need not wait
+        """Of QUEUED: tiles of O in shared memory, one a consumer where there is room, and Q of the next tile need not wait
         for O to leave; else 1, a token, and O leaves by way of Q's."""
         taken = (2 * self.block_m + 2 * self.stages * self.block_n) * 2 * self.head_dim
         return self.consumers if taken + 1024 <= MAX_SMEM_BYTES else 1
 
 
 def config_for(schedule: str, dtype: str, head_dim: int, causal: bool, seqlen_k: int = 1) -> GluonConfig:
-    """The kernel of a schedule on its tile; `persistent` without a mask where neither it nor the length asks for one."""
+    """The kernel of a schedule on its tile; of QUEUED without a mask where neither it nor the length asks for one."""
     block_n = BLOCK_N[head_dim]
-    whole = schedule == "persistent" and not causal and seqlen_k % block_n == 0
+    whole = schedule in QUEUED and not causal and seqlen_k % block_n == 0
     return GluonConfig(schedule, dtype, head_dim, causal, block_n, ragged=not whole)
 
 
 def candidates(dtype: str, head_dim: int, causal: bool, seqlen_k: int = 1) -> dict[str, GluonConfig]:
-    """What `persistent` might be, by a name for each: hand-overs by named barriers or by mbarriers, two or three consumers."""
-    usual = config_for("persistent", dtype, head_dim, causal, seqlen_k)
-    tiles = [usual]
-    if head_dim == 64:  # with 128 keys 160 registers a thread do not hold S, P and O of three
-        tiles.append(replace(usual, block_n=64, consumers=3, ragged=causal or seqlen_k % 64 != 0))
-    return {
-        f"persistent {tile.block_m}x{tile.block_n} {'named barriers' if named else 'mbarriers'}": replace(tile, named=named)
-        for tile in tiles
-        for named in (True, False)
-    }
+    """What QUEUED might be, by a name for each: hand-overs by named barriers or by mbarriers, two or three consumers."""
+    found = {}
+    for schedule in QUEUED:
+        usual = config_for(schedule, dtype, head_dim, causal, seqlen_k)
+        tiles = [usual]
+        if head_dim == 64:  # with 128 keys 160 registers a thread do not hold S, P and O of three
+            tiles.append(replace(usual, block_n=64, consumers=3, ragged=causal or seqlen_k % 64 != 0))
+        for tile in tiles:
+            for named in (True, False):
+                hands = "named barriers" if named else "mbarriers"
+                found[f"{schedule} {tile.block_m}x{tile.block_n} {hands}"] = replace(tile, named=named)
+    return found
 
 
 def variants() -> list[GluonConfig]:
@@ -118,5 +120,6 @@ def module_of(schedule: str) -> str:
 
 def sources_of(schedule: str) -> list[Path]:
     """The files that make up a rung's kernel and its launch."""
-    shared = ["attention.py", "build.py", "config.py", "launch.py", "verbs.py"] + ["assembly.py"] * (schedule == "persistent")
-    return [HERE / f"{module_of(schedule)}.py", *(HERE / name for name in shared)]
+    names = [f"{module_of(schedule)}.py", "attention.py", "build.py", "config.py", "launch.py", "verbs.py"]
+    names += ["assembly.py", "persistent.py"] * (schedule in QUEUED)
+    return [HERE / name for name in dict.fromkeys(names)]

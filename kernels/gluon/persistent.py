@@ -1,8 +1,8 @@
 """FlashAttention-3 once more, for what lies around its loop: tiles from a queue, O in a place of its own, turns by named barriers.
 
 Against `fa3`: the producer draws the next tile while this one is worked on, so that no program idles beside a longer one; Q of the
-next tile is loaded while O leaves; O shrinks under S of the next block; a step hands over warp by warp. Where no score can need a
-mask, there is none.
+next tile is loaded while O leaves; O shrinks under S of the next block, and P lies ready by then; a step hands over warp by warp.
+Where no score can need a mask, there is none.
 """
 
 from triton.experimental import gluon
@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .assembly import arrive_at, packed, unpacked, wait_at
 from .attention import await_block, barriers, divisor_of, record, shrink, start
-from .verbs import LN_2, accumulator_layout, keys_seen, load_rows, made_here, multiply, softmax, tile_layout, tma_store
+from .verbs import LN_2, accumulator_layout, in_quads, keys_seen, load_rows, made_here, multiply, softmax, tile_layout, tma_store
 
 ROWS = gl.constexpr(64)
 """Of a consumer warpgroup."""
@@ -202,18 +202,28 @@ def give(problem, shared, rank: gl.constexpr):
 def as_operand(pairs, problem):
     """P as the left operand of P V, in registers as it lies."""
     layout: gl.constexpr = gl.DotOperandLayout(0, accumulator_layout(problem.HEAD_DIM, gl.num_warps()), 2)
-    return gl.convert_layout(unpacked(pairs, problem.v.dtype), layout)
+    return gl.convert_layout(gl.reshape(unpacked(pairs, problem.v.dtype), [ROWS, problem.BLOCK_N]), layout)
+
+
+@gluon.jit
+def pairs_of(weights, dtype: gl.constexpr):
+    """P as pairs of neighbouring columns."""
+    even, odd = gl.split(in_quads(weights))
+    return packed(even, odd, dtype)
 
 
 @gluon.jit
 def step(problem, shared, rank: gl.constexpr, first_row, key, queries, n, state, MASKED: gl.constexpr):
-    """S of block n, and behind it P V of the block before, which runs under block n's softmax."""
+    """S of block n, and behind it P V of the block before, which runs under block n's softmax.
+
+    V is awaited behind S: what makes P and O ready for the second GEMM is not moved in front of the first across that wait.
+    """
     pairs, factor, acc, top, total = state
     operand = as_operand(pairs, problem)
     keys = await_block(shared.k, shared.k_full, n, problem)
-    values = await_block(shared.v, shared.v_full, n - 1, problem)
     take(problem, shared, rank, n)
     scores = multiply(queries, keys.permute((1, 0)))
+    values = await_block(shared.v, shared.v_full, n - 1, problem)
     acc = shrink(acc, factor)
     acc = warpgroup_mma(operand, values, acc, is_async=True)
     give(problem, shared, rank)  # the tensor cores are yours; I do softmax
@@ -222,7 +232,7 @@ def step(problem, shared, rank: gl.constexpr, first_row, key, queries, n, state,
     if MASKED:
         scores = keys_seen(scores, first_row, key, problem.seqlen_k, problem.seqlen_k - problem.seqlen_q, problem.CAUSAL)
     weights, factor, top, total = softmax(scores, top, total, problem.scale_log2, MASKED)
-    pairs = packed(weights, problem.v.dtype)
+    pairs = pairs_of(weights, problem.v.dtype)
     total = made_here(total)
     acc, pairs = warpgroup_mma_wait(0, deps=[acc, pairs])
     release(shared.v_free, V_FREE, n - 1, problem)
@@ -245,7 +255,7 @@ def consume(problem, shared, rank: gl.constexpr, first_row, base, blocks, masked
     if problem.MASKED:
         scores = keys_seen(scores, first_row, key, problem.seqlen_k, problem.seqlen_k - problem.seqlen_q, problem.CAUSAL)
     weights, factor, top, total = softmax(scores, top, total, problem.scale_log2, problem.MASKED)
-    state = packed(weights, problem.v.dtype), factor, acc, top, total
+    state = pairs_of(weights, problem.v.dtype), factor, acc, top, total
     if problem.MASKED:
         for j in range(1, masked):
             key -= problem.BLOCK_N
@@ -263,7 +273,7 @@ def consume(problem, shared, rank: gl.constexpr, first_row, base, blocks, masked
 
 
 @gluon.jit
-def consumer(problem, shared, rank: gl.constexpr):
+def consumer(consume: gl.constexpr, problem, shared, rank: gl.constexpr):
     """A consumer warpgroup: its rows of every tile. O leaves by way of a tile of its own in shared memory, or of Q's."""
     OWN_TILE: gl.constexpr = shared.o.shape[0] > 1
     base = 0
@@ -305,13 +315,13 @@ def consumer(problem, shared, rank: gl.constexpr):
 
 
 @gluon.jit
-def attention_forward(
-    q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+def run(
+    consume, q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
     BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr,
     MASKED: gl.constexpr, NAMED: gl.constexpr, O_TILES: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """The kernel: a partition for each consumer and one for the producer. `queue`: two zeros, next tile and programs done."""
+    """The kernel of a rung: partitions for consumers and producer. `queue`: two zeros, next tile, programs done."""
     dtype: gl.constexpr = q.dtype
     problem = Problem(
         q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
@@ -331,8 +341,8 @@ def attention_forward(
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (consumer, (problem, shared, gl.constexpr(0))),
-                (consumer, (problem, shared, gl.constexpr(1))),
+                (consumer, (consume, problem, shared, gl.constexpr(0))),
+                (consumer, (consume, problem, shared, gl.constexpr(1))),
                 (produce, (problem, shared)),
             ],
             [4, 1],
@@ -341,11 +351,25 @@ def attention_forward(
     else:
         gl.warp_specialize(
             [
-                (consumer, (problem, shared, gl.constexpr(0))),
-                (consumer, (problem, shared, gl.constexpr(1))),
-                (consumer, (problem, shared, gl.constexpr(2))),
+                (consumer, (consume, problem, shared, gl.constexpr(0))),
+                (consumer, (consume, problem, shared, gl.constexpr(1))),
+                (consumer, (consume, problem, shared, gl.constexpr(2))),
                 (produce, (problem, shared)),
             ],
             [4, 4, 1],
             [registers, registers, PRODUCER_REGISTERS],
         )
+
+
+@gluon.jit
+def attention_forward(
+    q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr,
+    MASKED: gl.constexpr, NAMED: gl.constexpr, O_TILES: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """The kernel; arguments as of run."""
+    run(
+        consume, q, k, v, o, lse, queue, heads, sharing, seqlen_q, seqlen_k, m_tiles, section, tiles, scale_log2,
+        BLOCK_N, HEAD_DIM, STAGES, CAUSAL, CONSUMERS, MASKED, NAMED, O_TILES, CONSUMER_REGISTERS, PRODUCER_REGISTERS,
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Kernel time, since the wheel's host code takes longer than a short kernel: each implementation's calls are captured in a CUDA graph
 over buffers larger than L2, and graphs are replayed in bursts, in shuffled turns after a rest (beside.py); the median over replays.
-Every output is held to the fp64 oracle first. `--candidates` times every form of `persistent` that there might be, `--schedules` no
+Every output is held to the fp64 oracle first. `--candidates` times every form that gluon.QUEUED might have, `--schedules` no
 rung but those named. Writes DIR/gluon.json after every case and stops at the deadline; the table goes to stdout, more to stderr.
 """
 
@@ -52,7 +52,7 @@ def workloads(head_dims: Iterable[int], seqlens: Sequence[int], dtype: str) -> l
 
 
 def candidate(kernel: str, workload: Workload) -> gluon.GluonConfig | None:
-    """A form of `persistent` by its name, where there is one for the workload."""
+    """A form of a rung of QUEUED by its name, where there is one for the workload."""
     return gluon.candidates(workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k).get(kernel)
 
 
@@ -173,7 +173,7 @@ def resources_of(name: str, workload: Workload) -> dict:
     built = build.build(config)
     return {
         "tile": {"block_m": config.block_m, "block_n": config.block_n, "stages": config.stages, "consumers": config.consumers},
-        "named": config.named and config.schedule == "persistent",
+        "named": config.named and config.schedule in gluon.QUEUED,
         "smem_bytes": built.smem_bytes,
         "compiler": built.compiler,
     }
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--seqlens", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--dtype", choices=gluon.DTYPES, default="bf16")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each kernel in a case")
-    parser.add_argument("--candidates", action="store_true", help="every form of `persistent` too")
+    parser.add_argument("--candidates", action="store_true", help="every form of those in gluon.QUEUED too")
     parser.add_argument("--deadline", type=float, default=DEADLINE_S, help="seconds from the start; a case begun is ended")
     parser.add_argument("--compile-only", action="store_true", help="needs no GPU")
     given = parser.parse_args()

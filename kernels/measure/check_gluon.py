@@ -48,16 +48,22 @@ DEADLINE_S = 120
 GRACE_S = 5
 
 
-PARTS = (*gluon.SCHEDULES[:-1], "persistent named barriers", "persistent mbarriers")
+HANDS = ("named barriers", "mbarriers")
+"""How a rung of gluon.QUEUED hands over; what is called by the rung's name does so by the first."""
+PARTS = (
+    *(schedule for schedule in gluon.SCHEDULES if schedule not in gluon.QUEUED),
+    *(f"{schedule} {hands}" for schedule in gluon.QUEUED for hands in HANDS),
+)
 """What is checked in a process of its own."""
 
 
 def kernels_of(part: str, dtype: str, head_dim: int, causal: bool, seqlen_k: int) -> dict[str, gluon.GluonConfig]:
-    """The kernel of a rung by its name; of `persistent` every candidate that hands over so."""
+    """The kernel of a rung by its name; of QUEUED every candidate that hands over so."""
     if part in gluon.SCHEDULES:
         return {part: gluon.config_for(part, dtype, head_dim, causal, seqlen_k)}
+    schedule, _, hands = part.partition(" ")
     forms = gluon.candidates(dtype, head_dim, causal, seqlen_k)
-    return {name: config for name, config in forms.items() if name.endswith(part.removeprefix("persistent "))}
+    return {name: config for name, config in forms.items() if config.schedule == schedule and name.endswith(hands)}
 
 
 def cases(part: str, head_dims: Sequence[int]) -> Iterator[tuple[str, gluon.GluonConfig, tuple]]:
@@ -170,8 +176,8 @@ def inside(part: str, head_dims: Sequence[int], end: float, out: Path) -> None:
         write()
         found["rows"][-1] = check(name, config, shape)
     write()
-    rung = "persistent" if part.startswith("persistent") else part
-    if part == "persistent mbarriers":  # what is called by the rung's name hands over by named barriers
+    rung, _, hands = part.partition(" ")
+    if hands in HANDS[1:]:
         return
     load = endurance.Load()
     for shape in endurance.SHAPES:
