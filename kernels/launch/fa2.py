@@ -1,6 +1,6 @@
 """FlashAttention-2's forward past Triton's launcher and its choice at each call: compiled for a shape, launched in microseconds.
 
-The kernel is kernels/triton/fa2.py's, or the one of one_walk.py, on any tile. It has not run on a GPU: ops.PLANNED_FA2 turns it on.
+The kernel is kernels/triton/fa2.py's, or the one of bounded.py, on any tile; FORMS says which. ops.PLANNED_FA2 turns it on.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ from .arguments import ArgumentBlock
 
 WARP = 32
 SIZES = ("heads_total", "heads", "sharing", "seqlen_q", "seqlen_k")
-SHORT, SHORT_KEYS = TritonTile(128, 64, 4, 2), 1024
-"""At head_dim 128, up to so many keys, two programs of 128x64 an SM are faster than the table's (kernels/triton/NOTES.md)."""
+_T = TritonTile
+FORMS = {
+    # head_dim, mask: up to so many keys, the tile, and whether bounded.py's has one walk; rates in kernels/triton/NOTES.md
+    (128, "full"): ((math.inf, _T(64, 64, 4, 3, overlapped=True), False),),
+    (128, "causal"): ((2048, _T(128, 64, 4, 2), True), (math.inf, _T(64, 64, 4, 3, overlapped=True), True)),
+}
+"""Where bounded.py is the faster; elsewhere it is fa2.py on the table's tile."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,15 @@ class Fa2Config:
     whole: bool  # no score is masked
     together: int  # heads that are walked side by side
     tile: TritonTile
-    one_walk: bool = False
+    bounded: bool = False  # the kernel of bounded.py
+    one_walk: bool = False  # of bounded.py: whole blocks and masked ones in one loop
 
     @property
     def name(self) -> str:
         """As it is spoken of: "128x64, 4 warps, 2 stages, one walk"."""
         tile = self.tile
         said = f"{tile.block_m}x{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"
-        return said + ", overlapped" * tile.overlapped + ", one walk" * self.one_walk
+        return said + ", overlapped" * tile.overlapped + ", bounded" * self.bounded + ", one walk" * self.one_walk
 
 
 @dataclass(frozen=True)
@@ -72,18 +78,19 @@ def build(config: Fa2Config) -> Built:
     from triton.compiler import ASTSource
 
     from ..triton import fa2
-    from . import one_walk
+    from . import bounded
 
     ensure_writable()
-    kernel = one_walk.attention_forward if config.one_walk else fa2._forward
+    kernel = bounded.attention_forward if config.bounded else fa2._forward
     tile = config.tile
     constants = {
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "HEAD_DIM": config.head_dim, "CAUSAL": config.causal,
-        "WHOLE": config.whole, "TMA": True, "OVERLAPPED": tile.overlapped, "TOGETHER": config.together,
+        "WHOLE": config.whole, "TMA": True, "OVERLAPPED": tile.overlapped, "ONE_WALK": config.one_walk,
+        "TOGETHER": config.together,
         "o_stride_d": 1, "lse_stride_s": 1,
     }  # fmt: skip
     constants |= {name: 1 for name in kernel.arg_names if name[:8] in ("q_stride", "k_stride", "v_stride")}  # the maps have them
-    boxes = {"q": tile.block_m, "k": tile.block_n, "v": tile.block_n} | ({"o": tile.block_m} if config.one_walk else {})
+    boxes = {"q": tile.block_m, "k": tile.block_n, "v": tile.block_n} | ({"o": tile.block_m} if config.bounded else {})
     signature, known = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -194,17 +201,24 @@ class Plan:
             return block
 
 
-def config_for(
-    shape_q: tuple, shape_k: tuple, dtype: str, causal: bool, tile: TritonTile | None = None, one_walk: bool = False
+def config_for(shape_q: tuple, shape_k: tuple, dtype: str, causal: bool) -> Fa2Config:
+    """The kernel for (B, S_q, H, D) on (B, S_k, H_kv, D)."""
+    head_dim, seqlen_k = shape_q[3], shape_k[1]
+    for keys, tile, one_walk in FORMS.get((head_dim, "causal" if causal else "full"), ()):
+        if seqlen_k <= keys:
+            return config_of(shape_q, shape_k, dtype, causal, tile, True, one_walk)
+    return config_of(shape_q, shape_k, dtype, causal, forward_tile(head_dim, causal, interpreted=False))
+
+
+def config_of(
+    shape_q: tuple, shape_k: tuple, dtype: str, causal: bool, tile: TritonTile, bounded: bool = False, one_walk: bool = False
 ) -> Fa2Config:
-    """The kernel for (B, S_q, H, D) on (B, S_k, H_kv, D); on the table's tile unless another is given."""
+    """The same on a tile and in a form that are given."""
     batch, _, heads, head_dim = shape_q
     seqlen_k, kv_heads = shape_k[1:3]
-    if tile is None:
-        tile = SHORT if head_dim == 128 and seqlen_k <= SHORT_KEYS else forward_tile(head_dim, causal, interpreted=False)
     together = heads_together(seqlen_k, head_dim, 2, batch * heads, heads // kv_heads, causal)
     whole = not causal and seqlen_k % tile.block_n == 0
-    return Fa2Config(dtype, head_dim, causal, whole, together, tile, one_walk)
+    return Fa2Config(dtype, head_dim, causal, whole, together, tile, bounded, one_walk)
 
 
 def plan_for(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Plan | None:

@@ -1,9 +1,9 @@
 """Every tile of our Triton forward that could win, beside FlashAttention-3: `python -m fasim.kernels.measure.tiles_triton`.
 
-Each tile by the text that stands and by the one with a single walk (kernels/launch/one_walk.py), compiled a process a core,
-launched past Triton's launcher, held to fp64 and timed as beside_gluon.py does: graphs, in bursts, in shuffled turns; 1k and 16k
-first. Then what a call costs on the host. Writes DIR/tiles_triton.json after every shape and stops at the deadline; the fastest of
-each shape goes to stdout. `--compile-only` needs no GPU and lists what spills or is serialised.
+Each tile by the text that stands and by kernels/launch/bounded.py's in two walks and in one, compiled a process a core, launched
+past Triton's launcher, held to fp64 and timed as beside_gluon.py does: graphs, in bursts, in shuffled turns; 1k and 16k first. Then
+what a call costs on the host. Writes DIR/tiles_triton.json after every shape and stops at the deadline; the fastest of each shape
+goes to stdout. `--compile-only` needs no GPU and lists what spills or is serialised.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ from .beside_gluon import PEER
 
 _T = TritonTile
 TILES = {
-    64: (_T(128, 128, 4, 3), _T(64, 128, 4, 3), _T(64, 128, 4, 2), _T(64, 128, 4, 3, overlapped=True),
-         _T(128, 64, 4, 3), _T(64, 64, 4, 3), _T(64, 64, 4, 3, overlapped=True), _T(128, 128, 8, 3, overlapped=True)),
-    128: (_T(128, 128, 8, 3, overlapped=True), _T(128, 128, 8, 2, overlapped=True), _T(128, 64, 4, 2), _T(64, 64, 4, 2),
-          _T(64, 64, 4, 2, overlapped=True), _T(64, 64, 4, 3), _T(64, 64, 4, 3, overlapped=True),
-          _T(64, 128, 4, 2, overlapped=True),
-          _T(64, 32, 4, 3, overlapped=True)),
-    256: (_T(128, 64, 8, 2), _T(64, 64, 4, 2), _T(64, 32, 4, 2), _T(128, 32, 8, 3), _T(128, 64, 8, 2, overlapped=True)),
+    64: (_T(64, 128, 4, 3), _T(64, 128, 4, 3, overlapped=True), _T(128, 64, 4, 3), _T(64, 64, 4, 3),
+         _T(64, 64, 4, 3, overlapped=True), _T(128, 128, 8, 3, overlapped=True)),
+    128: (_T(128, 128, 8, 3, overlapped=True), _T(128, 64, 4, 2), _T(64, 64, 4, 3), _T(64, 64, 4, 3, overlapped=True)),
+    256: (_T(128, 64, 8, 2), _T(64, 64, 4, 2)),
 }  # fmt: skip
 LENGTHS = (1024, 16384, 4096, 512)
 ROUNDS = 3
@@ -51,9 +48,9 @@ def candidates(workload: Workload) -> dict[str, fa2.Fa2Config]:
     shape_q = (workload.batch, workload.seqlen_q, workload.heads, workload.head_dim)
     shape_k = (workload.batch, workload.seqlen_k, workload.kv_heads, workload.head_dim)
     found = (
-        fa2.config_for(shape_q, shape_k, workload.dtype, workload.causal, tile, one_walk)
+        fa2.config_of(shape_q, shape_k, workload.dtype, workload.causal, tile, bounded, one_walk)
         for tile in TILES[workload.head_dim]
-        for one_walk in (False, True)
+        for bounded, one_walk in ((True, False), (True, True), (False, False))
     )
     return {config.name: config for config in found}
 
@@ -86,8 +83,8 @@ def resources_of(kernel: str, workload: Workload) -> dict:
         return {}
     tile, built = config.tile, fa2.build(config)
     return {
-        "tile": vars(tile), "one_walk": config.one_walk, "together": config.together, "smem_bytes": built.smem_bytes,
-        "compiler": built.compiler,
+        "tile": vars(tile), "bounded": config.bounded, "one_walk": config.one_walk, "together": config.together,
+        "smem_bytes": built.smem_bytes, "compiler": built.compiler,
     }  # fmt: skip
 
 
@@ -106,20 +103,18 @@ def flaws(config: fa2.Fa2Config) -> str:
 
 
 def host() -> dict:
-    """Microseconds of a call on the host: by Triton's launcher as it is today, and past it."""
+    """Microseconds of a call on the host: by Triton's launcher, and past it."""
     from .host_overhead import SHAPE, host_us
 
     q, k, v = (torch.randn(SHAPE, dtype=torch.bfloat16, device="cuda") for _ in range(3))
-    call = lambda: ops.flash_attn_func(q, k, v, schedule="fa2")  # noqa: E731
-    found = {"by Triton's launcher": host_us(call)}
     plan = fa2.plan_for(q, k, v, False)
-    found["the plan alone"] = host_us(lambda: plan.run(q, k, v, SHAPE[3] ** -0.5))
-    ops.PLANNED_FA2 = True
-    ops.forget_plans()
+    found, was = {"the plan alone": host_us(lambda: plan.run(q, k, v, SHAPE[3] ** -0.5))}, ops.PLANNED_FA2
     try:
-        found["past Triton's launcher"] = host_us(call)
+        for name, ops.PLANNED_FA2 in (("by Triton's launcher", False), ("past Triton's launcher", True)):
+            ops.forget_plans()
+            found[name] = host_us(lambda: ops.flash_attn_func(q, k, v, schedule="fa2"))
     finally:
-        ops.PLANNED_FA2 = False
+        ops.PLANNED_FA2 = was
         ops.forget_plans()
     return {name: round(us, 2) for name, us in found.items()}
 
@@ -151,7 +146,7 @@ def _measure(given: argparse.Namespace, works: list[Workload], end: float, refus
     meter, rows = beside_gluon.beside.Meter(), []
     sources = [
         Path(fa2.__file__),
-        Path(fa2.__file__).with_name("one_walk.py"),
+        Path(fa2.__file__).with_name("bounded.py"),
         *sorted((Path(ops.__file__).parent / "triton").glob("*.py")),
     ]
     result = {
