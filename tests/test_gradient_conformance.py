@@ -14,10 +14,10 @@ from fasim.simulator.problem.workload import Workload
 from fasim.simulator.results.run import Activity, Bottleneck, Bytes, Measurement, Run, Traffic
 from fasim.simulator.schedules import find_schedule
 from fasim.traces import store
-from fasim.traces.conformance import conforms, said
+from fasim.traces.conformance import conforms, recorded, said
 from fasim.traces.gradient_trace import LABELS, recording
 from fasim.traces.kernel_trace import BLOCKS, ROWS, SLOTS
-from fasim.traces.overlay import pair
+from fasim.traces.overlay import one_cta, pair
 from fasim.traces.stamped import BACKWARD
 
 FULL = Workload(1, 4, 1024, 128, "bf16", direction="backward")
@@ -55,9 +55,9 @@ def stamps(schedule: str, loops: Sequence[int], unstamped: Sequence[int] = (), a
     return words
 
 
-def measured(schedule: str, words: np.ndarray) -> Run:
+def measured(schedule: str, words: np.ndarray, warpgroups: int = 2) -> Run:
     """A measured run that holds the trace of CTA 0."""
-    workload, found = workload_of(schedule), recording(words, [0], 2)
+    workload, found = workload_of(schedule), recording(words, [0], warpgroups)
     taken = Measurement(
         kernel=schedule, implementation="cuda", gpu="NVIDIA H200", driver="580", cuda="13.0", date="2026-11-30", regime="burst",
         l2="cold", buffers=3, launch="stream", calls=10, time_s=1e-4, time_p10_s=1e-4, time_p90_s=1e-4, trace_overhead=0.01,
@@ -104,9 +104,22 @@ def test_a_tile_that_two_ctas_share_ends_without_a_stamp(schedule):
     assert not conforms(measured(schedule, gone)).holds
 
 
+def test_a_warpgroup_beside_the_consumers_has_their_tiles_and_another_name():
+    """It stamps no tile's end: its blocks are counted on."""
+    loops = [3, blocks("lagged")]
+    words = stamps("lagged", loops)
+    words[0, 3, : sum(loops) + 2, LABELS.index("put dQ")] = np.arange(1, sum(loops) + 3) * 50
+    run = measured("lagged", words, warpgroups=3)
+    assert [lane.name for lane in one_cta(run, "CTA0").lanes] == ["WG0", "WG1", "multiplier"]
+    beside = recorded(run)["CTA0"]["multiplier"]
+    assert [(event.tile, event.step) for event in beside] == [(tile, step) for tile, n in enumerate(loops) for step in range(n)]
+
+
 def test_a_longer_tile_than_the_workload_has_is_told():
-    found = conforms(measured("fa3", stamps("fa3", [blocks("fa3") + 1])))
-    assert f"a tile of {blocks('fa3') + 1} Q blocks, which" in found.differences[0]
+    longest = 2 * blocks("fa3")  # a tile, and before it a part of one that another CTA shares
+    assert conforms(measured("fa3", stamps("fa3", [longest]))).holds
+    found = conforms(measured("fa3", stamps("fa3", [longest + 1])))
+    assert f"a tile of {longest + 1} Q blocks, which" in found.differences[0]
 
 
 @pytest.mark.parametrize("schedule", ["lagged", "covered"])

@@ -14,7 +14,7 @@ from ..simulator.results.run import SPAN, Lane, Run
 from .compare import model_of
 from .conformance import Conformance, conforms
 from .predictions import Predict
-from .stamped import Stamped, of, over
+from .stamped import BESIDE, Stamped, of, over, warp_of
 
 MEASURED = "measured"
 BLOCK = "whole block"
@@ -106,7 +106,8 @@ def one_cta(run: Run, cta: str) -> Run:
     spans = run.spans[np.isin(run.spans["lane"], mine)].copy()
     for field in ("lane", "warp"):
         spans[field] = np.searchsorted(mine, spans[field])
-    return replace(run, lanes=tuple(Lane(run.lanes[n].name.partition(" ")[2], "warp") for n in mine), spans=spans)
+    names = [warp_of(run.lanes[n].name.partition(" ")[2], run.tile) for n in mine]
+    return replace(run, lanes=tuple(Lane(name, "warp") for name in names), spans=spans)
 
 
 def overlay(predicted: Run, measured: Run) -> Run:
@@ -206,11 +207,16 @@ def _without_stamps(run: Run) -> dict[str, float]:
 
 
 def _durations(run: Run) -> dict[str, float]:
-    """Mean over the consumer warpgroups; a phase that one of them does not have takes it no time."""
+    """Mean over the consumer warpgroups; a phase that one of them does not have takes it no time. Then those of the one beside."""
     words = of(run.workload)
     each = [dict(_durations_of(_events(run, number), words)) for number, lane in enumerate(run.lanes) if lane.name.startswith("WG")]
     names = dict.fromkeys(name for found in each for name in found)
-    return {name: fmean(found.get(name, 0.0) for found in each) for name in names}
+    found = {name: fmean(one.get(name, 0.0) for one in each) for name in names}
+    for number, lane in enumerate(run.lanes):
+        if lane.name == BESIDE:
+            beside = dict(_durations_of(_events(run, number), replace(words, block=words.put)))
+            found |= {name: cycles for name, cycles in beside.items() if name in words.labels and name not in found}
+    return found
 
 
 def _durations_of(events: list[tuple[str, int, int]], words: Stamped) -> Iterable[tuple[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..simulator.problem.tile import Tile
 from ..simulator.problem.workload import Workload
 from . import gradient_trace, kernel_trace
 
@@ -18,6 +19,7 @@ class Stamped:
     block: str  # what a consumer computes once a block
     end: str
     same: Mapping[str, str]
+    put: str = ""  # what a warpgroup beside the consumers does once a block
 
     def word(self, label: str) -> str:
         """A schedule's label as the kernel stamps it."""
@@ -28,7 +30,7 @@ FORWARD = Stamped(kernel_trace.LABELS, "S=QK^T", "softmax", "store O", {"stage L
 """Where the simulator has several spans for what a kernel stamps once at the end, the last of them says it."""
 BACKWARD = Stamped(
     gradient_trace.LABELS, "S^T=KQ^T", "dS^T", "store dK",
-    {"dQ^T=K^TdS^T": "dQ=dSK", "wait dQ^T=K^TdS^T": "wait dQ=dSK", "put dQ^T": "put dQ"},
+    {"dQ^T=K^TdS^T": "dQ=dSK", "wait dQ^T=K^TdS^T": "wait dQ=dSK", "put dQ^T": "put dQ"}, "put dQ",
 )  # fmt: skip
 """Where queries are fewer than rows of a GEMM a schedule has dQ transposed; it multiplies as much (schedules/backward/NOTES.md)."""
 
@@ -36,6 +38,15 @@ BACKWARD = Stamped(
 def of(workload: Workload) -> Stamped:
     """The words of a workload's direction."""
     return BACKWARD if workload.backward else FORWARD
+
+
+BESIDE = "multiplier"
+"""What a schedule calls the warpgroup behind its consumers that multiplies what they have put."""
+
+
+def warp_of(name: str, tile: Tile) -> str:
+    """What a schedule calls a recorded warp: WG0, WG1, .., and the one behind the consumers."""
+    return BESIDE if name.startswith("WG") and int(name.removeprefix("WG")) >= tile.consumers else name
 
 
 def over(events: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
