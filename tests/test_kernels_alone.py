@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -26,14 +28,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from fasim.kernels.triton import fa2
-from fasim.kernels.triton.tiles import FORWARD
+from fasim.kernels.triton.tiles import FORWARD, TritonTile
 
-tile = FORWARD[128, "full"]
 names = fa2._forward.arg_names
-for architecture in (90, 80):
-    hopper = architecture == 90
-    fixed = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=128, CAUSAL=False, WHOLE=False)
-    fixed |= dict(TMA=hopper, OVERLAPPED=hopper)
+full = FORWARD[128, "full"]
+for name, architecture, tile in (("90", 90, full), ("80", 80, full), ("walks", 90, TritonTile(64, 64, 4, 3))):
+    hopper, causal = architecture == 90, name == "walks"
+    fixed = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HEAD_DIM=128, CAUSAL=causal, WHOLE=False)
+    fixed |= dict(TMA=hopper, OVERLAPPED=hopper and not causal)
     fixed |= {name: 1 for name in names if name.endswith("stride_d") or name == "TOGETHER"}
     types = {**dict.fromkeys("qkvo", "*fp16"), "lse": "*fp32", "scale_log2": "fp32"}
     if hopper:
@@ -44,7 +46,7 @@ for architecture in (90, 80):
              if name not in fixed and (signature[name][0] == "*" or "stride" in name)}
     source = ASTSource(fa2._forward, signature, fixed, whole)
     built = triton.compile(source, GPUTarget("cuda", architecture, 32), tile.options())
-    (pathlib.Path(sys.argv[1]) / f"{architecture}.cubin").write_bytes(built.asm["cubin"])
+    (pathlib.Path(sys.argv[1]) / f"{name}.cubin").write_bytes(built.asm["cubin"])
 """
 
 
@@ -82,6 +84,32 @@ def test_a_triton_kernels_tile_stages_and_order_are_read_and_predicted(cubins, a
     assert nearest / 2 < ours < 2 * nearest
     (code,) = disassemble.kernels_of(path)
     assert inspect(code).reads_as.startswith("tile 128x128, d128") and "3 stages" in inspect(code).reads_as
+
+
+def test_what_runs_once_a_tile_is_read_with_its_loads(cubins):
+    """Q is awaited before the first K; the last V is asked for behind the loop, where its product is."""
+    found = pipeline_of(str(cubins / "90.cubin"), Workload(1, 16, 2048, 128))
+    words = [[step.what for step in steps if not step.code] for steps in (found.before, found.after)]
+    loads = [at for at, word in enumerate(words[0]) if word == "load"]
+    assert loads[0] < words[0].index("wait") < loads[1] and len(loads) == 5
+    assert [word for word in words[1] if word != "meet"] == ["finished", "load", "wait", "values", "finished"]
+    assert 350 < sum(part.instructions for step in found.before for part in step.code) < 550
+    assert Pipeline.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    short = Workload(32, 16, 512, 128)
+    bare = adopt("bare", replace(found, before=(), between=(), after=()))
+    whole = adopt("whole", found)
+    per_tile = [predict(short, name.name, "h200", clock_hz=1.5e9, spans=False).cycles * 132 / 2048 for name in (whole, bare)]
+    assert 2_000 < per_tile[0] - per_tile[1] < 12_000
+
+
+def test_a_second_walk_has_its_stages_and_asks_for_its_blocks_anew(cubins):
+    causal = Workload(32, 16, 512, 128, causal=True)
+    found = pipeline_of(str(cubins / "walks.cubin"), causal)
+    assert (found.stages, found.consumers, found.block_n) == (3, 1, 64) and found.masked
+    assert [step.what for step in found.between].count("load") == 4
+    two, one = (adopt(name, replace(found, between=steps)) for name, steps in (("two", found.between), ("one", ())))
+    cycles = [predict(causal, each.name, "h200", clock_hz=1.5e9, spans=False).cycles for each in (two, one)]
+    assert cycles[0] > 1.02 * cycles[1]
 
 
 def instruction(opcode: str, operands: str = "") -> Instruction:

@@ -9,7 +9,7 @@ from . import softmax as counts
 from .around import of_gemm
 from .estimate import OURS, SHIPPED, Estimate, Pen, Spill
 from .phase import Phase
-from .pipeline import Pipeline
+from .pipeline import Pipeline, Step
 from .softmax import RUNNING, Left
 
 
@@ -55,6 +55,21 @@ class Reader(Pen):
         """Nothing: the addresses before a GEMM are steps of the order."""
         return []
 
+    def once(self, step: Step, is_first: bool) -> list[Phase]:
+        """Code that runs once a tile, which the loop has displaced from the nearest caches. Straight code waits for fetch or for
+        its own results, whichever is longer (`fetch_mixes`); these are (2 cycles an instruction), so what comes first is fetched.
+        """
+        first, *rest = step.phases
+        return [replace(first, fetched=first.instructions) if is_first else first, *rest]
+
+    def normalize(self, tile) -> list[Phase]:
+        """Nothing where what stands behind the loop was read."""
+        return [] if self.code.pipeline.after else super().normalize(tile)
+
+    def stage(self, tile, name: str) -> list[Phase]:
+        """Nothing where what stands behind the loop was read."""
+        return [] if self.code.pipeline.after else super().stage(tile, name)
+
     def issues(self, k_steps: int, in_shared_memory: int, scores: bool) -> int:
         """Those of its steps, and its descriptors, which are no step of the order; all else once a block is one."""
         return of_gemm(k_steps, in_shared_memory)
@@ -69,6 +84,8 @@ class Reader(Pen):
 
     def begins(self, tile, j: int) -> bool:
         """Whether block j does not go the loop's way: it is a tile's first, or no key was seen before it by a running softmax."""
+        if self.code.pipeline.before:  # there the loop takes a tile's first block too
+            return False
         return j == 0 or (self.code.softmax is RUNNING and j <= tile.hidden(self.rank))
 
     def first(self, tile, j: int) -> list[Phase]:
@@ -86,7 +103,8 @@ class Reader(Pen):
         phases = list((pipeline.masked if masked and pipeline.masked else blocks[(j - 1) % len(blocks)]).softmax.get(gap, ()))
         if masked and is_first and not pipeline.masked:
             phases = [replace(counts.mask(tile), fetched=counts.mask(tile).instructions), *phases]
-        if 0 < j <= len(blocks):
+        first = 0 if pipeline.before else 1
+        if first <= j < first + len(blocks):
             phases = [replace(each, fetched=each.instructions) for each in phases]
         return phases
 

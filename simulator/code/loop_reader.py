@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ..errors import UsageError
-from . import alone
+from . import alone, once
 from .pipeline import Block, Pipeline, Step
 from .sass import Code, Instruction, Loop, Point, Segment, loops
 from .way import usual, walked
@@ -50,6 +50,9 @@ def read(code: Code) -> Pipeline:
             f"{code.name}: no loop with S = Q K^T by WGMMA is in it, so its order cannot be read; "
             "predict the schedule nearest to it instead, of an attention in several kernels standard"
         )
+    loads = alone.loads_of(code)
+    if loads != "producer":
+        found = [loop for loop in found if not any(_is_a_second_look(loop, other) for other in found)]
     ways = [_blocks(code, loop, walked(code, loop)) for loop in found]
     main = min(range(len(ways)), key=lambda each: ways[each][0].instructions)
     masked = [way[0] for way in ways if way is not ways[main] and way[0].order == ways[main][0].order]
@@ -61,7 +64,7 @@ def read(code: Code) -> Pipeline:
     points = [point for point in walked(code, found[main]) if isinstance(point, Point)]
     gemms = [point for point in points if point.what == "gemm"]
     scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
-    width, loads = scores.k * scores.steps, alone.loads_of(code)
+    width = scores.k * scores.steps
     meets = loads == "producer" and any(each in _meetings(code) for each in code.instructions[found[main].end :])
     draws = any(each.name in ("ATOM", "ATOMG") for each in code.instructions)
     turns = _turns_by_mbarrier(points) if loads == "producer" else set()
@@ -84,11 +87,12 @@ def read(code: Code) -> Pipeline:
         multicast=any("MULTICAST" in each.opcode for each in code.instructions),
         weights_in_registers=values.a_in_registers,
         meets=meets,
-        stages=alone.stages_of(rings)
-        or alone.stages_counted(code, usual(code, found[main]))
-        or (alone.stages_between(rings) if any(map(_frees, points)) else 0),
+        stages=_stages(code, found[main], rings, loads),
         rows=rows,
         loads=loads,
+        before=once.before(code, found[0]) if loads == "tma" else (),
+        between=once.between(code, *found) if loads == "tma" and len(found) == 2 else (),
+        after=once.after(code, found[-1]) if loads == "tma" else (),
         turns_by_mbarrier=bool(turns),
         transposes=scores.k > 16 and loads == "producer" and any(each.name == "LDSM" for each in code.instructions),
     )
@@ -98,6 +102,19 @@ def is_attention(code: Code) -> bool:
     """Whether a loop is in it that makes scores by WGMMA, or exponentials between GEMMs by mma.sync."""
     there = loops(code)
     return any(loop.scores for loop in there) or bool(alone.attention_of(code, there))
+
+
+def _is_a_second_look(loop: Loop, other: Loop) -> bool:
+    """Whether a "loop" is a barrier's second try, which stands behind the code of another loop and branches back into that."""
+    return other.start < loop.start <= other.end < loop.end
+
+
+def _stages(code: Code, loop: Loop, rings: Sequence[Point], loads: str) -> int:
+    """Of a ring. Where warps load for themselves they arrive at the barriers that they wait for, so addresses say nothing."""
+    counted = alone.stages_counted(code, usual(code, loop))
+    if loads != "producer":
+        return counted
+    return alone.stages_of(rings) or counted or (alone.stages_between(rings) if any(map(_frees, rings)) else 0)
 
 
 def _consumers(code: Code) -> int:

@@ -17,10 +17,10 @@ from .sass import Segment
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a consumer does in its loop.
+    """One thing that a consumer does in its loop, or once a tile.
 
-    `what` is load, wait, scores, values, finished, free, take, give or meet, or of code softmax, address, or descriptors of the
-    GEMM behind them; `tensor` what it is about, `lag` how many blocks before the one whose S the loop issues there.
+    `what` is load, wait, scores, values, finished, free, take, give or meet, or of code softmax, address, descriptors of the
+    GEMM behind them, or once; `tensor` what it is about, `lag` how many blocks before the one whose S the loop issues there.
     """
 
     what: str
@@ -114,6 +114,9 @@ class Pipeline:
     turns_by_mbarrier: bool = False  # in the place of named barriers
     transposes: bool = False  # other warps than the consumers' transpose V of 8 bits in shared memory
     spilled: tuple[int, int] = (0, 0)  # words of a thread that go to local memory, by the block and once besides
+    before: tuple[Step, ...] = ()  # what warps without a producer execute once a tile, before their loop, where that was read,
+    between: tuple[Step, ...] = ()  # from the loop over blocks without a mask to that over the rest,
+    after: tuple[Step, ...] = ()  # and behind the last
 
     @property
     def lag(self) -> int:
@@ -135,6 +138,7 @@ class Pipeline:
         usual = {each.name: each.default for each in fields(self) if each.default is not MISSING}
         plain = {name: value for name, value in vars(self).items() if name not in ("blocks", "masked")}
         plain = {name: value for name, value in plain.items() if name not in usual or value != usual[name]}
+        plain |= {name: _written(Block(plain[name])) for name in _ONCE if name in plain}
         return plain | {
             "blocks": [_written(block) for block in self.blocks],
             "masked": _written(self.masked) if self.masked else None,
@@ -145,7 +149,11 @@ class Pipeline:
         """What `to_dict` gave."""
         blocks = tuple(map(_block, data["blocks"]))
         masked, spilled = _block(data["masked"]) if data["masked"] else None, tuple(data.get("spilled", (0, 0)))
-        return cls(**{**data, "blocks": blocks, "masked": masked, "spilled": spilled})
+        once = {name: _block(data[name]).steps for name in _ONCE if name in data}
+        return cls(**{**data, **once, "blocks": blocks, "masked": masked, "spilled": spilled})
+
+
+_ONCE = ("before", "between", "after")
 
 
 def _written(block: Block) -> list[dict]:

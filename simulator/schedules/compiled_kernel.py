@@ -6,7 +6,7 @@ ends with, and the loads, are as in our own kernels for Hopper.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..code.phase import Phase
 from ..code.pipeline import Block, Pipeline, Step
@@ -94,17 +94,24 @@ class _Order:
 
     def _record_alone(self) -> None:
         """A tile of warps that load for themselves."""
-        steps = self.pipeline.blocks[0].steps
-        ahead = {ring: max([-step.lag for step in steps if (step.what, step.tensor) == ("load", ring)], default=0) for ring in "KV"}
         for wg in self.cta.consumers():
-            self.load(wg, self.Q[0])
-            for j in range(max(ahead.values())):
-                for ring in (each for each in "KV" if self.is_there(j) and j < ahead[each]):
+            if self.pipeline.before:
+                Whole(self, wg).record()
+            else:
+                self.load(wg, self.Q[0])
+                for ring, j in self.asked_first(0):
                     self.load(wg, self.rings[ring][j])
-            self._consume(wg)
+                self._consume(wg)
             wg.normalize()
             wg.store("LSE")
             wg.store("O")
+
+    def asked_first(self, first: int) -> list[tuple[str, int]]:
+        """The blocks that are asked for before the walk that begins with this one."""
+        steps = self.pipeline.blocks[0].steps
+        ahead = {ring: max([-step.lag for step in steps if (step.what, step.tensor) == ("load", ring)], default=0) for ring in "KV"}
+        turns = range(first, first + max(ahead.values()))
+        return [(ring, j) for j in turns for ring in "KV" if self.is_there(j) and j < first + ahead[ring]]
 
     def load(self, wg, slot) -> None:
         """One of the warps for all by TMA, each its part by cp.async."""
@@ -156,8 +163,7 @@ class _Consumer:
 
     def walk(self, turn: int, block: Block) -> None:
         """One turn of the loop, or the part of it that is about blocks there are."""
-        is_there = self.order.is_there
-        whole = all(is_there(turn - step.lag) for step in block.steps if step.what in ("scores", "values"))
+        is_there, whole = self.order.is_there, self._is_whole(turn, block)
         for gap, step in zip(block.gaps, block.steps, strict=True):
             if step.what in ("take", "give", "meet"):
                 if whole:
@@ -171,6 +177,10 @@ class _Consumer:
                 self._step(step, gap, turn - step.lag)
         if turn in self.begun:
             self._weights(turn)
+
+    def _is_whole(self, turn: int, block: Block) -> bool:
+        """Whether all warps go through all of this turn."""
+        return all(self.order.is_there(turn - step.lag) for step in block.steps if step.what in ("scores", "values"))
 
     def _weights(self, j: int):
         """P of block j as an operand: in registers, or put into shared memory behind its softmax."""
@@ -188,7 +198,7 @@ class _Consumer:
         if step.what == "softmax":
             self._softmax(gap, j)
         elif step.what == "load":
-            self.order.load(wg, slot)
+            self._load(step.tensor, j)
         elif step.what == "wait":
             wg.wait(slot)
             self.loaded.add((step.tensor, j))
@@ -208,6 +218,9 @@ class _Consumer:
             if step.tensor == "K" and j == self.order.last and not self.order.pipeline.o_by_q:
                 wg.free(self.order.q(wg))
 
+    def _load(self, ring: str, j: int) -> None:
+        self.order.load(self.wg, self.order.rings[ring][j])
+
     def _softmax(self, gap: int, j: int) -> None:
         pen, tile, is_first = self.wg.pen, self.order.tile, j not in self.begun
         self.begun.add(j)
@@ -219,3 +232,106 @@ class _Consumer:
     def _run(self, phases, label: str, j: int) -> None:
         for phase in phases:
             self.wg.compute(label, phase, j)
+
+
+class Whole(_Consumer):
+    """A consumer that loads for itself, in a tile whose code before, between and behind its loops was read too.
+
+    A loop over blocks with a mask is another walk: nothing of it is asked for in the walk before. Where products run a block late
+    the last V is asked for when the loop is over. That such a loop begins with a product of zeros is left out.
+    """
+
+    def __init__(self, order: _Order, wg):
+        super().__init__(order, wg)
+        steps = order.pipeline.blocks[0].steps
+        self.late = {"K": 0, "V": next(step.lag for step in steps if step.what == "values")}
+        self.late["V"] -= next(step.lag for step in steps if step.what == "scores")
+        self.turn, self.running, self.asked, self.done = 0, [], set(), set()
+        self.two_walks = bool(order.pipeline.between)
+
+    def record(self) -> None:
+        """The tile."""
+        order, pipeline = self.order, self.order.pipeline
+        self._once(pipeline.before, [("Q", 0), *self._first(0)])
+        for self.turn in range(order.last + 1):
+            if self.turn and self._walk_of(self.turn) != self._walk_of(self.turn - 1):
+                self._once(pipeline.between, self._first(self.turn))
+            if self.turn == 0:
+                self.wg.wait(order.Q[0])
+            self.walk(self.turn, pipeline.blocks[(self.turn - 1) % len(pipeline.blocks)])
+        self.turn += 1
+        self._once(pipeline.after, [("V", order.last)] if self.late["V"] else [])
+        self._finish()
+
+    def _is_whole(self, turn: int, block: Block) -> bool:
+        return True
+
+    def _step(self, step: Step, gap: int, j: int) -> None:
+        product = step.tensor, j
+        if step.what in ("finished", "free") and product in self.done:
+            return
+        super()._step(step, gap, j)
+        if step.what in ("scores", "values"):
+            self.running.append(product)
+        elif step.what == "finished":
+            self.running.remove(product)
+
+    def _first(self, turn: int) -> list[tuple[str, int]]:
+        """What a walk that begins with this turn asks for at first: what its first turns need."""
+        ahead = len({j for _, j in self.order.asked_first(turn)})
+        turns = [at for at in range(turn, turn + ahead) if self._walk_of(at) == self._walk_of(turn)]
+        wanted = [(ring, at - self.late[ring]) for at in turns for ring in "KV"]
+        return [(ring, j) for ring, j in wanted if self.order.is_there(j)]
+
+    def _walk_of(self, turn: int) -> int:
+        """0 for the blocks with a mask, 1 for the rest, 2 behind the loops; 1 throughout where there is one walk."""
+        if turn > self.order.last:
+            return 2
+        return int(not (self.two_walks and self.order.tile.is_masked(turn)))
+
+    def _load(self, ring: str, j: int) -> None:
+        if self._walk_of(j + self.late[ring]) == self._walk_of(self.turn) and (ring, j) not in self.asked:
+            self.asked.add((ring, j))
+            super()._load(ring, j)
+
+    def _once(self, steps: Sequence[Step], wanted: list[tuple[str, int]]) -> None:
+        """Code that runs once, with its loads in its order; what of them it has no place for comes last."""
+        label = "begin" if self.turn == 0 else "next walk" if self.turn <= self.order.last else "end"
+        for place, step in enumerate(steps):
+            if step.what == "once":
+                self._run(self.wg.pen.once(step, is_first=not any(each.code for each in steps[:place])), label, self.turn)
+            elif step.what == "meet":
+                self.wg.meet(self.order.cta.meeting())
+            elif step.what == "load" and wanted:
+                self._ask(*wanted.pop(0))
+            elif step.what == "wait" and self.turn == 0 and ("Q", 0) not in wanted:
+                self.wg.wait(self.order.Q[0])
+            elif step.what == "values" and self.turn > self.order.last:
+                while wanted:
+                    self._ask(*wanted.pop(0))
+                self._last_product()
+            elif step.what == "finished":
+                self._finish()
+        for each in wanted:
+            self._ask(*each)
+
+    def _ask(self, ring: str, j: int) -> None:
+        if ring == "Q":
+            self.order.load(self.wg, self.order.Q[0])
+        elif (ring, j) not in self.asked:
+            self.asked.add((ring, j))
+            super()._load(ring, j)
+
+    def _last_product(self) -> None:
+        slot = self.order.rings["V"][self.order.last]
+        self.wg.wait(slot)
+        self.results["V", self.order.last] = self.wg.gemm("O", self._weights(self.order.last), slot, add=True, loaded=True)
+        self.running.append(("V", self.order.last))
+
+    def _finish(self) -> None:
+        """Wait for all products that run, and hand back what they read."""
+        while self.running:
+            ring, j = self.running.pop(0)
+            self.wg.wait(self.results[ring, j])
+            self.done.add((ring, j))
+            self.wg.free(self.order.rings[ring][j])
