@@ -10,6 +10,7 @@ import os
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mkdocs.structure.files import File
 
@@ -31,6 +32,7 @@ def on_files(files, config):
         "accuracy.md": accuracy(),
         "img/fa3.svg": figure(("fa3",)),
         "img/ideas.svg": figure(("warp-specialized", "pingpong", "fa3")),
+        "img/backward.svg": recorded(BACKWARD_TIMELINE),
     }
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
@@ -124,6 +126,20 @@ def _some(folder: Path, most: int) -> list[Path]:
     """So many runs, evenly spread."""
     found = sorted(folder.glob("*.run.json"))
     return found[:: max(1, len(found) // most)][:most]
+
+
+BACKWARD_TIMELINE = "ahead-cuda-b4h16s4096d128-bf16-backward-burst.run.json.gz"
+"""Of the fastest backward that was recorded."""
+
+
+def recorded(name: str) -> str:
+    """A recorded timeline of the backward under its prediction."""
+    with TemporaryDirectory() as folder:
+        drawn = Path(folder) / "drawn.svg"
+        path = store.RECORDED.parent / "backward" / "timelines" / name
+        with redirect_stdout(io.StringIO()):
+            run(["compare", "--timeline", str(path), "--iterations", "3-5", "--svg", str(drawn), "--width", "140"])
+        return drawn.read_text(encoding="utf-8")
 
 
 def figure(schedules: tuple[str, ...]) -> str:

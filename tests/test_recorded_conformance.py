@@ -6,6 +6,7 @@ import pytest
 
 from fasim.traces import store
 from fasim.traces.conformance import conforms
+from fasim.traces.overlay import pair
 
 RECORDED = sorted(path for path in store.TIMELINES.glob("*.run.json*")) if store.TIMELINES.is_dir() else []
 KERNELS = {"warp-specialized", "pingpong", "overlap-2stage", "overlap-3stage", "fa3"}
@@ -29,3 +30,21 @@ def test_tracing_costs_little_on_every_recorded_shape():
     named = (RECORDED[0].parent / "README.md").read_text(encoding="utf-8").split("Above 5 %")[1]
     above = [cost for cost in costs.values() if abs(cost) > 0.05]
     assert all(f"{100 * cost:.1f}" in named for cost in above) and len(above) <= 4 and max(above, default=0) < 0.07
+
+
+# -- the backward ---
+
+BACKWARD = sorted((store.RECORDED.parent / "backward" / "timelines").glob("*.run.json.gz"))
+
+
+@pytest.mark.parametrize("path", BACKWARD, ids=lambda path: path.name.split(".")[0])
+def test_a_recorded_backward_conforms_and_the_model_knows_what_its_arithmetic_takes(path):
+    """Where the model is fast, it is in what waits for GEMMs and in dQ's way out (schedules/backward/NOTES.md)."""
+    both = pair(path.name, store.load(path))
+    assert both.conformance.holds, both.conformance.differences
+    assert both.conformance.events >= 6000 and both.measured.measurement.trace_overhead < 0.03
+    found = {phase.name: phase for phase in both.phases}
+    assert {"S^T=KQ^T", "dP^T=VdO^T", "dV+=P^TdO", "dQ=dSK", "dK+=dS^TQ", "dS^T", "put dQ"} <= found.keys()
+    arithmetic = [found[name] for name in ("P^T", "dS^T")]
+    assert sum(each.predicted for each in arithmetic) == pytest.approx(sum(each.measured for each in arithmetic), rel=0.15)
+    assert found["whole block"].predicted == pytest.approx(found["whole block"].measured, rel=0.16)

@@ -137,8 +137,11 @@ def overlay(predicted: Run, measured: Run) -> Run:
     earliest = spans["start"].min()
     for field in ("start", "end"):
         spans[field] -= earliest
+    name = f"{predicted.schedule}, predicted and measured"
+    if predicted.sample is None or len(predicted.sample.kernels) == 1:  # of several a title goes on with the one drawn
+        name += ","
     return replace(
-        predicted, origin="predicted and measured", schedule=f"{predicted.schedule}, predicted and measured,",
+        predicted, origin="predicted and measured", schedule=name,
         lanes=tuple(lanes), labels=tuple(labels), spans=spans,
     )  # fmt: skip
 
