@@ -96,7 +96,7 @@ def test_p_is_packed_by_two_conversions_for_four_weights_and_no_shuffle(compiled
 @needs_nvrtc
 @pytest.mark.parametrize(
     ("head_dim", "blocks", "key_panel", "spilled"),
-    [(64, (64, 128, 128), 128, 0), (128, (64, 128, 128), 128, 0), (128, (64, 192, 192), 64, 32), (256, (64, 96, 96), 32, 0)],
+    [(64, (64, 128, 128), 128, 0), (128, (64, 128, 128), 128, 0), (128, (64, 192, 192), 64, 32), (256, (64, 96, 96), 32, 32)],
 )
 def test_the_quantiser_compiles_and_shuffles_only_between_the_lanes_of_a_row(head_dim, blocks, key_panel, spilled):
     """Where two CTAs leave 80 registers for 64 values an address or two is kept in memory, not a value."""

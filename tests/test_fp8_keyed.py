@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -30,6 +34,15 @@ def test_a_row_has_a_column_of_all_keys_in_the_order_of_the_accumulators():
 def test_the_layout_is_undone(seqlen):
     v = torch.arange(2 * seqlen * 3 * 4).remainder(251).to(torch.uint8).view(2, seqlen, 3, 4)
     assert torch.equal(keyed.from_rows_of_keys(keyed.as_rows_of_keys(v), seqlen), v)
+
+
+def test_the_recorded_kernels_are_these_gave_the_same_bits_and_were_faster():
+    root = Path(kernels.__file__).parents[3]
+    recorded = json.loads((root / "traces" / "recorded" / "kernels" / "fp8_keyed_h200.json").read_text())
+    for path, digest in recorded["kernel_sha256"].items():
+        assert hashlib.sha256((root / path).read_bytes()).hexdigest() == digest, path
+    assert len(recorded["checks"]) == 18 and not any(row[name] for row in recorded["checks"] for name in ("O", "LSE", "V"))
+    assert len(recorded["rows"]) == 16 and all(row["keyed"] < row["transposing"] for row in recorded["rows"])
 
 
 @pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")

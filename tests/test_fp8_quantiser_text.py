@@ -98,12 +98,14 @@ def quantised(parts, folder, monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("head_dim", "block"), [(64, 128), (128, 192), (256, 96)])
-def test_q_k_and_v_across_in_one_launch_have_the_bits_of_plain_torch(head_dim, block, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("head_dim", "block", "elements"), [(64, 128, 64), (128, 192, 64), (256, 96, 64), (256, 96, 128)])
+def test_q_k_and_v_across_in_one_launch_have_the_bits_of_plain_torch(head_dim, block, elements, tmp_path, monkeypatch):
     """More tiles than CTAs and slots, ragged ends, a block of zeros, what e4m3 has not."""
+    monkeypatch.setitem(streamed.ELEMENTS, head_dim, elements)
     generator = torch.Generator().manual_seed(head_dim)
-    q, k, v = (torch.randn(1, n, h, head_dim, generator=generator).bfloat16() for n, h in ((300, 2), (407, 1), (407, 1)))
-    k[0, 5, 0, 3], q[0, 3, 1, 9], v[0, 100, 0, 7], v[0, 200:, 0] = float("inf"), -float("inf"), float("nan"), 0.0
+    lengths = (130, 199) if head_dim == 256 else (300, 407)
+    q, k, v = (torch.randn(1, lengths[i], 2 - i, head_dim, generator=generator).bfloat16() for i in (0, 1, 1))
+    k[0, 5, 0, 3], q[0, 3, 1, 9], v[0, 50, 0, 7], v[0, block:] = float("inf"), -float("inf"), float("nan"), 0.0
     parts = [Part(q, 64, True), Part(k, block, True), Part(v, block, powers=True, keyed=True)]
     assert streamed.takes(parts)
     for part, (values, descale) in zip(parts, quantised(parts, tmp_path, monkeypatch), strict=True):

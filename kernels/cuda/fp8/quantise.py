@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 OPERAND = struct.Struct("@Piiiiiiiiixxxx")
 """struct Operand of the kernel: address of descales; heads, seqlen, block, blocks, tiles, end; flags."""
 TAIL = struct.Struct("@Pfi")
-ELEMENTS = {64: 64, 128: 64, 256: 128}
-"""Of a thread, by head dim."""
+ELEMENTS = {64: 64, 128: 64, 256: 64}
+"""Of a thread, by head dim; the kernel takes 128 too (NOTES.md, "Next")."""
 MOST_THREADS = {64: 768, 128: 384}
 """Of an SM, by the elements of one: 80 or 168 registers each."""
-ENOUGH_THREADS = {64: 384, 128: 512, 256: 384}
+ENOUGH_THREADS = {64: 384, 128: 512, 256: 768}
 """Of an SM by head dim, where two CTAs have no more: registers are worth more than further warps (NOTES.md)."""
 LEAST_ROWS = 64  # of a CTA
 LEAST_THREADS = 128
