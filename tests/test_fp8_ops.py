@@ -122,6 +122,23 @@ def test_rows_without_keys_and_empty_problems():
     q, k, v = bytes_(seqlen_k=0)
     assert not flash_attn_func(q, k, v).any()
     assert flash_attn_fp8(*halves(seqlen_q=0)).shape == (2, 0, 4, 64)
+    assert flash_attn_fp8(*halves(heads=0, kv_heads=0)).shape == (2, 40, 0, 64)
+    assert flash_attn_fp8(*(x[:0] for x in halves())).shape == (0, 40, 4, 64)
+    assert not flash_attn_fp8(*halves(seqlen_k=0)).any()
+
+
+def test_v_as_rows_of_keys_is_the_same_attention_and_another_layout_is_refused():
+    q, k, v = halves(seqlen_k=70)
+    own = kv_rows(64, 70)
+    q8, qs, k8, ks, v8, vs = quantise_blocks_e4m3(q, k, v, 64, own)
+    across = quantise_blocks_e4m3(q, k, v, 64, own, keyed=True)[4]
+    wanted = attention_e4m3(q8, k8, v8, qs, ks, vs, 0.125, True, q_block=64, kv_block=own)
+    got = attention_e4m3(q8, k8, across, qs, ks, vs, 0.125, True, q_block=64, kv_block=own, keyed=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    with pytest.raises(UsageError, match="as rows of keys it must be contiguous"):
+        attention_e4m3(q8, k8, v8, qs, ks, vs, 0.125, q_block=64, kv_block=own, keyed=True)
+    with pytest.raises(UsageError, match="wants descales of blocks"):
+        attention_e4m3(q8, k8, across, None, None, None, 0.125, keyed=True)
 
 
 REFUSED = {
@@ -170,7 +187,9 @@ def test_without_gradients_leaves_may_be_given():
 def test_opcheck_of_the_operators():
     torch.library.opcheck(quantise_e4m3, (halves()[0], 32, 1, True, 0), test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(quantise_e4m3, (halves()[0], 0, 2), test_utils="test_faketensor")
-    torch.library.opcheck(quantise_blocks_e4m3, (*halves(), 16, 32, True, 0), test_utils=("test_schema", "test_faketensor"))
+    for keyed in (False, True):
+        given = (*halves(), 16, 32, True, 0, keyed)
+        torch.library.opcheck(quantise_blocks_e4m3, given, test_utils=("test_schema", "test_faketensor"))
     q, k, v = bytes_(seqlen_q=5, seqlen_k=6)
     d = descales()[0]
     utils = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")  # PyTorch cannot compare e4m3 inputs

@@ -19,8 +19,9 @@ def as_rows_of_keys(v: Tensor) -> Tensor:
     """V (B, S, H, D) of one byte an element as (B, H, D, S16), S16 the next multiple of sixteen; contiguous."""
     batch, seqlen, heads, head_dim = v.shape
     across = v.view(torch.uint8).permute(0, 2, 3, 1)
-    padded = torch.nn.functional.pad(across, (0, -seqlen % GROUP)).view(batch, heads, head_dim, -1, GROUP)
-    return padded[..., list(ORDER)].reshape(batch, heads, head_dim, -1).view(v.dtype)
+    groups = -(-seqlen // GROUP)
+    padded = torch.nn.functional.pad(across, (0, -seqlen % GROUP)).view(batch, heads, head_dim, groups, GROUP)
+    return padded[..., list(ORDER)].reshape(batch, heads, head_dim, groups * GROUP).view(v.dtype)
 
 
 def from_rows_of_keys(v: Tensor, seqlen: int) -> Tensor:
