@@ -6,6 +6,7 @@ from cyclopts import (
     CoercionError,
     CycloptsError,
     MissingArgumentError,
+    RepeatArgumentError,
     UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
@@ -37,6 +38,10 @@ def sentence(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.keyword or error.argument.name
         return f"{command} needs a value for {name if name.startswith('-') else name.upper()}; {see}"
+    if isinstance(error, RepeatArgumentError):
+        name = error.token.keyword or command
+        listed = f"; several are a list, as {name} a,b" if command.endswith("sweep") else ""
+        return f"{name} is given twice, and {command} takes one{listed}"
     if isinstance(error, ValidationError) and error.exception_message:
         return error.exception_message
     return str(error)

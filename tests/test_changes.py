@@ -74,6 +74,7 @@ def test_changes_add_up_and_the_name_says_them():
         ("dram.hbm_bytes_per_s=x2", "the sections are chip, memory, l2"),
         ("sms", "not of the form"),
         ("sms=", "not of the form"),
+        ("mufu=x2,hbm=x2", "give each its own --set"),
         ("mufu=3", "takes a factor, as mufu=x2; or set mufu_cycles"),
         ("sms=many", "neither a number nor a factor"),
         ("sms=xx", "a factor is x and a number above zero"),

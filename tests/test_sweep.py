@@ -154,6 +154,12 @@ def test_the_command_prints_the_sentence_and_what_varies(fasim):
     assert head.split()[:4] == ["schedule", "seqlen", "time", "TFLOP/s"] and len(body) == 4
 
 
+def test_devices_are_a_list_or_given_several_times(fasim):
+    lists = (("--device", "h200,h100-sxm"), ("--device", "h200", "--device", "h100-sxm"))
+    found = [json.loads(fasim("sweep", "--seqlen", "128", "--heads", "1", *asked, "--json")[1]) for asked in lists]
+    assert found[0] == found[1] and [row["device"] for row in found[0]] == ["h200", "h100-sxm"]
+
+
 def test_the_same_rows_as_json_csv_and_file(fasim, tmp_path):
     status, out, _ = fasim("sweep", *ASKED, "--json")
     found = json.loads(out)
@@ -170,6 +176,8 @@ def test_the_same_rows_as_json_csv_and_file(fasim, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
+        (("--seqlen", "512", "--seqlen", "1k"), "several are a list, as --seqlen a,b"),
+        (("--set", "mufu=x2,hbm=x2"), "give each its own --set"),
         (("--resume",), "give both"),
         (("--csv", "--json"), "give one of them"),
         (("--out", "rows.txt"), "ends in .csv, .jsonl or .parquet"),

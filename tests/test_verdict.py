@@ -79,6 +79,7 @@ def test_a_change_is_told_by_time_cycles_and_clock(runs):
     assert verdict.of_change(before, replace(before, cycles=after.cycles), "hbm x2").startswith(
         "hbm x2 saves warp-specialized 9.1% of its time, 3.88 ms to 3.53 ms, all of it cycles"
     )
+    assert "; exposed softmax is 27% of it before, 20% after." in verdict.of_change(before, after, "mufu x2")
     assert "costs" in verdict.of_change(after, before, "hbm x0.5")
     assert "cycles +0.0%, clock +10.0%" in verdict.of_change(before, replace(before, sm_clock_hz=before.sm_clock_hz * 1.1), "it")
     assert "changes nothing" in verdict.of_change(before, before, "it")

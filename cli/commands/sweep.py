@@ -26,8 +26,8 @@ _AXES = Group("Lists and ranges", help="Each may be a list (1,2,4) or a range (5
 class Axes:
     """What is swept over."""
 
-    device: str = "h100-sxm"
-    "Devices, as h200,h100-sxm, or paths of your own TOML files."
+    device: Annotated[tuple[str, ...], Parameter(negative=())] = ("h100-sxm",)
+    "Devices, as h200,h100-sxm, or paths of your own TOML files. May be given several times."
     seqlen: str | None = None
     "Lengths of queries and of keys. [default: 8448]"
     seqlen_q: str | None = None
@@ -69,7 +69,7 @@ class Axes:
 
         found: dict[str, list] = {
             "schedule": [name for each in schedules for name in grid.words(each)],
-            "device": grid.words(self.device),
+            "device": [name for each in self.device for name in grid.words(each)],
             "set": grid.settings(self.set_),
             "direction": grid.words(self.pass_),
             "causal": [_mask(word) for word in grid.words(self.mask)],

@@ -95,6 +95,8 @@ def _one(device: Device, setting: str) -> tuple[str, dict, str]:
     key, value = key.strip(), value.strip()
     if not equals or not value:
         raise UsageError(f"--set {shown(setting)} is not of the form field=value or field=x2, as hbm=x2")
+    if "=" in value:
+        raise UsageError(f"--set {shown(setting)} is several changes: give each its own --set, as --set mufu=x2 --set hbm=x2")
     section, dot, bare = key.rpartition(".")
     if not dot and key.lower() in _HEADS:
         head = _HEADS[key.lower()]

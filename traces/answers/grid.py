@@ -86,6 +86,8 @@ def settings(groups: Sequence[str]) -> list[str]:
         key, equals, values = group.partition("=")
         if not equals or not words(values):
             raise UsageError(f"--set {shown(group)} is not of the form field=value or field=x2; in a sweep also hbm=x1,x2,x4")
+        if "=" in values:
+            raise UsageError(f"--set {shown(group)} is several changes: give each its own --set, as --set mufu=x2 --set hbm=x2")
         axes.append([f"{key.strip()}={value}" for value in words(values)])
     return [";".join(each) for each in itertools.product(*axes)] if axes else [""]
 

@@ -75,7 +75,19 @@ def of_change(before: Run, after: Run, what: str) -> str:
     kind = "saves" if gap > 0 else "costs"
     clock = after.sm_clock_hz / before.sm_clock_hz - 1
     of_it = f": cycles {after.cycles / before.cycles - 1:+.1%}, clock {clock:+.1%}" if abs(clock) > 0.0005 else ", all of it cycles"
-    return f"{what} {kind} {before.schedule} {abs(gap):.1%} of its time, {times}{of_it}."
+    return f"{what} {kind} {before.schedule} {abs(gap):.1%} of its time, {times}{of_it}{_moved(before, after, gap > 0)}."
+
+
+def _moved(before: Run, after: Run, saves: bool) -> str:
+    """The part of the tensor cores' time that a change moves most, in the direction of the whole; empty where none stands out."""
+    if before.breakdown is None or after.breakdown is None:
+        return ""
+    parts = {name: seconds * (1 if saves else -1) for name, seconds in _lost_more(after, before).items()}
+    most = max(parts, key=parts.get)
+    if parts[most] < 0.2 * abs(metrics.time_s(before) - metrics.time_s(after)):
+        return ""
+    shares = [run.breakdown.to_dict()[most] for run in (before, after)]
+    return f"; {PARTS[most]} {'are' if PARTS[most].endswith('s') else 'is'} {shares[0]:.0%} of it before, {shares[1]:.0%} after"
 
 
 def neighbours(first: Question, second: Question, advance: Advance | None = None) -> dict[Workload, tuple[Run, Run]]:
