@@ -95,6 +95,10 @@ class Cta(Recorder):
         """Warps beside the producer's that transpose what it has loaded, one on each sub-partition."""
         return self._warp("transposers", -3)
 
+    def multiplier(self) -> Warp:
+        """A warpgroup beside the consumers that multiplies what they have put."""
+        return self._warp("multiplier", -4)
+
     def consumers(self) -> list[Warp]:
         """The consumer warpgroups, WG0 first."""
         return [self._begun(self._warp(f"WG{rank}", rank)) for rank in range(self.tile.consumers)]

@@ -64,14 +64,14 @@ class Warp:
         if slot.ring.base > 0:
             self._emit(Op.WAIT, "free", slot, barrier=slot.ring.empty[0], target=slot.ring.base)
 
-    def store(self, name: str, block: int = 0, slot: Slot | None = None, step: int = -1) -> None:
-        """Convert this warp's share of a result, stage it in shared memory and copy it out by TMA (or plain stores).
+    def store(self, name: str, block: int = 0, slot: Slot | None = None, step: int = -1, alone: bool = False) -> None:
+        """Convert this warp's share of a result, or all of it, stage it in shared memory and copy it out by TMA (or plain stores).
 
         A staging buffer of this warp's own (`cta.staging`) is written once the copies before have left it, in as many
         rounds as the result is larger, and the warp runs on. Any other `slot` is released once the copy has left it.
         """
-        tile = self.cta.tile
-        if self.rank == 0:
+        tile = self._view(alone)
+        if self.rank == 0 or alone:
             self.cta.access(name, block, step, write=1, multicast=0)
         tensor, nbytes = self.cta.tensor(name), tile.store_bytes(name)
         if slot is not None and not slot.ring.full:

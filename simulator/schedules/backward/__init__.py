@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ...code.gradients import Gradients
 from ..kernel import Kernel, Schedule
 from .ahead import ahead
+from .apart import apart
 from .covered import covered
 from .cudnn import cudnn
 from .delta import postprocess, preprocess
@@ -18,6 +19,7 @@ from .keys_first import keys_first
 from .lagged import lagged
 from .narrow import narrow
 from .registers import registers
+from .relay import relay
 from .standard import dk, dp, dq, ds, dv
 from .warp_specialized import warp_specialized
 from .wide import wide
@@ -39,9 +41,9 @@ _LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
 def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
     theirs = {"code": _CUDNN, "section_bytes": 1} if body is cudnn else {"code": _WGMMA}  # a head's tiles before the next one's
     main = Kernel(body, "columns", _WALK, live=live, **theirs)
-    family = "lagged backward" if body in (lagged, covered, ahead, halves) else "hopper backward"
+    family = "lagged backward" if body in (lagged, covered, ahead, apart, halves, relay) else "hopper backward"
     family = {narrow: "narrow backward", cudnn: "cudnn backward"}.get(body, family)
-    dims = {wide: (256,), narrow: (256,), halves: (256,), ahead: (128,)}.get(body, (64, 128))
+    dims = {wide: (256,), narrow: (256,), halves: (256,), relay: (256,), ahead: (128,)}.get(body, (64, 128))
     return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=dims, direction="backward")
 
 
@@ -105,6 +107,11 @@ ALL = (
         (("dK", "dV", "S^T", "P^T", "dQ^T"), ("dK", "dV", "S^T", "dP^T", "P^T"), ("dK", "dV", "S^T", "dS^T", "P^T")),
     ),
     _hopper(
+        "apart", apart, "lagged, but a third warpgroup forms dQ, so that the consumers share nothing within a block",
+        "ours; ThunderKittens gives all of dQ to one warpgroup too",
+        (("dK", "dV", "S^T", "P^T"), ("dK", "dV", "P^T", "dP^T")),
+    ),
+    _hopper(
         "cudnn", cudnn, "cuDNN's order: dP under the exponentials alone, dK waited for before dQ, dQ before the next block",
         "cuDNN 9.19, from the machine code of its kernels on an H200 (Nsight Compute's listing)",
     ),
@@ -122,5 +129,10 @@ ALL = (
         "halves", halves, "for head_dim 256: one warpgroup forms S, the other dP, and each half of the head dim of dV, dK and dQ",
         "ours",
         (("dK", "dV", "S^T", "S^T", "dQ/2"),),
+    ),
+    _hopper(
+        "relay", relay, "for head_dim 256: three warpgroups hand on to one another: S, P and dV; dP, dS and dK; dQ",
+        "ours",
+        (("dK", "dV", "S^T", "P^T"),),
     ),
 )  # fmt: skip
