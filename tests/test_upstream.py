@@ -37,6 +37,14 @@ def test_their_interface_is_ours_and_refuses_what_ours_has_not():
             theirs.flash_attn_varlen_func(*packed, **given)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_their_race_test_runs_in_either_mode_of_the_backward(monkeypatch, deterministic):
+    asked = []
+    monkeypatch.setattr("fasim.kernels.ops.flash_attn_func", lambda *args, **given: asked.append(given["deterministic"]))
+    upstream.interface(deterministic).flash_attn_func(1, 2, 3, causal=True)
+    assert asked == [deterministic] and upstream.TESTS["race"] == "test_flash_attn_race_condition"
+
+
 def test_what_ours_has_not_is_not_asked_and_the_rest_is_counted():
     class Case:
         def __init__(self, name, number, **params):
@@ -45,11 +53,12 @@ def test_what_ours_has_not_is_not_asked_and_the_rest_is_counted():
     asked = upstream.TESTS["varlen"]
     items = [Case(asked, i, seqlen_q=length, seqlen_k=9) for i, length in enumerate((3, 5, 7))]
     others = [Case(asked, 8, has_qv=True), Case(asked, 9, seqlen_k=4096), Case("test_flash_attn_race_condition", 0)]
+    others.append(Case(asked, 10, d=96))
     run, dropped = upstream.Run([asked], 60, 100, 0, (0, 1)), []
     config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: dropped.extend(items)))
     wanted = [*items, *others]
     run.pytest_collection_modifyitems(config, wanted)
-    assert {each.nodeid for each in wanted} == {each.nodeid for each in items} and len(dropped) == 3
+    assert {each.nodeid for each in wanted} == {each.nodeid for each in items} and len(dropped) == 4
     crash = SimpleNamespace(reprcrash=SimpleNamespace(message="AssertionError: too far\nand more"))
     for each, failed in zip(items[:2], (False, True), strict=True):
         outcome = "failed" if failed else "passed"

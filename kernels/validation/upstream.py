@@ -22,7 +22,10 @@ import types
 from collections import Counter
 from pathlib import Path
 
-TESTS = {"output": "test_flash_attn_output", "varlen": "test_flash_attn_varlen_output", "kvcache": "test_flash_attn_kvcache"}
+TESTS = {
+    "output": "test_flash_attn_output", "varlen": "test_flash_attn_varlen_output", "kvcache": "test_flash_attn_kvcache",
+    "race": "test_flash_attn_race_condition",
+}  # fmt: skip
 FILES = ("test_flash_attn.py", "padding.py", "test_util.py")
 DISABLED = ("APPENDKV", "LOCAL", "SOFTCAP", "FP8", "PACKGQA", "HDIM96", "HDIM192")
 """What their environment leaves out by its own switches; PACKGQA and SPLIT are choices of a kernel, of which ours makes one."""
@@ -37,6 +40,7 @@ LEFT_OUT = {
     "V_colmajor": True,
 }
 """Values of their parameters that ours has no counterpart of."""
+HEAD_DIMS = (64, 128, 256)
 EDITS = (
     ("([256, 512, d] if d <= 64 else [d])", "[d]"),  # V's head dim as Q's
     ('device = "cuda"', 'device = "{device}"'),
@@ -47,8 +51,8 @@ NEUTRAL = {"window_size": (-1, -1), "attention_chunk": 0, "softcap": 0.0, "pack_
 absent."""
 
 
-def interface() -> types.ModuleType:
-    """flash_attn_interface as their tests import it, by our functions."""
+def interface(deterministic: bool = False) -> types.ModuleType:
+    """flash_attn_interface as their tests import it, by our functions; dQ with the same bits every time if `deterministic`."""
     from .. import ops
 
     def plain(given: dict) -> None:
@@ -60,7 +64,8 @@ def interface() -> types.ModuleType:
 
     def flash_attn_func(q, k, v, softmax_scale=None, causal=False, num_splits=1, **given):
         plain(given)
-        return ops.flash_attn_func(q, k, v, softmax_scale, causal, num_splits=num_splits if num_splits > 1 else None)
+        how = {"num_splits": num_splits if num_splits > 1 else None, "deterministic": deterministic}
+        return ops.flash_attn_func(q, k, v, softmax_scale, causal, **how)
 
     def flash_attn_varlen_func(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False, num_splits=1,
@@ -117,7 +122,9 @@ class Run:
     def _wanted(self, item) -> bool:
         given = item.callspec.params if hasattr(item, "callspec") else {}
         short = self.most_keys is None or max(given.get("seqlen_q", 0), given.get("seqlen_k", 0)) <= self.most_keys
-        return item.originalname in self.names and short and not any(given.get(name) == value for name, value in LEFT_OUT.items())
+        here = given.get("d", HEAD_DIMS[0]) in HEAD_DIMS
+        here = here and not any(given.get(name) == value for name, value in LEFT_OUT.items())
+        return item.originalname in self.names and short and here
 
     def pytest_runtest_logreport(self, report) -> None:
         """One case's outcome."""
@@ -161,6 +168,7 @@ def run(
     most_keys: int | None = None,
     seed: int = 0,
     share: tuple[int, int] = (0, 1),
+    deterministic: bool = False,
 ) -> dict:
     """The answers of their tests, or of share[0] of share[1] parts of them, as `Run.to_dict`."""
     import pytest
@@ -169,7 +177,7 @@ def run(
     os.environ["FLASH_ATTENTION_DISABLE_SPLIT"] = "FALSE" if which == ["kvcache"] else "TRUE"
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-    sys.modules["flash_attn_interface"] = interface()
+    sys.modules["flash_attn_interface"] = interface(deterministic)
     plugin = Run([TESTS[name] for name in which], deadline_s, most_keys, seed, share)
     with tempfile.TemporaryDirectory() as place:
         copied(folder, Path(place), device)
@@ -179,7 +187,7 @@ def run(
             status = pytest.main([*options, str(Path(place) / FILES[0])], plugins=[plugin])
         finally:
             sys.path.remove(place)
-    return {"which": which, "pytest_status": int(status), **plugin.to_dict()}
+    return {"which": which, "deterministic": deterministic, "pytest_status": int(status), **plugin.to_dict()}
 
 
 def merged(parts: list[dict]) -> dict:
@@ -191,7 +199,9 @@ def merged(parts: list[dict]) -> dict:
     failures = {case: message for part in parts for case, message in part["failures"].items()}
     worst = {name: max(part[name] for part in parts) for name in ("pytest_status", "seconds")}
     counts = {name: dict(of) for name, of in tests.items()}
-    return {"which": max(part["which"] for part in parts), **worst, "tests": counts, "failures": failures}
+    same_bits = any(part.get("deterministic") for part in parts)
+    asked = {"which": max(part["which"] for part in parts), "deterministic": same_bits}
+    return {**asked, **worst, "tests": counts, "failures": failures}
 
 
 def run_apart(arguments: list[str], processes: int) -> dict:
@@ -221,6 +231,7 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=240.0, help="seconds")
     parser.add_argument("--most-keys", type=int, help="longest queries and keys")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--deterministic", action="store_true", help="the backward of flash_attn_func in its deterministic mode")
     parser.add_argument("--processes", type=int, default=1, help="side by side, each with its share of the cases")
     parser.add_argument("--share", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, required=True, help="folder for upstream-NAMES.json")
@@ -232,11 +243,12 @@ def main() -> int:
     if given.processes > 1:
         asked = ["--tests", given.tests, "--device", given.device, "--deadline", given.deadline, "--seed", given.seed]
         asked += ["--most-keys", given.most_keys] if given.most_keys else []
+        asked += ["--deterministic"] if given.deterministic else []
         asked += [each for name in which for each in ("--only", name)]
         found = run_apart(list(map(str, asked)), given.processes)
     else:
-        number, of = map(int, given.share.split("/"))
-        found = run(given.tests, which, given.device, given.deadline, given.most_keys, given.seed, (number, of))
+        share = tuple(map(int, given.share.split("/")))
+        found = run(given.tests, which, given.device, given.deadline, given.most_keys, given.seed, share, given.deterministic)
     import torch
 
     found |= {"torch": torch.__version__, "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu"}
