@@ -24,9 +24,16 @@ TRITON = "fa2"
 SCHEDULES = (TRITON, *cuda.SCHEDULES)
 """Every schedule whose backward has a kernel."""
 
-READY: dict[int, str] = {64: "lagged", 128: "lagged"}
-"""Head dim -> the CUDA schedule that "auto" takes on Hopper. A schedule stands here once the whole suite, the sanitizer and the
-endurance runs have passed on an H200 (traces/recorded/backward/validation)."""
+READY: dict[tuple[str, int, bool], str] = {
+    **{(dtype, 64, causal): "apart" for dtype in cuda.DTYPES for causal in (False, True)},
+    **{(dtype, 128, True): "apart" for dtype in cuda.DTYPES},
+    **{(dtype, 128, False): "lagged" for dtype in cuda.DTYPES},
+    **{("bf16", 256, causal): "relay" for causal in (False, True)},
+}
+"""Dtype, head dim and mask -> the CUDA schedule that "auto" takes on Hopper, the faster where two are right (backward_h200.json). A
+schedule stands here once the whole suite, the sanitizer and the endurance runs have passed on an H200, in that dtype
+(traces/recorded/backward/validation)."""
+_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def checked(schedule: object, head_dim: int) -> str:
@@ -48,19 +55,20 @@ def head_dims(schedule: str) -> tuple[int, ...]:
 
 def chosen(q: Tensor, causal: bool) -> str:
     """The schedule that "auto" stands for, for tensors like q."""
-    if q.is_cuda and q.shape[3] in READY and _fits(q.get_device(), q.dtype, q.shape[3], causal):
-        return READY[q.shape[3]]
+    found = READY.get((_DTYPES.get(q.dtype, ""), q.shape[3], bool(causal)))
+    if q.is_cuda and found and _fits(q.get_device(), found, _DTYPES[q.dtype], q.shape[3], bool(causal)):
+        return found
     return TRITON
 
 
 @lru_cache(maxsize=256)
-def _fits(device: int, dtype: torch.dtype, head_dim: int, causal: bool) -> bool:
+def _fits(device: int, schedule: str, dtype: str, head_dim: int, causal: bool) -> bool:
     """Whether the CUDA backward is for this GPU and can be had: compiled here or found compiled."""
     if torch.cuda.get_device_capability(device) != (9, 0):
         return False
     if build.compiler_version() is not None:
         return True
-    kernel = cuda.config_for(READY[head_dim], {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype], head_dim, causal)
+    kernel = cuda.config_for(schedule, dtype, head_dim, causal)
     return all(build.lookup(kernel.source(part)) is not None for part in cuda.ENTRIES)
 
 

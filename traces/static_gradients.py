@@ -27,8 +27,12 @@ LEAST = 8
 _BARRIERS = {
     ("wait", 0): "wait Q", ("arrive", 2): "free Q", ("wait", 4): "wait dO", ("arrive", 6): "free dO",
     ("wait", 8): "wait dS", ("arrive", 8): "fill dS", ("arrive", 10): "fill dQ", ("wait", 11): "claim dQ",
+    ("wait", -2): "", ("wait", 14): "",  # V, once a tile; and room for dS, where a schedule has a warpgroup of its own read it
 }  # fmt: skip
 """Where the kernels' mbarriers lie behind that of Q, in 8 bytes each, with two stages (struct Shared of shared.cuh)."""
+
+_V_BEFORE_Q = 16
+"""V's barrier, where a loop has one, lies so many bytes before Q's, which is the first else."""
 
 
 def differs(code: Code, schedule: str, workload: Workload, tile: Tile) -> str:
@@ -85,7 +89,9 @@ def _of_loop(code: Code, loop: Loop) -> list[str]:
     """The words of a loop's usual way."""
     parts = walked(code, loop)
     points = [part for part in parts if isinstance(part, Point)]
-    first = min((point.place for point in points if point.what == "wait" and point.place), default=0)
+    places = {point.place for point in points if point.what == "wait" and point.place}
+    first = min(places, default=0)
+    first += _V_BEFORE_Q * (first + _V_BEFORE_Q in places)
     stores = [each for each in code.instructions[loop.start : loop.end + 1] if each.name == "STSM"]
     stored = {_register(each.operands.partition("]")[2]) for each in stores}
     waits = [_barrier(point, first) for point in points if point.what == "wait"]

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-KERNELS = {"ahead": 128, "covered": 64, "halves": 256}
-"""Schedule -> the head dim that it is meant for."""
+KERNELS = {"apart": (64, 128), "relay": (256,), "lagged": (64, 128)}
+"""Schedule -> the head dims that it is meant for."""
 LEAST_S = 10
 """Seconds that a step is begun with at least."""
 
@@ -41,36 +41,38 @@ class Outcome:
     status: Mapping[str, int | None]
 
 
-def checks(kernels: Mapping[str, int]) -> Step:
+def checks(kernels: Mapping[str, Sequence[int]]) -> Step:
     """Right or wrong, in both modes."""
     check = "kernels.cuda.backward.check"
     modes = {"": (), "-deterministic": ("--deterministic",)}
     return Step("check", 90, {
-        f"{kernel}{mode}": (check, "--schedule", kernel, "--head-dims", str(head_dim), *more)
-        for kernel, head_dim in kernels.items() for mode, more in modes.items()
+        f"{kernel}-d{head_dim}{mode}": (check, "--schedule", kernel, "--head-dims", str(head_dim), *more)
+        for kernel, head_dims in kernels.items() for head_dim in head_dims for mode, more in modes.items()
     })  # fmt: skip
 
 
-def steps(kernels: Mapping[str, int], out: Path, plan: Path) -> list[Step]:
+def steps(kernels: Mapping[str, Sequence[int]], out: Path, plan: Path) -> list[Step]:
     """What follows for those that are right."""
-    dims, names = [str(each) for each in kernels.values()], list(kernels)
+    dims, names = sorted({str(dim) for dims in kernels.values() for dim in dims}), list(kernels)
     pace, suite, measure = "kernels.cuda.backward.pace", "kernels.validation", "kernels.measure"
     same_bits = [f"{kernel}-deterministic" for kernel in names]
     subjects = [f"{kernel}-backward{mode}" for kernel in names for mode in ("", "-deterministic")]
     return [
-        Step("pace", 70, {"all": (pace, "--head-dims", *dims, "--seconds", "60", "--out", str(out / "pace.json"))}),
-        Step("whole-tiles", 25, {"all": (
-            pace, "--head-dims", *dims, "--schedules", *names, "--seqlens", "4096", "--whole-tiles", "--seconds", "15",
-            "--out", str(out / "whole-tiles.json"),
+        Step("pace", 70, {"all": (
+            pace, "--head-dims", *dims, "--schedules", *names, "--seconds", "60", "--out", str(out / "pace.json"),
         )}),
-        *(Step(f"timeline-{kernel}", 15, {kernel: (
+        Step("deterministic", 35, {"all": (
+            pace, "--head-dims", *dims, "--schedules", *names, "--seqlens", "4096", "16384", "--deterministic", "--seconds", "25",
+            "--out", str(out / "deterministic.json"),
+        )}),
+        *(Step(f"timeline-{kernel}-d{head_dim}", 15, {kernel: (
             f"{measure}.timeline_backward", "--kernel", kernel, "--head-dim", str(head_dim), "--out", str(out / "timelines"),
-        )}) for kernel, head_dim in kernels.items() if head_dim <= 128),
+        )}) for kernel, head_dims in kernels.items() for head_dim in head_dims if head_dim <= 128),
         Step("validate", 150, {f"{subject}-{dtype}": (
             suite, "--kernel", subject, "--dtype", dtype, "--out", str(out / "validation"),
         ) for subject in subjects for dtype in ("fp16", "bf16")}),
         Step("sanitize", 60, {kernel: (
-            suite, "--kernel", f"{kernel}-backward", "--dtype", "fp16", "--quick", "--only", "sanitize", "--sanitize",
+            suite, "--kernel", f"{kernel}-backward", "--dtype", "fp16", "--quick", "--only", "memory", "--sanitize",
             "--out", str(out / f"sanitize-{kernel}"),
         ) for kernel in names}),
         Step("endurance", 90, {"all": (f"{measure}.endurance_backward", "--schedules", *names, "--out", str(out))}),
@@ -108,7 +110,7 @@ def run(step: Step, seconds: float, out: Path) -> Outcome:
 
 
 def session(
-    kernels: Mapping[str, int], out: Path, plan: Path, seconds: float, only: Sequence[str] = (),
+    kernels: Mapping[str, Sequence[int]], out: Path, plan: Path, seconds: float, only: Sequence[str] = (),
     do: Callable[[Step, float, Path], Outcome] = run,
 ) -> list[Outcome]:  # fmt: skip
     """All steps in order, or those named; written down after each. `do` runs one."""
@@ -126,7 +128,11 @@ def session(
 
     if not only or "check" in only:
         found = take(checks(kernels)).status
-        kernels = {kernel: dim for kernel, dim in kernels.items() if found[kernel] == found[f"{kernel}-deterministic"] == 0}
+        right = {
+            kernel: tuple(dim for dim in dims if found[f"{kernel}-d{dim}"] == found[f"{kernel}-d{dim}-deterministic"] == 0)
+            for kernel, dims in kernels.items()
+        }
+        kernels = {kernel: dims for kernel, dims in right.items() if dims}
     for step in steps(kernels, out, plan) if kernels else ():
         if not only or step.name in only:
             take(step)

@@ -1,11 +1,12 @@
-// The PTX that only the backward uses, one wrapper each: bulk copies of statistics and of dQ, transposed stores of fragments.
+// The PTX that only the backward uses, one wrapper each: loads of statistics, bulk adds of dQ, transposed stores of fragments.
 #pragma once
 #include "ptx.cuh"
 
-// Contiguous bytes into shared memory; they count on `full`.
-__device__ __forceinline__ void bulk_load(void* to, const void* from, u32 bytes, u64* full) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem_address(to)),
-               "l"(from), "r"(bytes), "r"(smem_address(full))
+// A box of a matrix at (column, row) into shared memory; its bytes count on `full`.
+__device__ __forceinline__ void tma_load_row(void* to, const TensorMap& map, u64* full, int column, int row) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+                   smem_address(to)),
+               "l"(&map), "r"(smem_address(full)), "r"(column), "r"(row)
                : "memory");
 }
 // fp32 of shared memory added to memory.
@@ -13,6 +14,10 @@ __device__ __forceinline__ void bulk_add(float* to, const void* from, u32 bytes)
   asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(smem_address(from)),
                "r"(bytes)
                : "memory");
+}
+// Until all but the last PENDING groups of this thread's bulk copies have been read.
+template <int PENDING> __device__ __forceinline__ void bulk_wait_read_but() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
 // Until this thread's bulk copies are whole, not only read.
 __device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
@@ -22,13 +27,20 @@ __device__ __forceinline__ void store_transposed(u32 row_address, u32 a, u32 b, 
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
 }
+// Four 8 x 8 matrices of 16-bit values as fragments; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ __forceinline__ void load_matrices(u32 row_address, u32& a, u32& b, u32& c, u32& d) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(row_address)
+               : "memory");
+}
 __device__ __forceinline__ void store_pair(u32 address, float low, float high) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(low), "f"(high) : "memory");
 }
-__device__ __forceinline__ float2 load_pair(u32 address) {
-  float2 x;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
-  return x;
+__device__ __forceinline__ void add_pair(float* to, float low, float high) {
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(low), "f"(high) : "memory");
+}
+__device__ __forceinline__ void load_pairs(u32 address, float2& low, float2& high) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(low.x), "=f"(low.y), "=f"(high.x), "=f"(high.y) : "r"(address)
+               : "memory");
 }
 
 // -- counters in global memory, by which CTAs wait for one another's bulk copies and stores -----------------------------------
@@ -41,15 +53,11 @@ __device__ __forceinline__ void wait_count(const int* counter, int reached) {
   while (count_of(counter) < reached) __nanosleep(64);
   asm volatile("fence.proxy.async;" ::: "memory");
 }
-__device__ __forceinline__ void count(int* counter) {
+__device__ __forceinline__ void count(int* counter, int more) {
   asm volatile("fence.proxy.async;" ::: "memory");
-  asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(more) : "memory");
 }
 __device__ __forceinline__ void wait_turn(const int* turns, int turn) {
   while (count_of(turns) != turn) {}
   asm volatile("fence.proxy.async;" ::: "memory");
-}
-__device__ __forceinline__ void pass_turn(int* turns, int turn) {
-  asm volatile("fence.proxy.async;" ::: "memory");
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(turns), "r"(turn) : "memory");
 }

@@ -84,6 +84,13 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def has_gpu() -> bool:
+    """Whether there is any."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def inputs(case: Case):
     """q, k, v, do, dlse, scale."""
     import torch
@@ -196,11 +203,18 @@ def main() -> int:
     parser.add_argument("--schedule", default="fa3")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[128, 64])
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--whole-tiles", action="store_true", help="no tile of keys is shared by two CTAs")
     parser.add_argument("--dump", type=Path)
     parser.add_argument("--from-case", type=int)
     args = parser.parse_args()
+    if not has_gpu():
+        say("no GPU here: it needs an H100 or H200")
+        return 3
     everything = cases(args.schedule, tuple(args.head_dims), args.deterministic)
     if args.from_case is not None:
+        from . import launch
+
+        launch.SHARE_TILES = not args.whole_tiles
         return _worker(everything, args.from_case, args.dump)
     bad, at = 0, 0
     while at < len(everything):

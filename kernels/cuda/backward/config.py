@@ -13,7 +13,7 @@ from .. import config as forward
 from .wgmma import header
 
 HERE = Path(__file__).parent
-SCHEDULES = ("fa3", "lagged", "trailing")
+SCHEDULES = ("fa3", "lagged", "apart", "relay")
 DTYPES = ("fp16", "bf16")
 WARPGROUP = 128
 ENTRIES = {"prepare": "attention_prepare", "main": "attention_backward"}
@@ -27,10 +27,12 @@ TILES = {
     ("lagged", 64, True): Tile(128, 128, 2, 2),
     ("lagged", 128, False): Tile(64, 128, 2, 2),
     ("lagged", 128, True): Tile(64, 128, 2, 2),
-    ("trailing", 64, False): Tile(128, 128, 2, 2),
-    ("trailing", 64, True): Tile(128, 128, 2, 2),
-    ("trailing", 128, False): Tile(64, 128, 2, 2),
-    ("trailing", 128, True): Tile(64, 128, 2, 2),
+    ("apart", 64, False): Tile(128, 128, 2, 2),
+    ("apart", 64, True): Tile(128, 128, 2, 2),
+    ("apart", 128, False): Tile(64, 128, 2, 2),
+    ("apart", 128, True): Tile(64, 128, 2, 2),
+    ("relay", 256, False): Tile(64, 64, 2, 2),
+    ("relay", 256, True): Tile(64, 64, 2, 2),
 }
 """By schedule, head_dim and mask."""
 HEAD_DIMS = tuple(sorted({head_dim for _, head_dim, _ in TILES}))
@@ -57,8 +59,8 @@ class BackwardConfig:
 
     @property
     def threads(self) -> int:
-        """Threads of the main kernel's CTA: a warpgroup that loads and adds dQ, and the consumers."""
-        return WARPGROUP * (1 + self.tile.consumers)
+        """Threads of the main kernel's CTA: a warpgroup that loads and adds dQ, the consumers, and one that finishes dQ."""
+        return WARPGROUP * (2 + self.tile.consumers)
 
     def source(self, part: str = "main") -> Source:
         """The text of "prepare" or "main" with its headers and macros."""

@@ -1,4 +1,4 @@
-// dQ's sums on their way out, under the main loop: a warp of each CTA takes the blocks of heads that every tile of keys has added to.
+// Sums on their way out, under the main loop: four warps of each CTA take what every tile of keys has added to.
 #pragma once
 #include "shared.cuh"
 
@@ -14,25 +14,65 @@ __device__ __forceinline__ float4 load_sums(const float4* from) {
   return x;
 }
 
-constexpr int PARTS = CONSUMERS * SHARE_ROWS / 32;  // of a block's sums, each 32 rows of a share
+constexpr int PARTS = SHARES;                      // of a block's sums
+constexpr int KEY_PARTS = 2 * PANELS * CONSUMERS;  // of a split tile's
 
-// One warp: a part of dQ, scale times the sums in 16 bits; and zeros for the head that has them next. AT_ONCE times 1 KiB is under way.
-template <int AT_ONCE> __device__ __forceinline__ void finish_part(const Params& p, int item) {
+constexpr int WHOLE = 1 << 29;  // counted of a tile among those that are shared which a CTA has for itself: it needs no sums
+
+// What there is to finish: of split tiles dV and dK, then dQ of head after head.
+struct Part {
+  const Params& p;
+  int number;  // of dQ; of a split tile's where negative
+  __device__ __forceinline__ Part(const Params& p, int item) : p(p), number(item - (SPLITS ? p.split * KEY_PARTS : 0)) {}
+  static __device__ __forceinline__ int count(const Params& p) {
+    return p.batch * p.heads * p.m_tiles * PARTS + (SPLITS ? p.split * KEY_PARTS : 0);
+  }
+  __device__ __forceinline__ bool of_keys() const { return SPLITS && number < 0; }
+  __device__ __forceinline__ int of_split() const { return number + p.split * KEY_PARTS; }
+  __device__ __forceinline__ const int* counter() const {
+    return of_keys() ? p.key_added + of_split() / KEY_PARTS : p.added + number / (p.m_tiles * PARTS);
+  }
+  __device__ __forceinline__ int wanted() const {
+    return of_keys() ? CONSUMERS * p.m_tiles * p.sharing : p.adds;
+  }
+};
+
+// One warp: a part, scaled, in 16 bits; and zeros for the head that has the sums next. AT_ONCE times 1 KiB is under way.
+template <int AT_ONCE> __device__ __forceinline__ void finish_part(const Params& p, const Part& of) {
   constexpr int LANES = SHARE_COLUMNS / 8, ROWS = 32 / LANES;  // 32 bytes of sums of a lane, ROWS rows of a warp
-  const int block = item / PARTS, part = item - block * PARTS, flat = block / p.m_tiles, m = block - flat * p.m_tiles;
-  const bool again = flat + p.ring < p.batch * p.heads;
-  const int batch = flat / p.heads, lane = lane_id(), row = lane / LANES;
-  const int query = m * BLOCK_M + (DQ_BY_QUERIES ? part : part % 2) * 32 + row;
-  float4* sums = reinterpret_cast<float4*>(p.sums) +
-                 ((u64)(u32)(flat % p.ring * p.m_tiles + m) * PARTS + part) * (32 * SHARE_COLUMNS / 4) + lane * 2;
-  const u32 pitch = (u32)p.heads * (HEAD_DIM * 2);
+  constexpr int PART_SUMS = SHARE / 4;
+  const int lane = lane_id(), row = lane / LANES;
+  const float4* from;
+  unsigned char* out;
+  u32 pitch;
+  int left, finished = -1;
+  float scale = p.scale;
+  if (of.of_keys()) {
+    const int part = of.of_split();
+    const Tile tile = Tile::locate(part / KEY_PARTS, p);
+    const int chunk = part % KEY_PARTS / PARTS;  // of dV, then of dK
+    const int key = tile.n * BLOCK_N + part % PARTS * SHARE_ROWS + row;
+    if (chunk < PANELS) scale = 1.0f;
+    from = reinterpret_cast<const float4*>(p.key_sums) + (u64)(u32)part * PART_SUMS;
+    pitch = (u32)p.kv_heads * (HEAD_DIM * 2);
+    out = static_cast<unsigned char*>(chunk < PANELS ? p.dV : p.dK) + ((u64)(u32)tile.batch * (u32)p.seqlen_k + (u32)key) * pitch +
+          (u32)tile.kv_head * (HEAD_DIM * 2) + chunk % PANELS * (SHARE_COLUMNS * 2);
+    left = p.seqlen_k - key;
+  } else {
+    const int block = of.number / PARTS, part = of.number - block * PARTS, flat = block / p.m_tiles, m = block - flat * p.m_tiles;
+    const int batch = flat / p.heads, query = m * BLOCK_M + (DQ_BY_QUERIES ? part * SHARE_ROWS : 0) + row;
+    if (flat + p.ring < p.batch * p.heads) finished = flat;
+    from = reinterpret_cast<const float4*>(p.sums) + ((u64)(u32)(flat % p.ring * p.m_tiles + m) * PARTS + part) * PART_SUMS;
+    pitch = (u32)p.heads * (HEAD_DIM * 2);
+    out = static_cast<unsigned char*>(p.dQ) + ((u64)(u32)batch * (u32)p.seqlen_q + (u32)query) * pitch +
+          (u32)(flat - batch * p.heads) * (HEAD_DIM * 2) + (DQ_BY_QUERIES ? 0 : part * SHARE_COLUMNS * 2);
+    left = p.seqlen_q - query;
+  }
   // The 32 bytes of sums at number n of row r are those of number n xor r % 8; rows of odd steps are 4 further.
-  unsigned char* out = static_cast<unsigned char*>(p.dQ) + ((u64)(u32)batch * (u32)p.seqlen_q + (u32)query) * pitch +
-                       (u32)(flat - batch * p.heads) * (HEAD_DIM * 2) + (DQ_BY_QUERIES ? 0 : part / 2 * SHARE_COLUMNS * 2) +
-                       (lane % LANES ^ row) * 16;
-  int left = p.seqlen_q - query;
+  float4* sums = const_cast<float4*>(from) + lane * 2;
+  out += (lane % LANES ^ row) * 16;
 #pragma unroll 1
-  for (int step = 0; step < 32 / ROWS; step += AT_ONCE) {
+  for (int step = 0; step < SHARE_ROWS / ROWS; step += AT_ONCE) {
     float4 x[AT_ONCE][2];
 #pragma unroll
     for (int r = 0; r < AT_ONCE; ++r) x[r][0] = load_sums(sums + r * 64), x[r][1] = load_sums(sums + r * 64 + 1);
@@ -40,41 +80,25 @@ template <int AT_ONCE> __device__ __forceinline__ void finish_part(const Params&
     for (int r = 0; r < AT_ONCE; ++r) {
       const float4 low = x[r][0], high = x[r][1];
       uint4 y;
-      y.x = pack<BF16>(low.x * p.scale, low.y * p.scale), y.y = pack<BF16>(low.z * p.scale, low.w * p.scale);
-      y.z = pack<BF16>(high.x * p.scale, high.y * p.scale), y.w = pack<BF16>(high.z * p.scale, high.w * p.scale);
-      if (again) sums[0] = sums[1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      y.x = pack<BF16>(low.x * scale, low.y * scale), y.y = pack<BF16>(low.z * scale, low.w * scale);
+      y.z = pack<BF16>(high.x * scale, high.y * scale), y.w = pack<BF16>(high.z * scale, high.w * scale);
+      if (finished >= 0) sums[0] = sums[1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       if (left > 0) *reinterpret_cast<uint4*>(out) = y;
       left -= ROWS, sums += 64, out = (unsigned char*)((u64)out ^ 64) + ROWS * pitch;
     }
   }
   __syncwarp();
-  if (again && lane == 0) count(p.finished + flat);
+  if (finished >= 0 && lane == 0) count(p.finished + finished, 1);
 }
 
-// A warp of its own: part by part in the order of heads, to the end.
-__device__ __forceinline__ void finish_queries(const Params& p) {
+// A warp: part by part in order, to the end.
+template <int AT_ONCE> __device__ __forceinline__ void finish_all(const Params& p) {
 #pragma unroll 1
-  for (int item = draw(&p.counters->part); item < p.batch * p.heads * p.m_tiles * PARTS; item = draw(&p.counters->part)) {
-    wait_count(p.added + item / (p.m_tiles * PARTS), CONSUMERS * p.n_tiles);
+  for (int item = draw(&p.counters->part); item < Part::count(p); item = draw(&p.counters->part)) {
+    const Part part(p, item);
+    wait_count(part.counter(), part.wanted());
+    if (part.of_keys() && count_of(part.counter()) >= WHOLE) continue;
     __syncwarp();
-    finish_part<2>(p, item);
-  }
-}
-// A consumer's warp between tiles: what can be finished now, and nothing is waited for.
-__device__ __forceinline__ void help_finish(const Params& p) {
-  const int lane = lane_id();
-#pragma unroll 1
-  for (int n = 0; n < 8; ++n) {
-    int item = -1;
-    if (lane == 0) {
-      const int next = *(volatile int*)&p.counters->part;
-      if (next < p.batch * p.heads * p.m_tiles * PARTS && count_of(p.added + next / (p.m_tiles * PARTS)) >= CONSUMERS * p.n_tiles) {
-        asm volatile("fence.proxy.async;" ::: "memory");
-        if (atomicCAS(&p.counters->part, next, next + 1) == next) item = next;
-      }
-    }
-    item = __shfl_sync(0xffffffffu, item, 0);
-    if (item < 0) break;
-    finish_part<8>(p, item);
+    finish_part<AT_ONCE>(p, part);
   }
 }

@@ -4,13 +4,13 @@
 // A schedule (fa3.cu ...) defines `consume` and ends with ATTENTION_BACKWARD.
 // Chosen at compile time: HEAD_DIM, BLOCK_M, BLOCK_N, STAGES, CAUSAL, BF16, DETERMINISTIC.
 #pragma once
-#include "loads.cuh"
+#include "drain.cuh"
 #include "trace.cuh"
 
 // What a consumer warpgroup stamps of a block in a trace build: GEMMs issued and done, and its own work done.
 enum class Stamp : u32 {
-  SCORES, SCORES_DONE, PROBABILITIES, PRODUCTS, PRODUCTS_DONE, GRADIENT, PUT_GRADIENT, VALUES, VALUES_DONE, QUERIES, QUERIES_DONE, PUT_QUERIES,
-  KEYS, KEYS_DONE, STORE
+  SCORES, SCORES_DONE, PROBABILITIES, PRODUCTS, PRODUCTS_DONE, GRADIENT, PUT_GRADIENT, VALUES, VALUES_DONE,
+  QUERIES, QUERIES_DONE, PUT_QUERIES, KEYS, KEYS_DONE, STORE
 };
 
 typedef float Scores[BLOCK_M / 2];  // a warpgroup's S^T, or dP^T, of one block, in registers
@@ -18,21 +18,26 @@ typedef float2 Rows[BLOCK_M / 8];   // LSE, or delta, of the queries of a thread
 typedef u32 Operand[BLOCK_M / 4];   // and P^T, or dS^T, as A of a GEMM
 typedef float Queries[SHARE / WARPGROUP];  // its share of dQ
 
-// Named barriers: 0 is __syncthreads, then one of each warpgroup's own, then one turn of each.
-constexpr int OWN_BARRIER = 1, NEXT_BARRIER = OWN_BARRIER + CONSUMERS;
+constexpr int OWN_BARRIER = 1;  // named barriers: 0 is __syncthreads, then one of each warpgroup's own
 
-// The two warpgroups take their exponentials by turns where a schedule says so; warpgroup 0 has the first.
-#ifndef BY_TURNS
-#define BY_TURNS 0
-#endif
-struct Turn {
-  int rank;
-  __device__ __forceinline__ void start() const {
-    if (BY_TURNS && rank == CONSUMERS - 1) give();
-  }
-  __device__ __forceinline__ void take() const { barrier_sync(NEXT_BARRIER + rank, CONSUMERS * WARPGROUP); }
-  __device__ __forceinline__ void give() const { barrier_arrive(NEXT_BARRIER + (rank ^ 1), CONSUMERS * WARPGROUP); }
-};
+// Keeps the exponentials before the next wait for a WGMMA, past which the compiler would move them: a store that depends on them
+// all, and is never made, as no weight is negative. (A branch would cost registers that there are not.)
+__device__ __forceinline__ void never_store(u32 signs) {
+  asm volatile("{\n\t.reg .pred never;\n\tsetp.ne.u32 never, %0, 0;\n\t@never st.shared.u32 [%1], %0;\n\t}" ::"r"(signs), "r"(0)
+               : "memory");
+}
+__device__ __forceinline__ void pin(const Scores& P) {
+  u32 signs = 0;
+#pragma unroll
+  for (int e = 0; e < BLOCK_M / 2; ++e) signs |= __float_as_uint(P[e]);
+  never_store(signs & 0x80000000u);
+}
+template <int FROM = 0, int TO = BLOCK_M / 4> __device__ __forceinline__ void pin(const Operand& P) {
+  u32 signs = 0;
+#pragma unroll
+  for (int e = FROM; e < TO; ++e) signs |= P[e];
+  never_store(signs & 0x80008000u);
+}
 
 // A consumer warpgroup: 64 keys.
 struct Consumer {
@@ -40,15 +45,13 @@ struct Consumer {
   const Problem& problem;
   const int rank;
   Trace trace;
-  Turn turn;
   int tiles = 0;             // begun
   int first = 0, last = -1;  // blocks of this tile, numbered over the kernel's life
   int m = 0;                 // query block of the scores in work
-  int masked_until = 0;      // the first query block of a head that needs no mask
   float dK[HEAD_DIM / 2], dV[HEAD_DIM / 2];
 
   __device__ __forceinline__ Consumer(Shared& shared, const Problem& problem, int rank) 
-      : shared(shared), problem(problem), rank(rank), trace(problem.p.trace, 1 + rank), turn{rank} {}
+      : shared(shared), problem(problem), rank(rank), trace(problem.p.trace, 1 + rank) {}
 
   // Wait for the next tile; false when there is none.
   __device__ __forceinline__ bool begin() {
@@ -57,12 +60,8 @@ struct Consumer {
     if (tile.blocks < 0) return false;
     first = last + 1;
     last += tile.blocks;
-    m = tile.first;
+    m = SPLITS ? tile.begin % p.m_tiles : tile.first;
     trace.begin(first, last);
-    const int end = tile.n * BLOCK_N + (rank + 1) * KEYS;  // past this warpgroup's last key
-    masked_until = 0;
-    if constexpr (CAUSAL) masked_until = (max(0, min(end, p.seqlen_k) - 1 - (p.seqlen_k - p.seqlen_q)) + BLOCK_M - 1) / BLOCK_M;
-    if (end > p.seqlen_k) masked_until = p.m_tiles;
     return true;
   }
   __device__ __forceinline__ void end() {
@@ -77,6 +76,18 @@ struct Consumer {
   __device__ __forceinline__ void wait_v() { shared.v.wait(tiles); }
   __device__ __forceinline__ void free_k() { shared.k.free<1>(tiles); }
   __device__ __forceinline__ void free_v() { shared.v.free<1>(tiles); }
+
+  // Whether no query of the block sees any of this warpgroup's keys; then it is left out, and dQ's warpgroup knows.
+  __device__ __forceinline__ bool unseen() const { return m < tile().seen; }
+  __device__ __forceinline__ void skip(int i) {
+    shared.q.wait(i);
+    shared.dO_ring.wait(i);
+    free_q(i);
+    free_do(i);
+    claim_gradient(i);
+    share_gradient(i);
+    if (++m == problem.p.m_tiles) m = tile().first;
+  }
 
   // Issue S^T = K Q[i]^T, or dP^T = V dO[i]^T.
   __device__ __forceinline__ void issue_scores(Scores& S, int i) {
@@ -127,7 +138,9 @@ struct Consumer {
 
   // Until at most PENDING GEMMs are still running; then the result may be read.
   template <int PENDING> __device__ __forceinline__ void wait_scores(Scores& S, int i) { wait_for<PENDING>(S, Stamp::SCORES_DONE, i); }
-  template <int PENDING> __device__ __forceinline__ void wait_products(Scores& dP, int i) { wait_for<PENDING>(dP, Stamp::PRODUCTS_DONE, i); }
+  template <int PENDING> __device__ __forceinline__ void wait_products(Scores& dP, int i) {
+    wait_for<PENDING>(dP, Stamp::PRODUCTS_DONE, i);
+  }
   template <int PENDING> __device__ __forceinline__ void wait_values(int i) { wait_for<PENDING>(dV, Stamp::VALUES_DONE, i); }
   template <int PENDING> __device__ __forceinline__ void wait_queries(Queries& dQ, int i) { wait_for<PENDING>(dQ, Stamp::QUERIES_DONE, i); }
   template <int PENDING> __device__ __forceinline__ void wait_keys(int i) { wait_for<PENDING>(dK, Stamp::KEYS_DONE, i); }
@@ -139,17 +152,17 @@ struct Consumer {
   __device__ __forceinline__ void free_q(int i) { shared.q.free<1>(i); }
   __device__ __forceinline__ void free_do(int i) { shared.dO_ring.free<1>(i); }
 
-  // Statistics of a block that has arrived, two queries of every 8: read before a wait, as shared memory answers late beside WGMMA.
+  // Statistics of a block that has arrived, two queries of every 8, as prepare.cu lays them: read before a wait, as shared memory answers late beside WGMMA.
   __device__ __forceinline__ void load_lse(Rows& rows, int i) const { load_rows(rows, shared.lse2[i % STAGES]); }
   __device__ __forceinline__ void load_delta(Rows& rows, int i) const { load_rows(rows, shared.delta[i % STAGES]); }
   __device__ __forceinline__ void load_rows(Rows& rows, const float* from) const {
-    const u32 at = smem_address(from) + lane_id() % 4 * 8;
+    const u32 at = smem_address(from) + lane_id() % 4 * 16;
 #pragma unroll
-    for (int g = 0; g < BLOCK_M / 8; ++g) rows[g] = load_pair(at + g * 32);
+    for (int g = 0; g < BLOCK_M / 8; g += 2) load_pairs(at + g * 32, rows[g], rows[g + 1]);
   }
 
-  // P = exp2(scale S - LSE) in the place of S. A thread holds two keys, r and r + 8, and two queries of every 8.
-  __device__ __forceinline__ void probabilities(Scores& S, const Rows& rows, int i) {
+  // scale S - LSE in the place of S, -inf where it is masked. A thread holds two keys, r and r + 8, and two queries of every 8.
+  __device__ __forceinline__ void exponents(Scores& S, const Rows& rows) {
     const Params& p = problem.p;
 #pragma unroll
     for (int g = 0; g < BLOCK_M / 8; ++g) {
@@ -157,12 +170,27 @@ struct Consumer {
       S[4 * g] = __fmaf_rn(S[4 * g], p.scale_log2, -row.x), S[4 * g + 1] = __fmaf_rn(S[4 * g + 1], p.scale_log2, -row.y);
       S[4 * g + 2] = __fmaf_rn(S[4 * g + 2], p.scale_log2, -row.x), S[4 * g + 3] = __fmaf_rn(S[4 * g + 3], p.scale_log2, -row.y);
     }
-    if (m < masked_until) hide(S);
+    if (m < tile().masked[rank]) hide(S);
+    if (++m == p.m_tiles) m = ROTATED ? 0 : tile().first;
+  }
+  // P = exp2(scale S - LSE) in the place of S; or, of half of the queries, as an operand.
+  __device__ __forceinline__ void probabilities(Scores& S, const Rows& rows, int i) {
+    exponents(S, rows);
 #pragma unroll
     for (int e = 0; e < BLOCK_M / 2; ++e) S[e] = exp2_approx(S[e]);
-    if (++m == p.m_tiles) m = ROTATED ? 0 : tile().first;
     stamp(Stamp::PROBABILITIES, i);
     trace.seek(i + 1);
+  }
+  template <int HALF> __device__ __forceinline__ void weights_of_half(const Scores& S, Operand& P, int i) {
+    constexpr int FROM = HALF * BLOCK_M / 8, TO = FROM + BLOCK_M / 8;
+#pragma unroll
+    for (int e = FROM; e < TO; ++e) P[e] = pack<BF16>(exp2_approx(S[2 * e]), exp2_approx(S[2 * e + 1]));
+    if constexpr (HALF == 0) {
+      pin<FROM, TO>(P);
+    } else {
+      stamp(Stamp::PROBABILITIES, i);
+      trace.seek(i + 1);
+    }
   }
   // Query `column` of the block sees key r where column >= r - (seqlen_k - seqlen_q) - the block's first query.
   __device__ __forceinline__ void hide(Scores& S) const {
@@ -190,15 +218,21 @@ struct Consumer {
     }
     stamp(Stamp::GRADIENT, i);
   }
-  // The same from weights already rounded, which take half the registers.
+  // The same from weights already rounded, which take half the registers. In bf16 dP - delta is rounded too: 48 of 112 instructions less
+  // for 32 elements.
   __device__ __forceinline__ void gradient(const Operand& P, const Scores& dP, const Rows& rows, Operand& dS, int i) {
 #pragma unroll
     for (int g = 0; g < BLOCK_M / 8; ++g) {
       const float2 row = rows[g];
       const float* y = dP + 4 * g;
-      const float2 low = unpack<BF16>(P[2 * g]), high = unpack<BF16>(P[2 * g + 1]);
-      dS[2 * g] = pack<BF16>(low.x * (y[0] - row.x), low.y * (y[1] - row.y));
-      dS[2 * g + 1] = pack<BF16>(high.x * (y[2] - row.x), high.y * (y[3] - row.y));
+      if constexpr (BF16) {  // fp16 would overflow where dP does
+        dS[2 * g] = product(P[2 * g], pack<BF16>(y[0] - row.x, y[1] - row.y));
+        dS[2 * g + 1] = product(P[2 * g + 1], pack<BF16>(y[2] - row.x, y[3] - row.y));
+      } else {
+        const float2 low = unpack<BF16>(P[2 * g]), high = unpack<BF16>(P[2 * g + 1]);
+        dS[2 * g] = pack<BF16>(low.x * (y[0] - row.x), low.y * (y[1] - row.y));
+        dS[2 * g + 1] = pack<BF16>(high.x * (y[2] - row.x), high.y * (y[3] - row.y));
+      }
     }
     stamp(Stamp::GRADIENT, i);
   }
@@ -213,7 +247,8 @@ struct Consumer {
     const u32 to = smem_address(shared.dS[i % DS_STAGES]) + rank * BLOCK_M * ROW_BYTES + (lane / 16 * 8 + lane % 8) * ROW_BYTES +
                    ((2 * warp() + lane / 8 % 2) ^ lane % 8) * 16;
 #pragma unroll
-    for (int k = 0; k < BLOCK_M / 16; ++k) store_transposed(to + k * 16 * ROW_BYTES, dS[4 * k], dS[4 * k + 1], dS[4 * k + 2], dS[4 * k + 3]);
+    for (int k = 0; k < BLOCK_M / 16; ++k)
+      store_transposed(to + k * 16 * ROW_BYTES, dS[4 * k], dS[4 * k + 1], dS[4 * k + 2], dS[4 * k + 3]);
     fence_async();
     stamp(Stamp::PUT_GRADIENT, i);
   }
@@ -222,37 +257,78 @@ struct Consumer {
     __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(&shared.exchanged[i % DS_STAGES]);
   }
+  // Where a warpgroup of its own forms dQ: it reads the dS before in this block's place no longer.
+  __device__ __forceinline__ void claim_gradient(int i) const { mbarrier_wait(&shared.multiplied[i % DS_STAGES], i / DS_STAGES & 1 ^ 1); }
   // Both warpgroups' dS of block i.
   __device__ __forceinline__ void wait_gradients(int i) const { mbarrier_wait(&shared.exchanged[i % DS_STAGES], i / DS_STAGES & 1); }
-  // This warpgroup's share of dQ into the outbox, 64 rows of 64 sums; 32 bytes of a row lie at their number xor the row's.
+  // This warpgroup's share of dQ into the outbox.
   __device__ __forceinline__ void put_queries(const Queries& dQ, int i) {
-    Outbox& box = shared.outbox[rank];
-    mbarrier_wait(&box.empty, (i & 1) ^ 1);
+    put(dQ, i);
+    stamp(Stamp::PUT_QUERIES, i);
+  }
+  // 64 rows of 64 sums; 32 bytes of a row lie at their number xor the row's.
+  __device__ __forceinline__ void put(const float* x, int number) const {
+    claim(number);
     const int lane = lane_id();
     const u32 to = smem_address(shared.dQ[rank]) + (warp() * 16 + lane / 4) * (SHARE_COLUMNS * 4) + lane / 4 * 32 + lane % 4 * 8;
 #pragma unroll
     for (int g = 0; g < SHARE_COLUMNS / 8; ++g) {
-      store_pair(to ^ g * 32, dQ[4 * g], dQ[4 * g + 1]);
-      store_pair((to ^ g * 32) + 8 * SHARE_COLUMNS * 4, dQ[4 * g + 2], dQ[4 * g + 3]);
+      store_pair(to ^ g * 32, x[4 * g], x[4 * g + 1]);
+      store_pair((to ^ g * 32) + 8 * SHARE_COLUMNS * 4, x[4 * g + 2], x[4 * g + 3]);
     }
     fence_async();
     __syncwarp();
-    if (lane_id() == 0) mbarrier_arrive(&box.full);
-    stamp(Stamp::PUT_QUERIES, i);
+    if (lane == 0) mbarrier_arrive(&shared.outbox[rank].full);
   }
+  // The outbox, once what was put before has left it: blocks are numbered over the kernel's life, and of what else goes through it
+  // there is an even number.
+  __device__ __forceinline__ void claim(int number) const { mbarrier_wait(&shared.outbox[rank].empty, number & 1 ^ 1); }
 
   // dV leaves, by the buffer of its own; dK, and dV where it has none, through the outbox once dQ is out of it.
   __device__ __forceinline__ void store_values() {
+    if (SPLITS && tile().split >= 0) return;
     if constexpr (DV_APART) send(dV, shared.dV[rank * 4 + warp()], problem.dV);
   }
   __device__ __forceinline__ void store_keys() {
+    if (SPLITS && DQ_APART && tile().split >= 0) {  // by way of sums in memory, from registers: the outbox is another's
+#pragma unroll
+      for (int c = 0; c < PANELS; ++c) add_sums(dV + c * SHARE / WARPGROUP, c), add_sums(dK + c * SHARE / WARPGROUP, PANELS + c);
+      __threadfence();
+      barrier_sync(OWN_BARRIER + rank, WARPGROUP);
+      if (thread_id() % WARPGROUP == 0) count(problem.p.key_added + tile().split, tile().blocks);
+      return;
+    }
+    if (SPLITS && tile().split >= 0) {  // by way of sums in memory, as dQ
+#pragma unroll
+      for (int c = 0; c < PANELS; ++c) put(dV + c * SHARE / WARPGROUP, last + 1 + c);
+#pragma unroll
+      for (int c = 0; c < PANELS; ++c) put(dK + c * SHARE / WARPGROUP, last + 1 + PANELS + c);
+      return;
+    }
 #pragma unroll
     for (int e = 0; e < HEAD_DIM / 2; ++e) dK[e] *= problem.p.scale;
-    mbarrier_wait(&shared.outbox[rank].empty, last & 1);
+    if constexpr (DQ_APART) {
+      static_assert(!DQ_APART || DV_APART, "dK leaves by dV's buffer");
+      send(dK, shared.dV[rank * 4 + warp()], problem.dK);
+      stamp(Stamp::STORE, last);
+      return;
+    }
+    claim(last + 1);
     unsigned char* to = reinterpret_cast<unsigned char*>(shared.dQ[rank]) + warp() * STAGED_BYTES;
     if constexpr (!DV_APART) send(dV, to, problem.dV);
     send(dK, to, problem.dK);
     stamp(Stamp::STORE, last);
+  }
+  // 64 keys of 64 sums of a split tile, each where `put` would lay it.
+  __device__ __forceinline__ void add_sums(const float* x, int chunk) const {
+    const int lane = lane_id();
+    float* sums = problem.p.key_sums + ((u64)(u32)(tile().split * 2 * PANELS + chunk) * CONSUMERS + rank) * SHARE;
+    const u32 to = (warp() * 16 + lane / 4) * SHARE_COLUMNS + lane / 4 * 8 + lane % 4 * 2;
+#pragma unroll
+    for (int g = 0; g < SHARE_COLUMNS / 8; ++g) {
+      add_pair(sums + (to ^ g * 8), x[4 * g], x[4 * g + 1]);
+      add_pair(sums + (to ^ g * 8) + 8 * SHARE_COLUMNS, x[4 * g + 2], x[4 * g + 3]);
+    }
   }
   // Before dQ of the next tile goes into the outbox: dK is out of it.
   __device__ __forceinline__ void claim_outbox() const {
@@ -287,69 +363,6 @@ struct Consumer {
   __device__ __forceinline__ int first_key() const { return tile().n * BLOCK_N + rank * KEYS + warp() * WARP_KEYS + lane_id() / 4; }
 };
 
-// Keeps the exponentials before the next wait for a WGMMA, past which the compiler would move them: a store that depends on them
-// all, and is never made, as no weight is negative. (A branch would cost registers that there are not.)
-__device__ __forceinline__ void never_store(u32 signs) {
-  asm volatile("{\n\t.reg .pred never;\n\tsetp.ne.u32 never, %0, 0;\n\t@never st.shared.u32 [%1], %0;\n\t}" ::"r"(signs), "r"(0) : "memory");
-}
-__device__ __forceinline__ void pin(const Scores& P) {
-  u32 signs = 0;
-#pragma unroll
-  for (int e = 0; e < BLOCK_M / 2; ++e) signs |= __float_as_uint(P[e]);
-  never_store(signs & 0x80000000u);
-}
-__device__ __forceinline__ void pin(const Operand& P) {
-  u32 signs = 0;
-#pragma unroll
-  for (int e = 0; e < BLOCK_M / 4; ++e) signs |= P[e];
-  never_store(signs & 0x80008000u);
-}
-__device__ __forceinline__ void consume(Consumer& wg);
-
-// What the CTA is launched with, 168 x 384 registers, dealt out anew.
-constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-
-__device__ __forceinline__ void attention(const Problem& problem) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const int warpgroup = uniform(threadIdx.x / WARPGROUP);
-  if (threadIdx.x == 0) {
-    tma_prefetch(problem.q), tma_prefetch(problem.k), tma_prefetch(problem.v), tma_prefetch(problem.dO);
-    tma_prefetch(problem.dK), tma_prefetch(problem.dV);
-    shared.init();
-  }
-  __syncthreads();
-  if (warpgroup == 0) {
-    fewer_registers<PRODUCER_REGISTERS>();
-    const int warp = uniform(threadIdx.x / 32);
-    if (warp > CONSUMERS) {
-      finish_queries(problem.p);
-    } else if (elected()) {
-      if (warp == 0) Producer{shared, problem}.run();
-      else drain(shared, problem, warp - 1);
-    }
-  } else {
-    more_registers<CONSUMER_REGISTERS>();
-    Consumer wg(shared, problem, warpgroup - 1);
-    wg.turn.start();
-    for (; wg.begin(); wg.end()) {
-      consume(wg);
-      help_finish(problem.p);
-    }
-    if (lane_id() == 0) tma_wait_read();  // shared memory must outlive the copies from it
-    __syncwarp();
-    finish_queries(problem.p);
-  }
-}
-
-extern "C" {
-__constant__ int attention_smem_bytes = sizeof(Shared);
-}
-
-#define ATTENTION_BACKWARD                                                                                                           \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                           \
-      attention_backward(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, \
-                         const __grid_constant__ TensorMap dO, const __grid_constant__ TensorMap dK, const __grid_constant__ TensorMap dV, \
-                         const __grid_constant__ Params p) {                                                                         \
-    attention(Problem{q, k, v, dO, dK, dV, p});                                                                                      \
-  }
+#if !DQ_APART
+#include "entry.cuh"
+#endif

@@ -21,11 +21,13 @@ WARP_KEYS = 16
 """Rows of dK and dV in a box: each warp sends its own."""
 SECTIONS = 3
 """Sections of heads that have fp32 sums of dQ at a time: one that is added to, one that may be, one on its way out."""
-TOGETHER = 32
-"""problem.cuh."""
-GIVEN = struct.Struct("@" + "Pqqq" * 4 + "P" * 7 + "iiii0P")
+SHARE_TILES = True
+"""Two CTAs to a tile of keys where that evens out their blocks (`split_tiles`); `check` and `pace` can do without."""
+LEAST_GAIN = 4
+"""Blocks: a split tile's dK and dV cost about two on their way through memory."""
+GIVEN = struct.Struct("@" + "Pqqq" * 4 + "P" * 9 + "iiiii0P")
 """struct Given of prepare.cu."""
-PARAMS = struct.Struct("@" + "P" * 9 + "i" * 9 + "ff0P")
+PARAMS = struct.Struct("@" + "P" * 11 + "i" * 13 + "ff0P")
 """struct Params of problem.cuh."""
 
 
@@ -48,8 +50,8 @@ def backward(
     q, o and do are (B, S_q, H, D), k and v (B, S_k, H_kv, D), fp16 or bf16, D of config.HEAD_DIMS, H a multiple of H_kv, any
     strides; lse and dlse (B, H, S_q) in fp32, natural logarithm, -inf where a row sees no key. `scale` as softmax_scale of
     ops.flash_attn_func; a causal mask is bottom-right aligned. The results are contiguous, of q's dtype; dK and dV are summed over
-    the query heads of a group. dK and dV are always deterministic; dQ's fp32 sums are taken in the order in which tiles of
-    keys finish unless `deterministic` is set. Inputs that TMA or 16-byte loads cannot read are copied first.
+    the query heads of a group. dK and dV have the same bits every time; dQ's fp32 sums are taken in the order in which
+    CTAs come to them unless `deterministic` is set. Inputs that TMA or 16-byte loads cannot read are copied first.
     FlashAttention-2 (arXiv:2307.08691) section 2.3: dS = P (dP - delta), delta = rowsum(dO O) - dLSE.
     Raises UsageError for what is not supported, build.CompileError and build.MissingCompiler.
     """
@@ -110,17 +112,31 @@ class Plan:
         m_tiles, n_tiles = -(-seqlen_q // tile.block_m), -(-seqlen_k // tile.block_n)
         self.rows = batch * heads * m_tiles * tile.block_m
         self.blocks = batch * heads * m_tiles
-        self.ctas = min(ctas_of(config, n_tiles, m_tiles, launch._sm_count(device)), batch * kv_heads * n_tiles)
+        sms = launch._sm_count(device)
+        group = min(n_tiles, m_tiles, sms)
+        if config.deterministic and not config.causal:
+            sms = sms // group * group  # whole groups, all of whose tiles run at a time
+        self.ctas = min(sms, batch * kv_heads * n_tiles)
         self.heads, sharing = batch * heads, heads // kv_heads
         section = section_heads(seqlen_q, head_dim, sharing)
         ring = min(batch * heads, SECTIONS * section * sharing)
+        split = split_tiles(batch * kv_heads * n_tiles, m_tiles * sharing, self.ctas)
+        # A wait for the sums of a head that a split tile adds to as well would never end.
+        possible = not (config.causal or config.deterministic) and head_dim <= 128 and -(-split // n_tiles) * sharing <= ring
+        self.split = split if possible and SHARE_TILES else 0
+        self.statistic_maps: dict[int, driver.TensorMap] = {}
         self.sums = ring * m_tiles * tile.block_m * head_dim
-        self.sizes = (batch, heads, kv_heads, seqlen_q, seqlen_k, m_tiles, n_tiles, min(batch * kv_heads, section), ring)
-        self.query_sizes = (heads, seqlen_q, m_tiles, ring)
+        self.key_sums = self.split * 2 * tile.block_n * head_dim
+        adds = adders(config) * sum(m_tiles - first for first in first_blocks(config, seqlen_q, seqlen_k))
+        sections = min(batch * kv_heads, section)
+        self.sizes = (
+            batch, heads, kv_heads, sharing, seqlen_q, seqlen_k, m_tiles, n_tiles, sections, ring, group, adds, self.split,
+        )  # fmt: skip
+        self.query_sizes = (heads, seqlen_q, m_tiles, ring, self.split)
         contiguous = (seqlen_k * kv_heads * head_dim, kv_heads * head_dim, head_dim, 1)
         queries, keys = (launch.BOX_COLUMNS, tile.block_m), (launch.BOX_COLUMNS, tile.block_n)
         self.q, self.k, self.v, self.o, self.do, self.dk, self.dv = (
-            launch._Operand(config.dtype, shape, stride, box)
+            launch.Operand(config.dtype, shape, stride, box)
             for shape, stride, box in (
                 (q_shape, strides[0], queries),
                 (k_shape, strides[1], keys),
@@ -157,17 +173,19 @@ class Plan:
         )
         work, counters = self.workspace(q.device)
         sums = work.data_ptr()
-        lse2 = sums + 4 * self.sums
+        key_sums = sums + 4 * self.sums
+        lse2 = key_sums + 4 * self.key_sums
         delta = lse2 + 4 * self.rows
         tickets = counters.data_ptr()
         added = tickets + 8
         finished = added + 4 * self.heads
-        turns = finished + 4 * self.heads if self.config.deterministic else 0
+        key_added = finished + 4 * self.heads
+        turns = key_added if self.config.deterministic else 0
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         slopes = (0, 0, 0, 0) if dlse is None else _rows(dlse, 0, 1, 2)
         given = _block(
             GIVEN, *_rows(o, 0, 2, 1), *_rows(do, 0, 2, 1), *_rows(lse, 0, 1, 2), *slopes,
-            lse2, delta, sums, added, finished, tickets, turns, *self.query_sizes,
+            lse2, delta, sums, key_sums, added, finished, key_added, tickets, turns, *self.query_sizes,
         )  # fmt: skip
         self.prepare.launch(self.blocks, stream, ctypes.addressof(given))
         # Every map is named until the launch has read it.
@@ -175,19 +193,32 @@ class Plan:
             operand.map(x)
             for operand, x in zip((self.q, self.k, self.v, self.do, self.dk, self.dv), (q, k, v, do, dk, dv), strict=True)
         ]
+        maps.append(self.statistics(lse2))
         params = _block(
-            PARAMS, lse2, delta, sums, tickets, added, finished, turns, dq.data_ptr(), 0 if trace is None else trace.data_ptr(),
-            *self.sizes, scale, scale * launch.LOG2_E,
+            PARAMS, sums, key_sums, tickets, added, finished, key_added, turns,
+            dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), 0 if trace is None else trace.data_ptr(), *self.sizes,
+            scale, scale * launch.LOG2_E,
         )  # fmt: skip
         self.main.launch(self.ctas, stream, *(each.address for each in maps), ctypes.addressof(params))
         return dq, dk, dv
 
+    def statistics(self, lse2: int) -> driver.TensorMap:
+        """The tensor map of LSE and, behind it, delta: a row of each head, read a block of queries at a time."""
+        found = self.statistic_maps.get(lse2)
+        if found is None:
+            if len(self.statistic_maps) >= launch.MAPS_KEPT:
+                self.statistic_maps.clear()
+            length, block = self.rows // self.heads, self.config.tile.block_m
+            found = driver.TensorMap(lse2, "fp32", (length, 2 * self.heads), (4 * length,), (block, 1))
+            self.statistic_maps[lse2] = found
+        return found
+
     def workspace(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """fp32 sums of dQ of some heads, LSE to base 2 and delta of each row; and counters."""
-        turns = 2 * self.blocks if self.config.deterministic else 0
+        """fp32 sums, of dQ of some heads and of split tiles; LSE to base 2 and delta of each row; and counters."""
+        more = adders(self.config) * self.blocks if self.config.deterministic else self.split
         return (
-            torch.empty(self.sums + 2 * self.rows, dtype=torch.float32, device=device),
-            torch.empty(2 + 2 * self.heads + turns, dtype=torch.int32, device=device),
+            torch.empty(self.sums + self.key_sums + 2 * self.rows, dtype=torch.float32, device=device),
+            torch.empty(2 + 2 * self.heads + more, dtype=torch.int32, device=device),
         )
 
 
@@ -201,12 +232,26 @@ def _block(layout: struct.Struct, *fields: float) -> ctypes.Array:
     return ctypes.create_string_buffer(layout.pack(*fields), layout.size)
 
 
-def ctas_of(config: BackwardConfig, n_tiles: int, m_tiles: int, sm_count: int) -> int:
-    """CTAs at most: deterministic sums with a full mask want the tiles of a group (problem.cuh, `together`) to run at a time."""
-    if not config.deterministic or config.causal:
-        return sm_count
-    group = min(TOGETHER, n_tiles, m_tiles)
-    return max(group, sm_count // group * group)
+def adders(config: BackwardConfig) -> int:
+    """Who adds to a block's dQ for one tile of keys: a warp for each warpgroup, or at head_dim 256 each warp of both."""
+    return 8 if config.head_dim == 256 else config.tile.consumers
+
+
+def first_blocks(config: BackwardConfig, seqlen_q: int, seqlen_k: int) -> list[int]:
+    """Of every tile of keys the first query block that sees it."""
+    tile, offset = config.tile, seqlen_k - seqlen_q
+    keys = range(0, seqlen_k, tile.block_n)
+    return [min(max(0, key - offset), seqlen_q - 1) // tile.block_m if config.causal else 0 for key in keys]
+
+
+def split_tiles(tiles: int, walk: int, ctas: int) -> int:
+    """How many tiles of `walk` blocks the CTAs share, so that each has as many blocks; 0 where it would gain little.
+
+    A CTA's part is a tile at least, so that two share a tile at most: their two sums are the same bits in either order.
+    """
+    left = tiles % ctas
+    gain = walk - left * walk // ctas
+    return left + ctas if left and tiles > ctas and gain >= LEAST_GAIN else 0
 
 
 def section_heads(seqlen_q: int, head_dim: int, sharing: int) -> int:

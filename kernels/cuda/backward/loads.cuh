@@ -1,4 +1,4 @@
-// The first warpgroup's warps: one loads, one for each consumer warpgroup adds its dQ to memory.
+// The first warp: loads, and finds the CTA's tiles.
 #pragma once
 #include "finish.cuh"
 
@@ -15,23 +15,23 @@ struct Producer {
     for (int c = 0; c < PANELS; ++c)
       tma_load(to + c * BLOCK_N * ROW_BYTES, map, ring.full_of(t), c * PANEL, tile.n * BLOCK_N, tile.kv_head, tile.batch);
   }
-  __device__ __forceinline__ void load_block(
-      Ring<STAGES>& ring, unsigned char (&to)[STAGES][BLOCK_M * HEAD_DIM * 2], const TensorMap& map, float (&to_rows)[STAGES][BLOCK_M],
-      const float* rows, int i, const Tile& tile, const Block& at) {
+  template <int COUNT> __device__ __forceinline__ void load_block(
+      Ring<COUNT>& ring, unsigned char (&to)[COUNT][BLOCK_M * HEAD_DIM * 2], const TensorMap& map, float (&to_rows)[COUNT][BLOCK_M],
+      int statistic, int i, const Tile& tile, const Block& at) {
     ring.wait_free(i);
     u64* full = ring.full_of(i);
     mbarrier_expect(full, BLOCK_M * HEAD_DIM * 2 + BLOCK_M * 4);
 #pragma unroll 1
     for (int c = 0; c < PANELS; ++c)
-      tma_load(to[i % STAGES] + c * BLOCK_M * ROW_BYTES, map, full, c * PANEL, at.m * BLOCK_M, at.head - tile.batch * problem.p.heads,
+      tma_load(to[i % COUNT] + c * BLOCK_M * ROW_BYTES, map, full, c * PANEL, at.m * BLOCK_M, at.head - tile.batch * problem.p.heads,
                tile.batch);
-    bulk_load(to_rows[i % STAGES], rows + at.index(problem.p) * BLOCK_M, BLOCK_M * 4, full);
+    tma_load_row(to_rows[i % COUNT], problem.statistics, full, at.m * BLOCK_M, statistic * problem.p.batch * problem.p.heads + at.head);
   }
   __device__ __forceinline__ void load_q(int i, const Tile& tile, const Block& at) {
-    load_block(shared.q, shared.Q, problem.q, shared.lse2, problem.p.lse2, i, tile, at);
+    load_block(shared.q, shared.Q, problem.q, shared.lse2, 0, i, tile, at);
   }
   __device__ __forceinline__ void load_do(int i, const Tile& tile, const Block& at) {
-    load_block(shared.dO_ring, shared.dO, problem.dO, shared.delta, problem.p.delta, i, tile, at);
+    load_block(shared.dO_ring, shared.dO, problem.dO, shared.delta, 1, i, tile, at);
   }
 
   // The queries of the first block before the keys: their buffers are free sooner.
@@ -55,6 +55,24 @@ struct Producer {
     const Params& p = problem.p;
     const int total = p.batch * p.kv_heads * p.n_tiles;
     int index = blockIdx.x, t = 0;
+    if constexpr (SPLITS) {
+      const int walk = p.m_tiles * p.sharing;
+      const long long shared_blocks = (long long)p.split * walk;
+      long long at = shared_blocks * blockIdx.x / gridDim.x;
+      const long long end = shared_blocks * (blockIdx.x + 1) / gridDim.x;
+#pragma unroll 1
+      for (; at < end; ++t) {
+        const int number = at / walk;
+        Tile tile = Tile::locate(number, p);
+        tile.begin = at - (long long)number * walk;
+        tile.blocks = min(end - at, (long long)(walk - tile.begin));
+        tile.split = tile.blocks < walk ? number : -2 - number;
+        shared.work.announce(t, tile);
+        load(tile, t);
+        at += tile.blocks;
+      }
+      index += p.split;
+    }
 #pragma unroll 1
     for (; index < total; ++t) {
       const Tile tile = Tile::locate(index, p);
@@ -65,38 +83,3 @@ struct Producer {
     shared.work.announce(t, Tile{0, 0, 0, 0, -1});
   }
 };
-
-// One lane of a warp for each consumer warpgroup: adds what it puts to memory.
-__device__ __forceinline__ void drain(Shared& shared, const Problem& problem, int rank) {
-  const Params& p = problem.p;
-  Outbox& box = shared.outbox[rank];
-  int i = 0;
-#pragma unroll 1
-  for (int t = 0;; ++t) {
-    const Tile tile = shared.work.wait(t);
-    mbarrier_arrive(&shared.work.posted.empty[t % 2]);
-    if (tile.blocks < 0) return;
-    Block at(tile, p);
-#pragma unroll 1
-    for (const int end = i + tile.blocks; i < end; ++i) {
-      mbarrier_wait(&box.full, i & 1);
-      const int head = at.head;
-      int* turn = p.turns + at.index(p) * CONSUMERS + rank;
-      if (at.m == tile.first && head >= p.ring) wait_count(p.finished + head - p.ring, p.m_tiles * PARTS);
-      if constexpr (DETERMINISTIC) wait_turn(turn, tile.turn(at.m, p));
-      bulk_add(p.sums + ((u64)(u32)(head % p.ring * p.m_tiles + at.m) * CONSUMERS + rank) * SHARE, shared.dQ[rank], SHARE * 4);
-      tma_commit();
-      tma_wait_read();
-      mbarrier_arrive(&box.empty);
-      if constexpr (DETERMINISTIC) {
-        bulk_wait();
-        pass_turn(turn, tile.turn(at.m, p) + 1);
-      }
-      at.next(tile, p);
-      if (at.head != head) {
-        bulk_wait();
-        count(p.added + head);
-      }
-    }
-  }
-}

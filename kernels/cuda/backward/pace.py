@@ -7,13 +7,15 @@ the whole call the main kernel alone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
 
-from .check import say
+from .check import has_gpu, say
+from .config import HEAD_DIMS, SCHEDULES, TILES
 
 TOKENS, HIDDEN = 16384, 2048
 WARM, MOST_CALLS, BURST_MS, REST = 2, 10, 40, 0.4
@@ -95,22 +97,32 @@ class _Nothing:
 def main() -> int:
     """Every shape asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--schedules", nargs="+", default=["fa3"])
-    parser.add_argument("--head-dims", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), help="of each those that have the head dim")
+    parser.add_argument("--head-dims", type=int, nargs="+", default=list(HEAD_DIMS))
     parser.add_argument("--seqlens", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--split", action="store_true", help="the preprocess apart")
+    parser.add_argument("--whole-tiles", action="store_true", help="no tile of keys is shared by two CTAs")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no shape behind so many")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = []
-    for head_dim in args.head_dims:
-        for seqlen in args.seqlens:
-            for causal in (False, True):
-                for schedule in args.schedules:
-                    rows.append(measure(schedule, head_dim, seqlen, causal, deterministic=args.deterministic, split=args.split))
-                    if args.out:
-                        args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    return 0
+    if not has_gpu():
+        say("no GPU here: it needs an H100 or H200")
+        return 3
+    from . import launch
+
+    launch.SHARE_TILES = not args.whole_tiles
+    rows: list[dict] = []
+    shapes = itertools.product(args.head_dims, args.seqlens, (False, True), args.schedules)
+    began, left = time.monotonic(), [each for each in shapes if (each[3], each[0], each[2]) in TILES]
+    while left and time.monotonic() - began < args.seconds:
+        head_dim, seqlen, causal, schedule = left.pop(0)
+        rows.append(measure(schedule, head_dim, seqlen, causal, deterministic=args.deterministic, split=args.split))
+        if args.out:
+            args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if left:
+        say(f"{len(left)} shapes not begun within {args.seconds:g} seconds")
+    return int(bool(left))
 
 
 if __name__ == "__main__":

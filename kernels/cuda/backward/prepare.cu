@@ -11,18 +11,26 @@ struct Given {
   Rows o, dO, lse, dlse;
   float *lse2, *delta;
   float4* sums;            // of the first `ring` heads
+  float4* key_sums;        // and of split tiles
   int *added, *finished;   // (batch, heads)
+  int* key_added;          // (split)
   int2* counters;
-  int2* turns;             // or null
-  int heads, seqlen_q, m_tiles, ring;
+  int* turns;              // (batch, heads, m_tiles, ADDERS), or null
+  int heads, seqlen_q, m_tiles, ring, split;
 };
 
 constexpr int THREADS = 256;
+constexpr int ADDERS = HEAD_DIM == 256 ? 8 : 2;  // of a block's dQ: warps, or warpgroups
 constexpr int LANES = HEAD_DIM / 8;  // of a row, 16 bytes each
 constexpr int TOGETHER = THREADS / LANES;
 
 __device__ __forceinline__ const char* row_of(const Rows& x, int batch, int head, int row, int bytes) {
   return (const char*)x.data + (batch * x.batch + head * x.head + row * x.row) * bytes;
+}
+
+__device__ __forceinline__ void clear(float4* sums) {
+#pragma unroll
+  for (int i = threadIdx.x; i < BLOCK_M * HEAD_DIM / 4; i += THREADS) sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_prepare(const __grid_constant__ Given given) {
@@ -53,17 +61,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_prepare(const __
         if (lse != -lse2) lse2 = lse * 1.4426950408889634f;
         if constexpr (HAS_DLSE) sum -= *(const float*)row_of(given.dlse, batch, head, row, 4);
       }
-      given.lse2[index * BLOCK_M + at] = lse2;
-      given.delta[index * BLOCK_M + at] = sum;
+      // Of every 16 queries lane q of a quad reads 2 q, 2 q + 1 and 8 more, at once.
+      const long long to = index * BLOCK_M + at / 16 * 16 + at % 8 / 2 * 4 + at / 8 % 2 * 2 + at % 2;
+      given.lse2[to] = lse2;
+      given.delta[to] = sum;
     }
   }
   if (threadIdx.x == 0) {
     if (m == 0) given.added[flat] = 0, given.finished[flat] = 0;
     if (index == 0) *given.counters = make_int2(0, 0);
-    if (given.turns) given.turns[index] = make_int2(0, 0);
   }
-  if (flat >= given.ring) return;
-  float4* sums = given.sums + index * (BLOCK_M * HEAD_DIM / 4);
-#pragma unroll
-  for (int i = threadIdx.x; i < BLOCK_M * HEAD_DIM / 4; i += THREADS) sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (given.turns && threadIdx.x < ADDERS) given.turns[index * ADDERS + threadIdx.x] = 0;
+  if (flat < given.ring) clear(given.sums + index * (BLOCK_M * HEAD_DIM / 4));
+  // As many blocks as a split tile's dV and dK are: 128 keys.
+  for (int block = blockIdx.x; block < given.split * (2 * 128 / BLOCK_M); block += gridDim.x) {
+    clear(given.key_sums + (long long)block * (BLOCK_M * HEAD_DIM / 4));
+    if (threadIdx.x == 0 && block < given.split) given.key_added[block] = 0;
+  }
 }

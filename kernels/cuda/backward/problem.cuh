@@ -2,44 +2,59 @@
 #pragma once
 #include "verbs.cuh"
 
+#ifndef DQ_APART
+#define DQ_APART 0  // whether a warpgroup of its own forms dQ (apart.cu)
+#endif
+
 struct Counters {
   int tile, part;  // next to be worked on; part of dQ next to be finished
 };
 
 struct Params {
-  const float *lse2, *delta;  // (batch, heads, m_tiles * BLOCK_M): LSE in base 2, +inf where a row is not there or sees no key; delta
-  float* sums;                // dQ's, zero before: (ring, m_tiles, 2 warpgroups, 64, 64); head h of all has slot h % ring
+  float* sums;                // dQ's, zero before: (ring, m_tiles, shares, 64, 64); head h of all has slot h % ring
+  float* key_sums;            // dV's and dK's of split tiles, zero before: (split, dV or dK, HEAD_DIM / 64, 2 warpgroups, 64, 64)
   Counters* counters;         // zero before
-  int *added, *finished;      // (batch, heads), zero before: of a head's sums, shares of key tiles that are in and blocks that are out
-  int* turns;                 // (batch, heads, m_tiles, 2), zero before: tiles of keys that have added, for deterministic sums; or null
-  void* dQ;                   // (batch, seqlen_q, heads, HEAD_DIM), contiguous
+  int *added, *finished;      // (batch, heads), zero before: shares of blocks added to a head's sums, parts that are out again
+  int* key_added;             // (split), zero before: of a split tile, shares of blocks that are in its sums
+  int* turns;                 // (batch, heads, m_tiles, adders), zero before: tiles of keys that have added, for deterministic sums; or null
+  void *dQ, *dK, *dV;         // (batch, seqlen, heads, HEAD_DIM), contiguous
   u32* trace;                 // see trace.cuh; null unless TRACE
-  int batch, heads, kv_heads, seqlen_q, seqlen_k;
+  int batch, heads, kv_heads, sharing, seqlen_q, seqlen_k;  // heads that share a K/V head
   int m_tiles, n_tiles;       // query blocks and key tiles of a head
   int section;                // K/V heads walked together where the mask is causal
   int ring;                   // heads that have sums at a time
+  int group;                  // tiles of keys that run at a time for deterministic sums
+  int adds;                   // shares of blocks that a head's sums need
+  int split;                  // the first tiles of keys, which all CTAs share, so that each has as many blocks
   float scale, scale_log2;    // softmax_scale, and times log2(e)
 };
 
-// Deterministic sums with a full mask: so many tiles of keys begin as far apart in the queries as can be, and go round, so that each
+// Deterministic sums with a full mask: `group` tiles of keys begin as far apart in the queries as can be, and go round, so that each
 // block's adds come one after another without a wait.
-constexpr int TOGETHER = 32;
-constexpr bool ROTATED = DETERMINISTIC && !CAUSAL;
-__device__ __forceinline__ int together(const Params& p) { return min(TOGETHER, min(p.n_tiles, p.m_tiles)); }
+constexpr bool ROTATED = DETERMINISTIC && !CAUSAL && HEAD_DIM <= 128;  // at 256 in ascending order: no registers for more
+// Whether the second warpgroup leaves out blocks in which none of its keys is seen: one of each tile.
+constexpr bool SKIPS = DQ_APART && CAUSAL && HEAD_DIM == 128;
+constexpr bool SPLITS = !DETERMINISTIC && !CAUSAL && HEAD_DIM <= 128;  // whether tiles of keys may be shared
 
 // BLOCK_N keys of one K/V head, against the query blocks from `first` on (to the last, or round) of every query head that shares it.
 struct alignas(16) Tile {
   int n, kv_head, batch;
   int first;   // query block
-  int blocks;  // of all heads of the group
+  int blocks;  // of all heads of the group, or as many of them as this CTA has
+  int begin;   // those before
+  int masked[CONSUMERS];  // of each warpgroup the first query block of a head that needs no mask
+  int seen;    // the first query block of a head that sees the second warpgroup's keys
+  int split;   // number of a tile that two CTAs share; -2 - number of one among those that was not cut; or -1
 
   // How many tiles of keys add to query block m before this one.
   __device__ __forceinline__ int turn(int m, const Params& p) const {
     if constexpr (CAUSAL) {  // from the diagonal on: the nearer, the sooner it is there
       const int sees = min(m * BLOCK_M + BLOCK_M, p.seqlen_q) - 1 + p.seqlen_k - p.seqlen_q;
       return sees / BLOCK_N - n;
+    } else if constexpr (!ROTATED) {
+      return n;
     } else {
-      const int group = together(p), apart = p.m_tiles / group, begin = n / group * group, rank = n - begin;
+      const int group = p.group, apart = p.m_tiles / group, begin = n / group * group, rank = n - begin;
       const int size = min(group, p.n_tiles - begin), here = min(m / apart, size - 1);
       return begin + here - rank + (rank <= here ? 0 : size);
     }
@@ -62,8 +77,15 @@ struct alignas(16) Tile {
     tile.kv_head = flat % p.kv_heads;
     tile.batch = flat / p.kv_heads;
     tile.first = CAUSAL ? min(max(0, tile.n * BLOCK_N - (p.seqlen_k - p.seqlen_q)), p.seqlen_q - 1) / BLOCK_M : 0;
-    tile.blocks = (p.m_tiles - tile.first) * (p.heads / p.kv_heads);
-    if constexpr (ROTATED) tile.first = tile.n % together(p) * (p.m_tiles / together(p));
+    tile.blocks = (p.m_tiles - tile.first) * p.sharing;
+    for (int rank = 0; rank < CONSUMERS; ++rank) {
+      const int end = tile.n * BLOCK_N + min(BLOCK_N, (rank + 1) * 64);  // past its last key
+      tile.masked[rank] = CAUSAL ? (max(0, min(end, p.seqlen_k) - 1 - (p.seqlen_k - p.seqlen_q)) + BLOCK_M - 1) / BLOCK_M : 0;
+      if (end > p.seqlen_k) tile.masked[rank] = p.m_tiles;
+    }
+    tile.begin = 0, tile.split = -1;
+    tile.seen = SKIPS ? max(0, tile.n * BLOCK_N + 64 - (p.seqlen_k - p.seqlen_q)) / BLOCK_M : 0;
+    if constexpr (ROTATED) tile.first = tile.n % p.group * (p.m_tiles / p.group);
     return tile;
   }
 };
@@ -72,7 +94,9 @@ struct alignas(16) Tile {
 struct Block {
   int head, m;
   __device__ __forceinline__ Block(const Tile& tile, const Params& p)
-      : head(tile.batch * p.heads + tile.kv_head * (p.heads / p.kv_heads)), m(tile.first) {}
+      : head(tile.batch * p.heads + tile.kv_head * p.sharing), m(tile.first) {
+    if constexpr (SPLITS) head += tile.begin / p.m_tiles, m = tile.begin % p.m_tiles;
+  }
   __device__ __forceinline__ void next(const Tile& tile, const Params& p) {
     if (++m == p.m_tiles) m = ROTATED ? 0 : tile.first;
     if (m == tile.first) ++head;

@@ -9,54 +9,22 @@ constexpr int PANEL = 64;       // columns of one 128-byte swizzled row
 constexpr int PANELS = HEAD_DIM / PANEL;
 constexpr int ROW_BYTES = 128;  // of a panel
 constexpr int GROUP_BYTES = 8 * ROW_BYTES;
-constexpr int KEYS = 64;        // of one consumer warpgroup: M of S^T, dP^T, dV and dK
+constexpr int KEYS = 64;        // M of S^T, dP^T, dV and dK
 constexpr int WARP_KEYS = 16;
-constexpr int THREADS = WARPGROUP * (1 + CONSUMERS);
-constexpr int DS_STAGES = 2;    // who writes dS(i + 2) has met the other over dS(i + 1), who had read dS(i)
-constexpr bool DQ_BY_QUERIES = HEAD_DIM == 64;  // a warpgroup's share of dQ: 64 queries, or else 64 of the head dim
+constexpr int THREADS = WARPGROUP * (2 + CONSUMERS);
+constexpr int DRAINS = DQ_APART && !(DETERMINISTIC && HEAD_DIM <= 128) ? 1 : CONSUMERS;  // warps that add dQ to memory
+constexpr bool DQ_BY_QUERIES = HEAD_DIM == 64;  // a share of dQ: 64 queries, or else 64 of the head dim
 constexpr int SHARE_ROWS = 64, SHARE_COLUMNS = 64, SHARE = SHARE_ROWS * SHARE_COLUMNS;
-constexpr int STAGED_BYTES = WARP_KEYS * HEAD_DIM * 2;  // a warp's keys of dV, or of dK, on their way out
-static_assert(CONSUMERS == 2 && BLOCK_N == KEYS * CONSUMERS, "two consumer warpgroups of 64 keys");
-static_assert(SHARE * CONSUMERS == BLOCK_M * HEAD_DIM, "dQ is shared in halves of 64 x 64");
-static_assert(SHARE * 4 >= 4 * STAGED_BYTES, "dK leaves through the outbox of dQ");
-
-// dV has room of its own where there is some, so that it leaves under the last dQ; else it follows dQ through the outbox, as dK does.
-constexpr int BUFFERS_BYTES = 2 * BLOCK_N * HEAD_DIM * 2 + 2 * STAGES * BLOCK_M * (HEAD_DIM * 2 + 4) + DS_STAGES * BLOCK_M * BLOCK_N * 2 +
-                              CONSUMERS * SHARE * 4;
-constexpr bool DV_APART = BUFFERS_BYTES + CONSUMERS * 4 * STAGED_BYTES + 1024 <= 227 * 1024;
-
-// What a warpgroup puts for a draining warp to add to memory.
-struct Outbox {
-  u64 full, empty;
-  __device__ __forceinline__ void init() { mbarrier_init(&full, 4), mbarrier_init(&empty, 1); }
-};
-
-struct Shared {
-  alignas(1024) unsigned char K[BLOCK_N * HEAD_DIM * 2];
-  alignas(1024) unsigned char V[BLOCK_N * HEAD_DIM * 2];
-  alignas(1024) unsigned char Q[STAGES][BLOCK_M * HEAD_DIM * 2];
-  alignas(1024) unsigned char dO[STAGES][BLOCK_M * HEAD_DIM * 2];
-  alignas(1024) unsigned char dS[DS_STAGES][BLOCK_M * BLOCK_N * 2];  // a panel of each warpgroup's 64 keys, a row of each query
-  alignas(1024) float dQ[CONSUMERS][SHARE];
-  alignas(1024) unsigned char dV[DV_APART ? CONSUMERS * 4 : 1][DV_APART ? STAGED_BYTES : 16];
-  alignas(16) float lse2[STAGES][BLOCK_M], delta[STAGES][BLOCK_M];
-  Work work;
-  Ring<1> k, v;
-  Ring<STAGES> q, dO_ring;
-  u64 exchanged[DS_STAGES];  // both warpgroups' dS is there
-  Outbox outbox[CONSUMERS];
-
-  __device__ __forceinline__ void init() {
-    k.init(4 * CONSUMERS), v.init(4 * CONSUMERS);
-    q.init(4 * CONSUMERS), dO_ring.init(4 * CONSUMERS);
-    for (int i = 0; i < DS_STAGES; ++i) mbarrier_init(&exchanged[i], 4 * CONSUMERS);
-    for (int wg = 0; wg < CONSUMERS; ++wg) outbox[wg].init();
-    work.init(4 * CONSUMERS + CONSUMERS);
-    mbarrier_init_fence();
-  }
-};
+constexpr int SHARES = BLOCK_M * HEAD_DIM / SHARE;  // of a block's dQ
 
 struct Problem {
   const TensorMap &q, &k, &v, &dO, &dK, &dV;
+  const TensorMap& statistics;  // (LSE or delta of each head, m_tiles * BLOCK_M): LSE in base 2, +inf where a row is not there or sees no key
   const Params& p;
 };
+
+#if HEAD_DIM == 256
+#include "shared_relay.cuh"
+#else
+#include "shared_keys.cuh"
+#endif
