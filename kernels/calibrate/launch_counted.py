@@ -12,24 +12,25 @@ from .launch import LARGE_SMEM_BYTES, source
 from .profiler import counters
 
 CASES = {
-    "empty_1cta": ("empty", 1, 32, 0),
-    "empty_132x384_200kb": ("empty_large", SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
-    "empty_528x384_200kb": ("empty_large", 4 * SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
-    "empty_5280x384_200kb": ("empty_large", 40 * SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
-    "empty_cluster2_132x384_200kb": ("empty_cluster", SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
+    "1_cta": ("empty", 1, 32, 0),
+    "132_small_ctas": ("empty", SM_COUNT_H200, 384, 0),
+    "132_ctas": ("empty_large", SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
+    "528_ctas": ("empty_large", 4 * SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
+    "5280_ctas": ("empty_large", 40 * SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
+    "132_ctas_in_pairs": ("empty_cluster", SM_COUNT_H200, 384, LARGE_SMEM_BYTES),
 }
 """Name: (kernel, CTAs, threads, bytes of shared memory)."""
-LAUNCHES = 25
+LAUNCHES = 20
 CHILD = "FASIM_LAUNCH_COUNTED_CHILD"
 
 
 def launch_all():
-    """The profiled process: the cases in turn, so that none has the machine's first launches to itself."""
+    """The profiled process."""
     import torch
 
     module = Module(source())
-    for _ in range(LAUNCHES):
-        for kernel, grid, threads, smem in CASES.values():
+    for kernel, grid, threads, smem in CASES.values():
+        for _ in range(LAUNCHES):
             module.launch(kernel, grid, threads, [], smem)
     torch.cuda.synchronize()
 
@@ -43,8 +44,8 @@ def main():
     seen = [each[CYCLES] for each in counters(__spec__.name, CHILD, "regex:empty", [CYCLES])]
     if len(seen) != LAUNCHES * len(CASES):
         raise RuntimeError(f"{len(seen)} launches were profiled where {LAUNCHES * len(CASES)} were made")
-    cycles = {name: seen[place :: len(CASES)] for place, name in enumerate(CASES)}
-    write(out, "launch_counted", "kernels/calibrate/launch_counted.py", source(), {k: spread(v) for k, v in cycles.items()}, cycles)
+    cycles = {name: seen[place * LAUNCHES : (place + 1) * LAUNCHES] for place, name in enumerate(CASES)}
+    write(out, "launch_counted", "kernels/calibrate/launch.cu", source(), {k: spread(v) for k, v in cycles.items()}, cycles)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ..validation.check import MissingTool
 BENCHMARKS = (
     "tensor_cores", "tensor_cores_8bit", "pipes", "softmax", "contention", "running", "pipes_contended", "two_warps", "switching",
     "pace", "chains", "branches", "fetch", "fetch_mixes", "fetch_jumps", "mma_sync", "fp8_accumulation", "memory", "l2_capacity",
-    "fp8_rates", "l2_sets", "loaded", "reduce_add", "launch", "power",
+    "fp8_rates", "l2_sets", "loaded", "reduce_add", "launch", "launch_counted", "power",
 )  # fmt: skip
 """In the order they run; power last, since it heats the board."""
 TIMEOUT_S = 600
@@ -61,5 +61,5 @@ def require(chosen: Sequence[str] = BENCHMARKS) -> None:
             missing = True
         if missing:
             raise MissingTool(f"the microbenchmarks need {package}, which is not installed: pip install 'fasim[kernels]'")
-    if {"l2_capacity", "l2_sets", "loaded", "reduce_add", "power"} & set(chosen):
+    if {"l2_capacity", "l2_sets", "loaded", "reduce_add", "launch_counted", "power"} & set(chosen):
         counters.require()

@@ -27,6 +27,10 @@ def _named_barrier(launch: dict) -> Found:
     return Found(sample["median"] / 2, sample["p05"] / 2, sample["p95"] / 2, how)
 
 
+def _kernel_launch(counted: dict) -> Found:
+    return one(counted["132_ctas"], "an empty kernel of 132 CTAs of 384 threads, under counters and behind emptied caches")
+
+
 def _kernel_train(launch: dict) -> Found:
     sample = launch["launch_overhead"]["empty_132x384_200kb"]["per_kernel_of_a_train_us"]
     low, value, high = (sample[name] * 1980 for name in ("p05", "median", "p95"))
@@ -52,6 +56,7 @@ DERIVATIONS = (
     Derivation("mbarrier_issue_cycles", ("launch",), _mbarrier_issue),
     Derivation("mbarrier_wait_cycles", ("chains",), _mbarrier_wait),
     Derivation("named_barrier_cycles", ("launch",), _named_barrier),
+    Derivation("kernel_launch_cycles", ("launch_counted",), _kernel_launch),
     Derivation("kernel_train_cycles", ("launch",), _kernel_train),
     Derivation("cta_launch_cycles", ("launch",), _cta_launch),
     Derivation("setup_cycles", ("memory", "launch"), _setup),
