@@ -128,7 +128,7 @@ def _some(folder: Path, most: int) -> list[Path]:
     return found[:: max(1, len(found) // most)][:most]
 
 
-BACKWARD_TIMELINE = "ahead-cuda-b4h16s4096d128-bf16-backward-burst.run.json.gz"
+BACKWARD_TIMELINE = "apart-cuda-b4h16s4096d128-bf16-backward-burst.run.json.gz"
 """Of the fastest backward that was recorded."""
 
 
