@@ -90,6 +90,6 @@ def _answers(client: Client, missing: Sequence[Question]) -> Iterator[tuple[Ques
     asked = {
         client.submit(answer, question, model, key=f"fasim-{content(question)}", retries=RETRIES): question for question in missing
     }
-    for future in as_completed(list(asked)):
+    for future in as_completed(list(asked), loop=client.loop):  # of this client, whichever others there are
         error = future.exception()
         yield asked.pop(future), UsageError(f"no worker could answer: {error}") if error else future.result()
