@@ -53,6 +53,8 @@ PARTS = {
     "code of the ladder": ladder.code,
     "tiles of the ladder": ladder.tiles,
     "tiles dealt": ladder.dealt,
+    "forms of fa2": ladder.forms,
+    "stalls of the ladder": ladder.stalls,
     "predicted": lambda: ladder.predicted(lambda workload, schedule: predict(workload, schedule, "h200")),
 }
 """Marks in pages, and what is put in their place."""

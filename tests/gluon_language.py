@@ -111,6 +111,7 @@ def _fence() -> None:
 def _wait(bar: Barrier, phase: int) -> None:
     """Until the phase of this parity is over (PTX ISA, mbarrier.try_wait.parity)."""
     pause(lambda: bar.phase & 1 != phase, f"an mbarrier in phase {bar.phase} for parity {phase}")
+    _running().current.clock.learn(bar.clock)
 
 
 def _arrive(bar: Barrier, count: int) -> None:
@@ -153,6 +154,7 @@ def _assembly(text: str, constraints: str, given: list[Tensor], dtype: object, i
         mine = barrier.arrived(who, threads, number)
         if at[1] == "sync":
             pause(lambda: barrier.generation > mine, f"named barrier {number}")
+            who.clock.learn(barrier.clock)
         else:
             pause()
         return given[0]
@@ -193,6 +195,8 @@ def _specialise(partitions: list, warps: list[int], registers: list[int]) -> Non
         _running().start(program, f"partition {number}", lambda f=function, a=arguments: f(*a), each)
         started.append(_running().partitions[-1])
     pause(lambda: all(each.done for each in started), "its partitions")
+    for each in started:
+        _running().current.clock.learn(each.clock)
 
 
 def _reduced(how: Callable) -> Callable:

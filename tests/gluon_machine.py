@@ -2,7 +2,8 @@
 
 Copies by TMA land when the scheduler likes, a GEMM reads shared memory from its issue to its wait, partitions run at speeds drawn
 at random. An Error says what a GPU would not: that a tile is overwritten while it is read, read before it is full, stored without
-a fence; that an mbarrier or a named barrier is arrived at too often; that nobody can go on. Threads of one partition run as one:
+a fence; that an mbarrier or a named barrier is arrived at too often; that nobody can go on. What threads write and read
+in shared memory is held to what barriers order (`Clock`), whichever came first in this run. Threads of one partition run as one:
 barriers between them are the compiler's to place, and are not looked at.
 """
 
@@ -119,18 +120,37 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"
 Tensor.__hash__ = None
 
 
+class Clock(dict):
+    """How far each partition had come, by its title, of all that is known to have happened before (a vector clock)."""
+
+    def learn(self, other: Clock) -> None:
+        for title, time in other.items():
+            self[title] = max(self.get(title, 0), time)
+
+
 class Slot:
     """A tile of shared memory: who writes it, who reads it, and whether TMA may see what threads have written."""
 
     def __init__(self, shape: list[int], dtype: DType) -> None:
         self.values = np.full(shape, np.nan if dtype.primitive_bitwidth == 16 else 0, np.float32)
         self.dtype, self.filling, self.readers, self.unfenced = dtype, False, [], None
+        self.accesses: list[tuple[str, bool, int]] = []  # of threads since the last write: who, whether it was the write, when
 
     def written(self, what: str) -> None:
         if self.filling or self.readers:
             raise Error(
                 f"{what} overwrites a tile " + ("that TMA is filling" if self.filling else f"that {self.readers[0]} still reads")
             )
+
+
+    def accessed(self, writes: bool) -> None:
+        """By threads of the partition that runs; Error unless all that it could meet is known to be over."""
+        who = MACHINE.current
+        for title, wrote, time in self.accesses:
+            if (writes or wrote) and who.clock.get(title, 0) < time:
+                raise Error(f"{who.title} {'writes' if writes else 'reads'} what {title} may still {'write' if wrote else 'read'}")
+        mine = who.title, writes, who.clock[who.title]
+        self.accesses = [mine] if writes else [*self.accesses, mine]
 
 
 class View:
@@ -164,10 +184,12 @@ class View:
         return values.T if self.turned else values
 
     def load(self, layout: object) -> Tensor:
+        self.slot.accessed(writes=False)
         return Tensor(self.read().astype(np.int32), TYPES["i32"])
 
     def store(self, tensor: Tensor) -> None:
         self.slot.written("a store")
+        self.slot.accessed(writes=True)
         self.slot.values[:] = tensor.values.reshape(self.slot.values.shape)
         self.slot.unfenced = MACHINE.current
 
@@ -177,10 +199,12 @@ class Barrier:
 
     def __init__(self) -> None:
         self.count = self.pending = self.bytes = self.phase = 0
+        self.clock, self.gathered = Clock(), Clock()  # of the phases that are over, and of the one that is not
 
     def arrived(self, times: int, expected: int = 0) -> None:
         self.pending -= times
         self.bytes += expected
+        MACHINE.current.tell(self.gathered)
         if self.pending < 0:
             raise Error("an mbarrier is arrived at more often in one phase than it has arrivals")
         self.settle()
@@ -188,6 +212,7 @@ class Barrier:
     def settle(self) -> None:
         if self.pending == 0 and self.bytes == 0:
             self.phase, self.pending = self.phase + 1, self.count
+            self.clock.learn(self.gathered)
 
 
 class Barriers:
@@ -203,6 +228,7 @@ class Named:
 
     def __init__(self) -> None:
         self.arrivals, self.generation = {}, 0
+        self.clock, self.gathered = Clock(), Clock()
 
     def arrived(self, who: Partition, threads: int, number: int) -> int:
         """The generation that `who` is of."""
@@ -210,10 +236,12 @@ class Named:
         if who.title in self.arrivals:
             raise Error(f"{who.title} arrives twice at named barrier {number}")
         self.arrivals[who.title] = who.threads
+        who.tell(self.gathered)
         if sum(self.arrivals.values()) > threads:
             raise Error(f"named barrier {number} is of {threads} threads and {dict(self.arrivals)} arrive")
         if sum(self.arrivals.values()) == threads:
             self.arrivals, self.generation = {}, mine + 1
+            self.clock.learn(self.gathered)
         return mine
 
 
@@ -246,6 +274,8 @@ class Partition:
         self.program, self.title, self.threads = program, title, WARP * warps
         self.products: list[Product] = []
         self.stores = 0
+        self.clock = Clock(MACHINE.current.clock if MACHINE.current else ())
+        self.clock[title] = 1
         self.ready, self.awaits, self.done = (lambda: True), "the start", False
         self.go = threading.Semaphore(0)
         self.thread = threading.Thread(target=self.run, args=(work,), daemon=True)
@@ -264,6 +294,11 @@ class Partition:
             MACHINE.failure = error
         self.done = True
         MACHINE.back.release()
+
+    def tell(self, clock: Clock) -> None:
+        """All that this partition has done and knows to be done; what it does from now on is later."""
+        clock.learn(self.clock)
+        self.clock[self.title] += 1
 
     def pause(self, ready: Callable[[], bool] = lambda: True, awaits: str = "its turn") -> None:
         """Let others run, until `ready`."""

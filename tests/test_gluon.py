@@ -174,7 +174,7 @@ ORDERS = dict.fromkeys(gluon.QUEUED, "fa3")
 TURN_BEHIND_WAITS = {
     "pingpong": (r"take turn \| (wait V\S+)", r"\1 | take turn"),
 } | dict.fromkeys(gluon.QUEUED, (r"take turn \| (wait K\S+)", r"\1 | take turn"))
-RECORDED = json.loads((Path(__file__).parents[1] / "traces/recorded/kernels/gluon_h200.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[1] / "traces/recorded/kernels/gluon_two_compilers_h200.json").read_text())
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[4]], ids=["tma", "fa3"])
@@ -265,13 +265,14 @@ def test_a_check_that_hangs_takes_no_other_with_it(tmp_path):
 
 def test_stalls_are_read_from_the_profilers_table():
     """Launches that did not multiply, such as a library's of a counter, are passed over."""
-    heads = ["ID", "Kernel Name", *stalls.METRICS, *map(stalls.STALL.format, stalls.REASONS)]
-    launches = [[number, name, "1,000", tensor, "30", "5", *["0.5"] * len(stalls.REASONS)] for number, name, tensor in ROWS]
+    known = [reason for reason in stalls.REASONS if reason != "membar"]  # one that another version has by another name
+    heads = ["ID", "Kernel Name", *stalls.METRICS, *map(stalls.STALL.format, known)]
+    launches = [[number, name, "1,000", tensor, "30", "5", *["0.5"] * len(known)] for number, name, tensor in ROWS]
     table = io.StringIO()
     csv.writer(table, quoting=csv.QUOTE_ALL).writerows([heads, [""] * len(heads), *launches])
     (row,) = stalls.read("==PROF== Connected\n" + table.getvalue(), ["gluon-fa3"])
     assert (row["kernel"], row["entry"], row["cycles"], row["tensor_pct"]) == ("gluon-fa3", "attention_forward", 1000, 80)
-    assert set(row["stalls"]) == set(stalls.REASONS) and row["stalls"]["barrier"] == 0.5
+    assert set(row["stalls"]) == set(known) and row["stalls"]["barrier"] == 0.5
 
 
 ROWS = (("0", "fill", "0.0"), ("1", "attention_forward", "80.0"))

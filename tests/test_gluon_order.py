@@ -118,6 +118,15 @@ FAULTS = {
         "    mbarrier.arrive(shared.q_free.index(rank), count=1)\n    state = pairs_of(weights",
         "overwrites a tile|arrived at more often|before it is full",
     ),
+    "a number is posted again while it may be read": (
+        "persistent", "persistent", "        head_index, m, blocks = place(problem, number)\n        batch = ",
+        "        shared.work.index(count & 1).store(gl.full([1], 0, gl.int32, None) + number)\n"
+        "        head_index, m, blocks = place(problem, number)\n        batch = ", "may still (read|write)",
+    ),
+    "a number is read before it is posted": (
+        "bounded", "persistent", "    mbarrier.wait(shared.work_full.index(slot), (count >> 1) & 1)\n", "",
+        "may still|wrong|go on|often",
+    ),
     "a turn is left over": ("persistent", "persistent", "rank == 0:\n        take(", "False:\n        take(", "is left with"),
     "halves of a pair change places": ("persistent", "assembly", '" $0, $2, $1;"', '" $0, $1, $2;"', "O is wrong"),
     "weights stand that passed the limit": ("bounded", "assembly", "0f44800000", "0f7f800000", "O is wrong"),

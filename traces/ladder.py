@@ -114,6 +114,40 @@ def _us_a_tile(row: dict) -> float:
     return row["median_ms"] * 1e3 * SMS / (row["batch"] * row["heads"] * (row["seqlen_q"] // 128))
 
 
+def stalls() -> str:
+    """Where the warps of kernels wait at 4k, head_dim 128, by Nsight Compute (kernels/measure/stalls.py)."""
+    rows = read_json(RECORDED / "gluon_stalls_h200.json", "record")["rows"]
+    reasons = ("barrier", "wait", "dispatch_stall", "long_scoreboard", "not_selected", "gmma")
+    heads = " | ".join(reason.replace("_", " ") for reason in reasons)
+    lines = [f"| kernel | | cycles | tensor cores busy, % | issue slots, % | {heads} |", "|---" * (5 + len(reasons)) + "|"]
+    for row in rows:
+        title = TITLES.get(row["kernel"], f"`{row['kernel'].removeprefix(PREFIX)}`")
+        cells = [f"{row['cycles']:,.0f}", f"{row['tensor_pct']:.1f}", f"{row['issue_pct']:.1f}"]
+        cells += [f"{row['stalls'][reason]:.2f}" for reason in reasons]
+        lines.append(f"| {title} | {'causal' if row['causal'] else 'full'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def forms() -> str:
+    """Of `fa2` in Triton the fastest tile for each shape, by each block's maximum and by the maximum so far; a star where the text
+    has changed since without a change of what it says."""
+    rows = read_json(RECORDED / "triton_forms_h200.json", "record")["rows"]
+    lines = ["| head_dim | | keys | from each block's maximum | from the maximum so far |", "|---" * 5 + "|"]
+    shapes = dict.fromkeys((row["head_dim"], row["causal"], row["seqlen_q"]) for row in rows)
+    for head_dim, causal, seqlen in sorted(shapes, key=lambda shape: ((128, 64, 256).index(shape[0]), *shape[1:])):
+        its = [row for row in rows if (row["head_dim"], row["causal"], row["seqlen_q"]) == (head_dim, causal, seqlen)]
+        cells = [_best([row for row in its if row.get("bounded") is bounded and "tflops" in row]) for bounded in (False, True)]
+        lines.append(f"| {head_dim} | {'causal' if causal else 'full'} | {seqlen} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _best(rows: Sequence[dict]) -> str:
+    if not rows:
+        return "missing"
+    best = max(rows, key=lambda row: row["tflops"])
+    return f"{_cell(best, True)}{'*' * bool(best.get('earlier_text'))}, {best['kernel'].replace(', bounded', '')}"
+
+
 def dealt() -> str:
     """How long the program with most work is, over the mean, causal: with tiles in a fixed stride, and from a queue."""
     lines = ["| causal, head_dim 128 | in a fixed stride | from a queue |", "|---|---|---|"]

@@ -33,8 +33,12 @@ FORMS = {
     # head_dim, mask: up to so many keys, the tile, and whether bounded.py's has one walk; rates in kernels/triton/NOTES.md
     (128, "full"): ((math.inf, _T(64, 64, 4, 3, overlapped=True), False),),
     (128, "causal"): ((2048, _T(128, 64, 4, 2), True), (math.inf, _T(64, 64, 4, 3, overlapped=True), True)),
+    (64, "full"): ((math.inf, _T(64, 64, 4, 3, overlapped=True), False),),
+    (64, "causal"): ((2048, _T(64, 64, 4, 3), True),),
+    (256, "full"): ((2048, _T(128, 64, 8, 2), True),),
+    (256, "causal"): ((2048, _T(128, 64, 8, 2), True),),
 }
-"""Where bounded.py is the faster; elsewhere it is fa2.py on the table's tile."""
+"""Where bounded.py was seen to be the faster; elsewhere it is fa2.py on the table's tile."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,10 @@ def call(kernels: list[str], causal: bool) -> None:
 
 
 def read(text: str, kernels: list[str]) -> list[dict]:
-    """One row for each kernel: of the launches that the profile has, those that multiplied, in order."""
+    """One row for each kernel: of the launches that the profile has, those that multiplied, in order.
+
+    A reason that this Nsight Compute does not know is left out.
+    """
     table = text[text.index('"ID"') :]
     names, _, *launches = parse_csv(table, "the profile")
     found = [dict(zip(names, launch, strict=True)) for launch in launches]
@@ -63,7 +66,7 @@ def read(text: str, kernels: list[str]) -> list[dict]:
     return [
         {"kernel": kernel, "entry": launch["Kernel Name"][:200]}
         | {ours: number(launch, name) for name, ours in METRICS.items()}
-        | {"stalls": {reason: number(launch, STALL.format(reason)) for reason in REASONS}}
+        | {"stalls": {reason: number(launch, STALL.format(reason)) for reason in REASONS if STALL.format(reason) in launch}}
         for kernel, launch in zip(kernels, main, strict=True)
     ]
 
