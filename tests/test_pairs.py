@@ -60,8 +60,8 @@ def test_auto_takes_it_for_short_rows_where_it_can_be_had(monkeypatch):
     monkeypatch.setattr(ops.build, "compiler_version", lambda: "13.0")
     ops._fastest.cache_clear()
     (name,) = config.NAMES
-    assert ops._resolve("auto", q, True, 4096) == ops._resolve("auto", q, False, 1024) == name
-    assert ops._resolve("auto", q, True, 4097) == "fa3" and ops._resolve("fa3", q, True, 512) == "fa3"
+    assert ops._resolve("auto", q, True, 2048) == ops._resolve("auto", q, False, 1024) == name
+    assert ops._resolve("auto", q, True, 8192) == "fa3" and ops._resolve("fa3", q, True, 512) == "fa3"
     wide = SimpleNamespace(**vars(q) | {"shape": (1, 512, 1, 128)})
     assert ops._resolve("auto", wide, True, 512) == "fa3"
     monkeypatch.setattr(ops.build, "compiler_version", lambda: None)
