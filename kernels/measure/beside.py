@@ -138,7 +138,8 @@ class Meter:
 
         pynvml.nvmlInit()
         self.nvml = pynvml
-        self.handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid  # NVML counts those that CUDA hides, too
+        self.handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
     def burst(self, call: Call, count: int) -> tuple[list[float], float, float]:
         """(milliseconds of each call, SM clock in MHz, board power in W)."""
