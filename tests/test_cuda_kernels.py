@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC 
 REGISTER_FILE = 65536
 WARPGROUP = 128
 MAX_SMEM_BYTES = 227 * 1024
-TAKES_TURNS = {"pingpong", "fa3"}
+TAKES_TURNS = {("overlap-3stage", 256)} | {(schedule, head_dim) for schedule in ("pingpong", "fa3") for head_dim in HEAD_DIMS}
 TURN = f"{2 * WARPGROUP:#x}"
 """Threads of a turn's named barrier: the warpgroup that gives it and the one that takes it."""
 CONFIGS = [config for config in variants() if config.schedule not in catalog.missing()]
@@ -103,7 +103,7 @@ def test_its_instructions_have_the_tile_of_the_simulator(code, config):
 def test_it_takes_turns_by_named_barriers_if_its_schedule_does(code, config):
     waits = [operands for opcode, operands in code if opcode.startswith("BAR.SYNC") and operands.endswith(TURN)]
     gives = [operands for opcode, operands in code if opcode.startswith("BAR.ARV") and operands.endswith(TURN)]
-    assert bool(waits) == (config.schedule in TAKES_TURNS)
+    assert bool(waits) == ((config.schedule, config.head_dim) in TAKES_TURNS)
     assert gives or not waits
 
 

@@ -2,6 +2,9 @@
 // S of block j+1 is already issued while block j is in its softmax; two S accumulators are live at once.
 #include "attention.cuh"
 
+// At head dim 256 both warpgroups settle in step, softmax beside softmax and GEMM beside GEMM; turns keep them half a block apart.
+constexpr bool IN_TURNS = HEAD_DIM == 256;
+
 __device__ __forceinline__ void produce(Producer& load, const Tile& tile) {
   load.load_q(tile);
   load.load_k(tile, 0);
@@ -18,8 +21,10 @@ __device__ __forceinline__ void produce(Producer& load, const Tile& tile) {
 // one under both, and wait for both: nothing is in flight from one step to the next, or the compiler would serialise it all.
 template <bool LAST>
 __device__ __forceinline__ void step(Consumer& wg, int j, Scores& S, Scores& next, const Weights& P, Weights& mine) {
+  if (IN_TURNS) wg.take(j);
   wg.issue_values(P, j - 1);
   if (!LAST) wg.issue_scores(next, j + 1);
+  if (IN_TURNS) wg.give(j);
   wg.softmax(j, S, mine);
   wg.wait_values<LAST ? 0 : 1>(j - 1);
   wg.free_v(j - 1);

@@ -179,8 +179,8 @@ class _Consumer:
             self._weights(turn)
 
     def _is_whole(self, turn: int, block: Block) -> bool:
-        """Whether all warps go through all of this turn."""
-        return all(self.order.is_there(turn - step.lag) for step in block.steps if step.what in ("scores", "values"))
+        """Whether there is a softmax for all warps to put under products: not while a tile begins or ends."""
+        return all(self.order.is_there(turn - step.lag) for step in block.steps if step.what in ("softmax", "values"))
 
     def _weights(self, j: int):
         """P of block j as an operand: in registers, or put into shared memory behind its softmax."""

@@ -2,7 +2,8 @@
 
 Beside overlap_2stage.py, S of block j+1 is already issued while block j is in its softmax: two S blocks are live at
 once, which costs registers and so a narrower tile. Both GEMMs are waited for before the next step: a compiler that finds
-an accumulator in flight from one step to the next serialises all WGMMA.
+an accumulator in flight from one step to the next serialises all WGMMA. At head dim 256 the warpgroups take turns as
+in fa3.py, since on an H200 they settle in step otherwise.
 """
 
 
@@ -12,6 +13,7 @@ def overlap_3stage(cta, tile):
     K = cta.ring("K", tile.k_bytes, tile.stages)
     V = cta.ring("V", tile.v_bytes, tile.stages)
     O = cta.staging("O", tile.stage_bytes)
+    turn = cta.baton(first=0) if tile.head_dim == 256 else None
     last = tile.kv_blocks[-1]
 
     load = cta.producer()
@@ -33,10 +35,14 @@ def overlap_3stage(cta, tile):
         if last == 0:
             wg.free(Q[wg])
         for j in tile.kv_blocks:
+            if turn and j > 0:
+                wg.take(turn)
             if j > 0:
                 PV = wg.gemm("O", "P", V[j - 1], add=True)
             if j < last:
                 S = wg.gemm("S", Q[wg], K[j + 1])
+            if turn and j > 0:
+                wg.give(turn)
             wg.softmax(j)  # under PV of block j-1 and QK^T of block j+1
             if j > 0:
                 wg.wait(PV)
