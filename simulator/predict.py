@@ -14,7 +14,7 @@ from .language.view import TileView
 from .layout import dealt, lay_out
 from .limits import affordable, recordable
 from .problem import parts
-from .problem.tile import HEAD_DIMS, Tile, default_for
+from .problem.tile import HEAD_DIMS, OURS, Tile, default_for
 from .problem.workload import Workload
 from .replay.chip import recorded
 from .replay.engine import U_ALU, U_FMA, U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, replay
@@ -174,7 +174,7 @@ def _supported(schedule: Schedule, workload: Workload, device: Device) -> None:
     if workload.dtype not in schedule.dtypes:
         what = f"the backward of '{schedule.name}'" if workload.backward else f"'{schedule.name}'"
         raise UsageError(f"dtype={workload.dtype} is not supported by {what} ({', '.join(schedule.dtypes)})")
-    if workload.lengths and (schedule.family not in ("hopper", "3-stage") or schedule.tile):  # whose tiles are dealt as ours are
+    if workload.lengths and (schedule.family not in OURS or schedule.tile):  # whose tiles are dealt as ours are
         raise UsageError(f"'{schedule.name}' is not predicted on packed sequences: give --schedule fa3, or one length")
     device.tensor_rate(workload.element_bytes)  # where there is none for fp8, it says so
 

@@ -124,12 +124,12 @@ def measured() -> dict[Workload, dict[Tile, float]]:
     return found
 
 
-def test_the_table_has_the_best_tile_but_for_short_rows_of_head_dim_64(measured):
-    """There a third stage gains 6 % full, 3 % causal, and 128x128 another 10 % causal, which loses at 16k."""
+def test_the_table_has_the_best_tile_but_for_short_causal_rows_of_head_dim_64(measured):
+    """There 128x128 gains 10 %, which loses at 16k; "auto" takes smaller CTAs that share an SM (`kernels/cuda/pairs`)."""
     behind = {work: times[default_tile(work, "fa3", "h200")] / min(times.values()) - 1 for work, times in measured.items()}
     assert len(behind) == 12
-    short = {work for work in behind if work.head_dim == 64 and work.seqlen == 1024}
-    assert all((0.05 < gap < 0.14) if work in short else gap < 0.015 for work, gap in behind.items()), behind
+    (short,) = (work for work in behind if (work.head_dim, work.seqlen, work.causal) == (64, 1024, True))
+    assert all((0.1 < gap < 0.11) if work == short else gap < 0.015 for work, gap in behind.items()), behind
 
 
 @pytest.mark.parametrize(("head_dim", "causal"), [(64, True), (128, False)])

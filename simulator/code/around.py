@@ -1,6 +1,6 @@
 """Around: what a warp issues at the points of its order beside softmax and products: addresses, phases, descriptors, branches.
 
-Counted from what has to be computed there, for rings of two stages. These instructions take no time of their own here: what a
+Counted from what has to be computed there. These instructions take no time of their own here: what a
 barrier costs, and a GEMM's issue, have been measured with them. They fill issue slots. Machine code of every kernel of ours has as
 many within a tenth (tests/test_cuda_kernels.py); what is left is the compiler's choice: which copies of a loop find a slot anew,
 and which constants stay in registers.
@@ -11,7 +11,10 @@ from __future__ import annotations
 from .phase import Phase
 
 SLOT = 6
-"""Stage and phase of a block's number, which is signed: its sign, add, mask, subtract; shift, mask."""
+"""Stage and phase of a block's number, which is signed, in a ring of two or four: its sign, add, mask, subtract; shift, mask."""
+SLOT_BY_PRODUCT = 3
+"""In a ring of another number: the product's high word, its sign added, the remainder; mask. That costs more than a register, so
+K's phase is kept for V: one instruction less in V's wait."""
 PLACE = 2
 """An address: the stage's multiple and the base."""
 WAIT = PLACE + 4
@@ -45,11 +48,13 @@ class Around:
         """What a warp executes before its role begins, once a CTA: nothing that is known."""
         return []
 
-    def issues(self, k_steps: int, in_shared_memory: int, scores: bool) -> int:
-        """Instructions of a group of WGMMAs with those around it; with the one that makes scores, of what comes once a block."""
+    def issues(self, k_steps: int, in_shared_memory: int, scores: bool, stages: int) -> int:
+        """Instructions of a group of WGMMAs with those around it; with the one that makes scores, of what comes once a block, whose
+        operand lies in a ring of so many stages."""
         if not scores:
             return of_gemm(k_steps, in_shared_memory)
-        block = SLOT + MASK_TEST + UNSEEN_TEST + LAST_BLOCK + ANOTHER_TRY * self.votes + NEXT_BLOCK // (1 + self.in_pairs)
+        slot = SLOT_BY_PRODUCT if stages & (stages - 1) else SLOT
+        block = slot + MASK_TEST + UNSEEN_TEST + LAST_BLOCK + ANOTHER_TRY * self.votes + NEXT_BLOCK // (1 + self.in_pairs)
         return of_gemm(k_steps, in_shared_memory) + block
 
     def issues_of_barrier(self, waits: bool, turn: bool) -> int:

@@ -70,7 +70,7 @@ class Reader(Pen):
         """Nothing where what stands behind the loop was read."""
         return [] if self.code.pipeline.after else super().stage(tile, name)
 
-    def issues(self, k_steps: int, in_shared_memory: int, scores: bool) -> int:
+    def issues(self, k_steps: int, in_shared_memory: int, scores: bool, stages: int) -> int:
         """Those of its steps, and its descriptors, which are no step of the order; all else once a block is one."""
         return of_gemm(k_steps, in_shared_memory)
 

@@ -194,7 +194,7 @@ class Warp:
         if not loaded:
             self.wait(b)
         registers = () if isinstance(a, Slot) else (a,)
-        issues = self.pen.issues(gemm.k_steps, 2 - gemm.a_in_registers, scores=destination in ("S", "S^T"))
+        issues = self.pen.issues(gemm.k_steps, 2 - gemm.a_in_registers, destination in ("S", "S^T"), b.ring.stages)
         self._emit(Op.WGMMA, label, b, gemm, reads=registers, writes=(destination,), left=a, step=step, issues=issues)
         self.in_flight[self.groups] = destination
         self.groups += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..code.estimate import PLAIN, Estimate
 from ..code.gradients import Gradients
 from ..problem.order import SECTION_BYTES
-from ..problem.tile import HEAD_DIMS, Tile
+from ..problem.tile import HEAD_DIMS, OURS, Tile
 
 _STEPS = {"V": "K/V block", "K": "K/V block", "Q": "Q block", "S": "block of S"}
 
@@ -77,4 +77,4 @@ class Schedule:
     def hopper(self) -> bool:
         """Whether it needs TMA and WGMMA."""
         backwards = tuple(f"{kind} backward" for kind in ("hopper", "lagged", "narrow", "cudnn"))
-        return self.family in ("hopper", "3-stage", "published", *backwards)
+        return self.family in (*OURS, "published", *backwards)
