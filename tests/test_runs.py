@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import fasim
+from fasim.kernels.compile import build
 from fasim.kernels.measure.plan import read
+from fasim.kernels.measure.renew import found, stale
 from fasim.simulator.predict import default_tile
 from fasim.simulator.results.run import Run
 from fasim.traces import store
@@ -22,7 +24,7 @@ AIM = {
 }  # fmt: skip
 """Mean and worst error over the runs of our kernels that the model is to reach; shares in points."""
 REACHED = {
-    "cycles": (0.025, 0.17), "SM clock": (0.023, 0.077), "time": (0.02, 0.1), "HBM read": (0.029, 0.67),
+    "cycles": (0.0225, 0.095), "SM clock": (0.023, 0.077), "time": (0.02, 0.1), "HBM read": (0.029, 0.67),
     "HBM written": (0.057, 0.21), "L2 read": (0.0001, 0.001), "L2 hit rate": (0.005, None), "tensor cores": (0.022, None),
     "MUFU": (0.011, None), "issue slots": (0.0175, None),
 }  # fmt: skip
@@ -44,16 +46,11 @@ def blind() -> Report:
     return compare_all(store.load_folder(store.BLIND), after=store.names_in(store.BLIND))
 
 
-def stale(run: Run) -> list[str]:
-    """The files of the run's kernel that are no longer as they were when it was recorded."""
-    known = run.measurement.sources
-    return [path for path, digest in known.items() if not (ROOT / path).exists() or _sha256(ROOT / path) != digest]
-
-
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
 @pytest.mark.parametrize("folder", [store.RECORDED, store.BLIND, store.TIMELINES], ids=lambda folder: folder.name)
 def test_every_recorded_run_is_of_todays_kernel(folder):
     assert {name: stale(run) for name, run in store.load_folder(folder).items() if stale(run)} == {}
@@ -70,6 +67,20 @@ def test_a_stale_run_is_found(runs):
     assert stale(now) == []
     changed = replace(run, measurement=replace(run.measurement, sources={path: "0" * 64, "kernels/cuda/gone.cu": "0" * 64}))
     assert stale(changed) == [path, "kernels/cuda/gone.cu"]
+    other = replace(now, tile=replace(run.tile, stages=run.tile.stages + 1))
+    assert stale(other) == ["tile"]
+
+
+def test_a_stale_run_is_listed_with_its_folder_to_be_taken_again(tmp_path, runs):
+    """A timeline first, since it is short; a run of today's kernel is left alone."""
+    (name, fresh), *_ = runs.items()
+    (other, drawn), *_ = store.load_folder(store.TIMELINES).items()
+    tile = replace(fresh.tile, block_n=fresh.tile.block_n // 2)
+    for stem, run in ((f"a-{name}", fresh), (f"b-{name}", replace(fresh, tile=tile)), (f"c-{other}", replace(drawn, tile=tile))):
+        store.save(run, tmp_path / f"{stem}.run.json{'.gz' * bool(len(run.spans))}")
+    listed = found([tmp_path])
+    assert [(folder, len(run.spans) > 0) for folder, run in listed] == [(tmp_path, True), (tmp_path, False)]
+    assert all("tile" in stale(run) for _, run in listed)
 
 
 def test_every_recorded_run_has_its_name_its_counters_and_a_right_output(runs):
@@ -161,27 +172,19 @@ def test_the_errors_of_our_kernels_are_no_larger_than_they_were(report, name):
     assert within(report, name, "beside", *REACHED[name])
 
 
-AIMED = [
-    pytest.param(name, marks=pytest.mark.xfail(reason="worst: overlap-3stage at d256, -16 %", strict=True))
-    if name == "cycles"
-    else name
-    for name in AIM
-]
-
-
-@pytest.mark.parametrize("name", AIMED)
+@pytest.mark.parametrize("name", AIM)
 def test_the_errors_of_our_kernels_are_as_small_as_they_are_to_be(report, name):
     assert within(report, name, "beside", *AIM[name])
 
 
 def test_schedules_rank_as_on_the_hardware(report):
-    """But for two pairs with overlap-3stage, whose warpgroups settle in one of two alignments."""
-    assert report.ranking.pairs >= 200 and len(report.ranking.reversed) <= 2
+    """But for three with overlap-3stage, which settles in one of two alignments at d128 and is 4 % ahead of pingpong at d256."""
+    assert report.ranking.pairs >= 200 and len(report.ranking.reversed) <= 3
     assert all("overlap-3stage" in pair for pair in report.ranking.reversed)
 
 
-MET = AIM | {"cycles": (0.025, 0.18), "HBM written": (0.18, None)}
-"""What the model met, once, on the runs recorded when it was finished; the worst is overlap-3stage at d256 here too, and of O that
+MET = AIM | {"cycles": (0.02, 0.07), "HBM written": (0.18, None)}
+"""What the model met on the runs recorded when it was finished, eight of them again since, as their kernels changed; of O that
 fits L2 hardware writes a little where the model writes nothing."""
 
 
@@ -192,4 +195,4 @@ def test_runs_recorded_after_the_model_was_finished_are_predicted_as_well(blind,
 
 
 def test_schedules_of_those_runs_rank_as_on_the_hardware(blind):
-    assert blind.ranking.pairs >= 73 and len(blind.ranking.reversed) <= 1
+    assert blind.ranking.pairs >= 73 and blind.ranking.reversed == ()

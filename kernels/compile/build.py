@@ -280,18 +280,32 @@ def read_log(log: str, cubin: bytes, compiler: str) -> Report:
 
 def constant(cubin: bytes, name: str) -> int | None:
     """The initial value of the 32-bit variable `name` of a cubin, read from its ELF symbol table; None if there is none."""
-    sections_at, *_, entry_bytes, count, _ = struct.unpack_from("<QIHHHHHH", cubin, 40)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", cubin, sections_at + i * entry_bytes) for i in range(count)]
+    sections = _sections(cubin)
     for _, kind, _, _, start, size, link, *_ in sections:
         if kind != 2:  # SHT_SYMTAB
             continue
         strings = sections[link][4]
         for at in range(start, start + size, 24):
             label, _, _, home, value, _ = struct.unpack_from("<IBBHQQ", cubin, at)
-            begin = strings + label
-            if cubin[begin : cubin.index(b"\0", begin)] == name.encode() and 0 < home < count:
+            if _name_at(cubin, strings + label) == name and 0 < home < len(sections):
                 return struct.unpack_from("<i", cubin, sections[home][4] + value)[0]
     return None
+
+
+def machine_code(cubin: bytes) -> dict[str, bytes]:
+    """The instructions of each kernel of a cubin, by the name of its section, and nothing of the file around them."""
+    sections, at = _sections(cubin), struct.unpack_from("<H", cubin, 62)[0]
+    named = {_name_at(cubin, sections[at][4] + label): (start, size) for label, _, _, _, start, size, *_ in sections}
+    return {name: cubin[start : start + size] for name, (start, size) in named.items() if name.startswith(".text.")}
+
+
+def _sections(cubin: bytes) -> list[tuple]:
+    sections_at, *_, entry_bytes, count, _ = struct.unpack_from("<QIHHHHHH", cubin, 40)
+    return [struct.unpack_from("<IIQQQQIIQQ", cubin, sections_at + i * entry_bytes) for i in range(count)]
+
+
+def _name_at(cubin: bytes, begin: int) -> str:
+    return cubin[begin : cubin.index(b"\0", begin)].decode()
 
 
 def _stem(source: Source) -> str:
