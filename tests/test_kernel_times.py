@@ -6,15 +6,20 @@ import hashlib
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import fasim
-from fasim.kernels.cuda import fastest
+from fasim.kernels.compile import build
+from fasim.kernels.cuda import config, fastest
+from fasim.kernels.cuda.config import KernelConfig, config_for
 from fasim.kernels.decode import splits
+from fasim.kernels.measure import earlier
 
 ROOT = Path(fasim.__file__).parent
+needs_compiler = pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
 
 
 def read(name: str) -> dict:
@@ -56,14 +61,32 @@ def test_the_speed_that_is_promised_at_head_dim_128(seqlen, causal):
     assert rate("fasim-fa2", "backward", seqlen, causal) >= 1.2 * rate("fa2-pytorch", "backward", seqlen, causal)
 
 
+def kernels_in(rows: list[dict]) -> set[KernelConfig]:
+    """Our CUDA kernels that some rows are of."""
+    of_ours = [row | row.get("shape", {}) for row in rows if row.get("kernel", "fasim-").startswith("fasim-")]
+    names = [(row.get("schedule") or row["kernel"].removeprefix("fasim-"), row) for row in of_ours]
+    return {config_for(name, row.get("dtype", "fp16"), row["head_dim"], row["causal"]) for name, row in names}
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", [*CUDA, "cuda_endurance_h200"])
 def test_the_record_is_of_todays_cuda_kernels(name):
-    record = {path.removeprefix("kernels/cuda/"): digest for path, digest in read(name)["kernel_sha256"].items()}
-    compiled = {path for path in record if path.endswith((".cu", ".cuh"))} | {"wgmma.py"}
-    today = {path.name: path for path in [*(ROOT / "kernels" / "cuda").glob("*.cu*"), ROOT / "kernels" / "cuda" / "wgmma.py"]}
-    assert compiled == set(today)
-    for source in compiled & set(record):
-        assert hashlib.sha256(today[source].read_bytes()).hexdigest() == record[source], f"{source} has changed since"
+    """Of their texts, or of others that compile to the same machine code."""
+    record = {f"kernels/cuda/{Path(path).name}": digest for path, digest in read(name)["kernel_sha256"].items()}
+    shared = {path for path in record if path.endswith((".cuh", "wgmma.py"))}
+    assert len(shared) >= 6
+    for kernel in kernels_in(read(name)["rows"]):
+        for path in (*shared, kernel.path.relative_to(ROOT).as_posix()):
+            assert earlier.stands(path, record[path], kernel), f"{path} has changed since, and {kernel.name} with it"
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_the_record_is_of_the_tiles_that_our_kernels_take_today(name):
+    """But for head_dim 64, timed before its third stage: forward_h200 has those."""
+    for row in read(name)["rows"]:
+        if row["kernel"].startswith("fasim-"):
+            tile = config_for(row["kernel"].removeprefix("fasim-"), row["dtype"], row["head_dim"], row["causal"]).tile
+            assert row["tile"] == (replace(tile, stages=2) if row["head_dim"] == 64 else tile).to_dict()
 
 
 @pytest.mark.parametrize("name", CUDA)
@@ -128,7 +151,7 @@ def test_fa3_is_faster_than_flash_attention_3():
 
 def test_repeated_runs_were_bitwise_the_same():
     record = read("cuda_endurance_h200")
-    assert len({json.dumps(row["shape"]) for row in record["rows"]}) == 10
+    assert len({json.dumps(row["shape"]) for row in record["rows"]}) == 10 and record["without"]
     assert all(row["runs"] == 200 and row["passed"] and row["differ"] == 0 for row in record["rows"])
 
 
@@ -164,43 +187,44 @@ def test_a_call_costs_the_host_less_than_three_bare_launches_beyond_its_own():
     assert all(us < 3 * launch for way, us in spent.items() if way.startswith("flash_attn_func"))
 
 
-def rows_of_auto():
-    """Rows of our kernels by the name that flash_attn_func takes; of short ones at head_dim 64 those of the later record."""
-    short = []
-    for row in read("pairs_h200")["rows"]:
-        (shared,) = (us for name, us in row["us"].items() if name.startswith("overlap-2stage"))
-        others = {name: us for name, us in row["us"].items() if ", " in name and not name.startswith("fa3")}
-        before = next((name for most, name in ((1024, "pingpong"), (4096, "overlap-2stage")) if row["seqlen"] <= most), "")
-        us = {"fa3" if row["causal"] else before: row["us"]["auto"], **others, "pairs-overlap-2stage": shared}
-        short.append(row | {"us": us})
-    taken = {(row["head_dim"], row["causal"], row["seqlen"]) for row in short}
-    of_all = [row for row in read("schedules_h200")["rows"] if (row["head_dim"], row["causal"], row["seqlen"]) not in taken]
-    return short + of_all
+FORWARD = read("forward_h200")
+"""Every kernel of ours beside the peers, in one process."""
 
 
-@pytest.mark.parametrize("row", rows_of_auto(), ids=lambda row: f"d{row['head_dim']}-{row['seqlen']}-{row['causal']}")
-def test_auto_takes_a_kernel_within_a_percent_of_the_fastest(row):
-    chosen = fastest.by_shape(row["head_dim"], row["causal"], row["seqlen"])
-    assert row["us"][chosen] <= 1.01 * min(row["us"].values())
+def name_of(row: dict) -> str:
+    return f"d{row['head_dim']}-{row['seqlen']}-{'causal' if row['causal'] else 'full'}"
 
 
-def test_short_rows_at_head_dim_64_are_ahead_of_the_peers():
-    rows = read("pairs_h200")["rows"]
-    for row in rows:
-        peers = [us for name, us in row["us"].items() if name.startswith("peer:")]
-        name = fastest.by_shape(64, row["causal"], row["seqlen"])
-        shared = "pairs" in name
-        ours = next(us for each, us in row["us"].items() if each.startswith("overlap-2stage" if shared else "auto"))
-        assert len(peers) == 2 and ours < min(peers) / (1.05 if row["seqlen"] < 4096 else 1)
-    assert len(rows) == 7
+@pytest.mark.parametrize("row", FORWARD["rows"], ids=name_of)
+def test_auto_takes_a_kernel_within_a_percent_of_the_fastest_and_ahead_of_the_peers(row):
+    us, peers = row["us"], ("peer:fa3", "peer:fa4", "peer:cudnn")
+    ours = {name: each for name, each in us.items() if name not in (*peers, "auto")}
+    chosen = us[fastest.by_shape(row["head_dim"], row["causal"], row["seqlen"])]
+    assert chosen <= 1.01 * min(ours.values()) and len(ours) >= 5
+    assert all(chosen < us[peer] / 1.02 for peer in peers)
+    assert max(row["relative_error"].values()) < 4e-3 and not row["refused"]
 
 
-@pytest.mark.parametrize("name", ["schedules_h200", "pairs_h200", "varlen_h200"])
+@pytest.mark.parametrize(("head_dim", "least"), [(64, 1.09), (128, 1.07), (256, 1.045)])
+def test_the_forward_is_so_much_faster_than_the_best_peer(head_dim, least):
+    """As geometric mean over 512 to 16k, full and causal."""
+    rows = [row for row in FORWARD["rows"] if row["head_dim"] == head_dim]
+    best = [min(us for name, us in row["us"].items() if name.startswith("peer:")) for row in rows]
+    taken = [row["us"][fastest.by_shape(head_dim, row["causal"], row["seqlen"])] for row in rows]
+    assert len(rows) == 12 and math.prod(map(float.__truediv__, best, taken)) ** (1 / 12) >= least
+
+
+TIMED = {"forward_h200": config.SCHEDULES, "pairs_h200": ("overlap-2stage",), "varlen_h200": ("fa3",)}
+"""Record -> whose .cu it is of; of the first two, `kernels/cuda/pairs` has the same texts."""
+
+
+@pytest.mark.parametrize("name", TIMED)
 def test_schedules_and_packed_sequences_were_timed_as_they_stand(name):
     record = read(name)
-    assert "H200" in record["device"] and record["driver"]
-    sources = {path: digest for path, digest in record["kernel_sha256"].items() if path.endswith((".cu", ".cuh"))}
-    assert sources == {path: hashlib.sha256((ROOT / path).read_bytes()).hexdigest() for path in sources} and len(sources) >= 5
+    assert "H200" in record["device"] and record.get("driver", record["cuda"])
+    texts = {config.path_of(schedule).relative_to(ROOT).as_posix() for schedule in TIMED[name]}
+    of_theirs = {path: digest for path, digest in record["kernel_sha256"].items() if path.endswith(".cuh") or path in texts}
+    assert of_theirs == {path: earlier.sha256(path) for path in of_theirs} and texts < of_theirs.keys()
 
 
 def test_packed_sequences_keep_the_rate_of_fixed_lengths_and_no_batch_is_behind_flash_attention_3():
