@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from fasim.simulator import limits, predict
+from fasim.simulator import layout, limits, predict
 from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.tile import Tile
@@ -29,8 +29,8 @@ from fasim.simulator.schedules import find_schedule
     ],
 )
 def test_too_much_is_refused_before_anything_is_spent(monkeypatch, workload, schedule, match):
-    for name in ("trace", "recorded", "work_items"):  # whoever records, lists or replays anything fails
-        monkeypatch.setattr(predict, name, None)
+    for room, name in ((predict, "trace"), (predict, "recorded"), (layout, "work_items")):  # whoever records or lists fails
+        monkeypatch.setattr(room, name, None)
     with pytest.raises(UsageError, match=match) as caught:
         predict.predict(workload, schedule)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300

@@ -334,7 +334,7 @@ def test_sanitize_without_the_tool_says_so(monkeypatch):
 
 
 def test_only_names_that_exist_resolve():
-    ours = {"standard", "fa1", "fa2", *cuda.SCHEDULES, *gluon.NAMES}
+    ours = {"standard", "fa1", "fa2", "pairs-overlap-2stage", *cuda.SCHEDULES, *gluon.NAMES}
     assert set(subjects.names()) == ours | set(subjects.GRADIENTS) | {"torch-cudnn", "torch-fa2", "torch-math"}
     with pytest.raises(UsageError, match="torch-math"):
         subjects.resolve("flash")

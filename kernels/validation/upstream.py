@@ -22,6 +22,8 @@ import types
 from collections import Counter
 from pathlib import Path
 
+from ...simulator.reading import read_json
+
 TESTS = {
     "output": "test_flash_attn_output", "varlen": "test_flash_attn_varlen_output", "kvcache": "test_flash_attn_kvcache",
     "race": "test_flash_attn_race_condition",
@@ -215,7 +217,7 @@ def run_apart(arguments: list[str], processes: int) -> dict:
         said = [process.communicate()[0] for process in began]
         parts = []
         for number, out in enumerate(outs):
-            found = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")]
+            found = [read_json(path, "report") for path in out.glob("*.json")]
             found = [part for part in found if part["tests"]]
             about = {"which": [], "pytest_status": began[number].returncode, "tests": {}, "seconds": 0.0}
             parts += found or [about | {"failures": {f"process {number}": said[number].strip()[-300:]}}]
