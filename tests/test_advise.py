@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from fasim.simulator.devices.device import load_device
 from fasim.simulator.errors import UsageError
 from fasim.simulator.predict import predict
+from fasim.simulator.problem.workload import Workload
 from fasim.simulator.results import metrics
+from fasim.simulator.schedules import BACKWARD
 from fasim.traces.answers import advise as room
-from fasim.traces.answers.advise import KERNELS, Model, advise, read_config
+from fasim.traces.answers.advise import KERNELS, UNSHIPPED, Model, advise, read_config
 
 MODELS = Path(__file__).parent / "data" / "models"
 """Written from the published numbers of three models."""
@@ -60,6 +63,15 @@ def test_the_kernel_named_is_the_fastest():
     times = {name: metrics.time_s(predict(layer.run.workload, name, "h200")) for name in KERNELS}
     assert times[layer.run.schedule] == min(times.values()) == metrics.time_s(layer.run)
     assert found.sentence.startswith(f"Use {layer.run.schedule} (") and "of all layers cost" in found.sentence
+
+
+def test_no_backward_is_named_that_has_no_kernel():
+    cuda = pytest.importorskip("fasim.kernels.cuda.backward.config").SCHEDULES
+    assert UNSHIPPED < set(BACKWARD) and not UNSHIPPED & set(cuda)
+    for head_dim in (64, 128, 256):
+        work = Workload(1, 16, 2048, head_dim, "bf16", True, direction="backward")
+        found = set(room._names(work, load_device("h200")))
+        assert found and not found & UNSHIPPED
 
 
 def test_a_head_dim_between_two_is_predicted_as_kernels_pad_and_counted_as_it_is():

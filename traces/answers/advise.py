@@ -30,6 +30,8 @@ KERNELS = {
     "fa2-pytorch": "FlashAttention-2 in PyTorch",
 }
 """Forward schedules that somebody ships a kernel of, and whose it is."""
+UNSHIPPED = frozenset({"standard", "warp-specialized", "drained", "keys-first", "registers", "ahead", "covered", "halves"})
+"""Backward schedules that nobody ships a kernel of: steps of the ladder, and ours that were measured and given up."""
 DTYPES = ("bf16", "e4m3")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
@@ -216,7 +218,7 @@ def advise(
 
 def _names(work: Workload, gpu: Device) -> list[str]:
     """Schedules of this pass that have a kernel and take the workload on the device."""
-    names = [name for name in BACKWARD if not name.startswith("standard")] if work.backward else list(KERNELS)
+    names = [name for name in BACKWARD if name not in UNSHIPPED] if work.backward else list(KERNELS)
     found = [find_schedule(name, work.direction) for name in names]
     able = gpu.wgmma and gpu.tma
     return [
