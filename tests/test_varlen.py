@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import math
+import os
 import re
+import subprocess
 import sys
 from itertools import accumulate
 from pathlib import Path
@@ -181,3 +184,19 @@ def test_the_launch_calls_what_is_there():
     }
     assert ("launch", "Operand") in used
     assert [f"{room}.{name}" for room, name in sorted(used) if not hasattr(rooms[room], name)] == []
+
+
+BATCHES_DIFFER = {"tiles", "total_q", "total_k", "padded", "lse_stride_h", "dlse_stride_h"}
+
+
+def test_a_batch_of_other_lengths_compiles_no_triton_kernel_anew():
+    script = (
+        "import json; from fasim.kernels.varlen import backward, forward\n"
+        "kernels = backward._prepare, backward._keys_and_values, backward._queries, forward._forward\n"
+        "print(json.dumps([{p.name: p.do_not_specialize for p in kernel.params} for kernel in kernels]))"
+    )
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True, check=True)
+    for general in json.loads(ran.stdout):
+        assert all(general[name] for name in general.keys() & BATCHES_DIFFER)
+        assert not general["heads" if "heads" in general else "kv_heads"]  # of a model, and the same in every batch

@@ -1,7 +1,8 @@
 """FlashAttention-2's backward on packed sequences, in Triton: the walks of triton/fa2_backward.py within a sequence.
 
 Deterministic: dK and dV by a walk over Q, dQ by one over K and V. LSE and delta of a sequence lie PADDING rows further from those
-of the one before than its queries do, so that the walks read them unmasked.
+of the one before than its queries do, so that the walks read them unmasked. What differs from batch to batch (`do_not_specialize`)
+is no reason to compile anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..triton.tiles import BackwardTile, backward_tile
 from .forward import bounds
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "total_q", "padded", "lse_stride_h", "dlse_stride_h"])
 def _prepare(
     o, do, lse, dlse, lse2, delta, cu_seqlens_q, heads, tiles, total_q, padded, GAP: tl.constexpr,
     o_stride_s, o_stride_h, o_stride_d, do_stride_s, do_stride_h, do_stride_d,
@@ -55,7 +56,7 @@ def _prepare(
     tl.store(delta + target, share)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "total_q", "total_k", "padded"])
 def _keys_and_values(
     q, k, v, do, dk, dv, lse2, delta, cu_seqlens_q, cu_seqlens_k, scale, scale_log2, kv_heads, sharing, tiles, total_q, total_k,
     padded, GAP: tl.constexpr,
@@ -119,7 +120,7 @@ def _keys_and_values(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "total_q", "total_k", "padded"])
 def _queries(
     q, k, v, do, dq, lse2, delta, cu_seqlens_q, cu_seqlens_k, scale, scale_log2, heads, sharing, tiles, total_q, total_k,
     padded, GAP: tl.constexpr,

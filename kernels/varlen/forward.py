@@ -21,7 +21,7 @@ def bounds(cu_seqlens, entry, total):
     return start, end - start
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "total_q", "total_k", "lse_stride_h"])  # batches differ in them
 def _forward(
     q, k, v, o, lse, cu_seqlens_q, cu_seqlens_k, scale_log2, heads, sharing, tiles, total_q, total_k,
     q_stride_s, q_stride_h, q_stride_d, k_stride_s, k_stride_h, k_stride_d, v_stride_s, v_stride_h, v_stride_d,
