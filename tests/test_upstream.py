@@ -85,6 +85,20 @@ def test_processes_share_the_cases_and_their_answers_are_added():
     assert found["tests"][asked] == {"cases": 10, "not_reached": 3, "passed": 7} and found["pytest_status"] == 2
 
 
+def test_a_process_has_the_cases_of_its_kinds_so_that_it_compiles_few_kernels():
+    asked, kinds = upstream.TESTS["varlen"], []
+    for number in range(4):
+        each = [{"dtype": t, "d": d, "causal": c, "seqlen_q": s} for s in range(5) for t in "ab" for d in (64, 128) for c in (0, 1)]
+        cases = [
+            SimpleNamespace(originalname=asked, nodeid=str(params), callspec=SimpleNamespace(params=params)) for params in each
+        ]
+        run = upstream.Run([asked], 60, None, 0, (number, 4))
+        run.pytest_collection_modifyitems(SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: None)), cases)
+        kinds.append({upstream.kind_of(case) for case in cases})
+        assert len(cases) == 10
+    assert [len(each) for each in kinds] == [2] * 4 and len(set().union(*kinds)) == 8
+
+
 def test_an_edit_of_their_file_that_has_lost_its_place_is_an_error(tmp_path):
     there, here = tmp_path / "theirs", tmp_path / "copy"
     there.mkdir(), here.mkdir()

@@ -3,8 +3,9 @@
 --tests is a folder of their files, test_flash_attn.py, padding.py and test_util.py of `hopper/`
 (github.com/Dao-AILab/flash-attention), which need einops. They are run, from a copy with the EDITS below, and nothing of them is
 kept here. What ours does not have (LEFT_OUT) is not collected. The cases are shuffled, so that a run which ends at its deadline has
-seen some of every kind. Writes upstream.json: what passed, what failed and why, what was not reached. `--device cpu` runs them in
-Triton's interpreter, which cuts bf16 off and does not round it, so in fp16, and slowly: give `--most-keys 130`.
+seen some of every kind; of several processes each has its kinds (varlen has 12), so that it compiles few kernels. Writes
+upstream.json: what passed, what failed and why, what was not reached. `--device cpu` runs them in Triton's interpreter, which cuts
+bf16 off and does not round it, so in fp16, and slowly: give `--most-keys 130`.
 """
 
 from __future__ import annotations
@@ -111,11 +112,14 @@ class Run:
         self.failures: dict[str, str] = {}
 
     def pytest_collection_modifyitems(self, config, items) -> None:
-        """Leave out what ours has not, shuffle the rest, and keep this process's share of it."""
+        """Leave out what ours has not, shuffle the rest, and keep this process's share: cases of as few kinds as can be."""
         kept = [item for item in items if self._wanted(item)]
-        random.Random(self.seed).shuffle(kept)
+        chance = random.Random(self.seed)
+        chance.shuffle(kept)
+        kept.sort(key=kind_of)
         number, of = self.share
-        kept = kept[number::of]
+        kept = kept[number * len(kept) // of : (number + 1) * len(kept) // of]
+        chance.shuffle(kept)
         mine = set(map(id, kept))
         config.hook.pytest_deselected(items=[item for item in items if id(item) not in mine])
         items[:] = kept
@@ -137,7 +141,9 @@ class Run:
                 self.failures[report.nodeid] = (crash.message if crash else str(report.longrepr)).splitlines()[0][:300]
 
     def pytest_runtest_teardown(self, item) -> None:
-        """No further case at the deadline."""
+        """No further case at the deadline; memory goes back, since other processes have cases of their own on this GPU."""
+        if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         if time.monotonic() - self.started > self.deadline_s:
             item.session.shouldstop = f"the deadline of {self.deadline_s:g} s"
 
@@ -148,6 +154,12 @@ class Run:
             of = Counter(outcome for case, outcome in self.outcomes.items() if f"::{name}[" in case)
             tests[name] = {"cases": asked, "not_reached": asked - sum(of.values()), **of}
         return {"tests": tests, "failures": self.failures, "seconds": round(time.monotonic() - self.started, 1)}
+
+
+def kind_of(item) -> tuple[str, ...]:
+    """What a kernel is compiled for, of a case: a process that has cases of one kind compiles its kernels once."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return (item.originalname, *(str(given.get(name)) for name in ("dtype", "d", "causal")))
 
 
 def copied(folder: Path, to: Path, device: str) -> None:
@@ -179,6 +191,10 @@ def run(
     os.environ["FLASH_ATTENTION_DISABLE_SPLIT"] = "FALSE" if which == ["kvcache"] else "TRUE"
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    else:
+        import torch
+
+        torch.cuda.set_device(share[0] % torch.cuda.device_count())
     sys.modules["flash_attn_interface"] = interface(deterministic)
     plugin = Run([TESTS[name] for name in which], deadline_s, most_keys, seed, share)
     with tempfile.TemporaryDirectory() as place:
@@ -234,7 +250,8 @@ def main() -> int:
     parser.add_argument("--most-keys", type=int, help="longest queries and keys")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--deterministic", action="store_true", help="the backward of flash_attn_func in its deterministic mode")
-    parser.add_argument("--processes", type=int, default=1, help="side by side, each with its share of the cases")
+    apart = "side by side, each with its share of the cases, on the visible GPUs in turn"
+    parser.add_argument("--processes", type=int, default=1, help=apart)
     parser.add_argument("--share", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, required=True, help="folder for upstream-NAMES.json")
     given = parser.parse_args()
