@@ -1,4 +1,4 @@
-"""Few queries with counters: the runs are of the plan and of today's kernel, and what the model says of them is as is told."""
+"""Few queries and packed sequences, counted: runs of the plan and of today's kernels, predicted to what is told."""
 
 from __future__ import annotations
 
@@ -17,18 +17,27 @@ PLACE = ROOT / "traces" / "recorded" / "shapes"
 RUNS = store.load_folder(PLACE)
 
 
-@pytest.fixture(scope="module")
-def errors():
-    report = compare.compare_all(RUNS)
+FEW = {name: run for name, run in RUNS.items() if run.measurement.kernel == "decode"}
+PACKED = {name: run for name, run in RUNS.items() if run.workload.lengths}
+
+
+def errors_of(runs):
+    report = compare.compare_all(runs)
     return [{row.quantity.name: row.error for row in each.rows} for each in report.comparisons]
 
 
-def test_they_are_of_the_plan_with_counters_of_the_kernel_that_stands_here():
+@pytest.fixture(scope="module")
+def errors():
+    return errors_of(FEW)
+
+
+def test_they_are_of_the_plan_with_counters_of_the_kernels_that_stand_here():
     plan = pytest.importorskip("fasim.kernels.measure.plan")
-    wanted = {entry.workload for entry in plan.read(PLACE / "plan.toml") if entry.kernel == "decode"}
-    assert {run.workload for run in RUNS.values()} == wanted and len(RUNS) == len(wanted) == 10
+    wanted = {(entry.kernel, entry.workload) for entry in plan.read(PLACE / "plan.toml")}
+    assert {(run.measurement.kernel, run.workload) for run in RUNS.values()} == wanted and len(RUNS) == len(wanted) == 19
+    assert len(FEW) == 10 and len(PACKED) == 9
     kernel = hashlib.sha256((ROOT / "kernels" / "decode" / "kernel.py").read_bytes()).hexdigest()
-    for run in RUNS.values():
+    for run in FEW.values():
         taken = run.measurement
         assert taken.counters and taken.sources["kernels/decode/kernel.py"] == kernel and taken.relative_error < 4e-3
         assert run.tile == parts.tile_for(run.workload, 132)
@@ -38,3 +47,9 @@ def test_they_are_of_the_plan_with_counters_of_the_kernel_that_stands_here():
 def test_bytes_from_hbm_are_exact_and_time_is_off_by_what_the_readme_says(errors):
     assert fmean(abs(each["HBM read"]) for each in errors) < 0.002 and max(abs(each["HBM read"]) for each in errors) < 0.005
     assert fmean(abs(each["time"]) for each in errors) < 0.07 and max(abs(each["time"]) for each in errors) < 0.18
+
+
+def test_packed_sequences_are_predicted_to_the_readmes_percent():
+    found = errors_of(PACKED)
+    for name, mean, worst in (("time", 0.018, 0.035), ("HBM read", 0.01, 0.03), ("cycles", 0.03, 0.08)):
+        assert fmean(abs(each[name]) for each in found) < mean and max(abs(each[name]) for each in found) < worst, name
