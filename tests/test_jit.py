@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fasim
-from fasim.simulator.jit import CacheWarning, compiled
+from fasim.simulator.jit import CacheWarning, compiled, inlined
 from fasim.simulator.predict import predict
 from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay import chip, engine, traffic
@@ -91,6 +91,24 @@ def test_what_would_allocate_is_refused_since_its_reference_counts_cost_more_tha
 
     with pytest.raises(numba.TypingError):
         squares(4)
+
+
+def test_a_part_is_compiled_into_the_whole_and_has_no_wrappers_of_its_own():
+    """Which are a third of the first compilation."""
+
+    @inlined
+    def half(n):
+        return n >> 1
+
+    @compiled()
+    def quarter(n):
+        return half(half(n))
+
+    assert quarter(40) == 10
+    (part,) = half.overloads.values()
+    assert part.library.get_llvm_str().count("\ndefine ") == 1
+    with pytest.raises(TypeError, match="half is a part of a compiled function"):
+        half(40)
 
 
 def test_a_replay_that_stops_and_goes_on_is_the_same_replay(monkeypatch):
