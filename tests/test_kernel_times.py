@@ -235,3 +235,13 @@ def test_packed_sequences_keep_the_rate_of_fixed_lengths_and_no_batch_is_behind_
     for row in rows.values():
         ours, theirs = row["kernels"]["fasim"], row["kernels"]["fa3"]
         assert ours["us"] < theirs["us"] and ours["relative_error"] < 4e-3
+
+
+def test_a_cache_in_pages_costs_little_and_is_not_behind_flash_attention_3_without_them():
+    rows = read("pages_h200")["rows"]
+    assert len(rows) == 6
+    for row in rows:
+        ours, theirs = row["kernels"], row["kernels"]["fa3 lengths"]["us"]
+        of_64_and_more = [each["us"] for name, each in ours.items() if name in ("pages of 64", "pages of 128", "pages of 256")]
+        assert len(of_64_and_more) == 3 and max(of_64_and_more) < min(theirs, 1.06 * ours["decode"]["us"])
+        assert ours["pages of 16"]["us"] < 1.17 * ours["decode"]["us"]
