@@ -21,7 +21,7 @@ DATA_BYTES = 1 << 30
 ALONE_BYTES = 117 << 10
 """Shared memory of which an SM has room for one."""
 ROUNDS = 8
-ALONE = tuple(itertools.product((2, 3, 4, 5, 6), (96, 120, 128, 132)))
+ALONE = tuple(itertools.product((2, 3, 4, 5, 6), (16, 48, 96, 120, 128, 132)))
 """(slots, CTAs) of rings that do not share an SM."""
 SHARED = tuple(itertools.product((2, 3), (128, 160, 192, 256, 264, 384, 396, 528, 792)))
 """The same where as many share one as fit: three and two."""
@@ -89,6 +89,7 @@ class Walks:
             "cta_us": spread((end - begin) / 1000),
             "mhz": round(float(np.median(cycles / (end - begin))) * 1000, 1),
             "first_ctas_of_sms": np.bincount(shared[0], minlength=4).tolist(),  # SMs with 0, 1, 2, .. of them
+            "ctas_of_sms": np.bincount(np.bincount(sm[0].astype(int), minlength=SM_COUNT_H200), minlength=4).tolist(),  # of all
             "ended_before_the_last": round(float(np.median(idle)), 4),  # mean over CTAs, of the launch
         }  # fmt: skip
 
