@@ -2,8 +2,8 @@
 
 `rates`: how fast HBM is read by CTAs of a ring of 32 KiB slots, by how many CTAs there are, how many share an SM and how many slots
 each has; with each case where the CTAs went and how unlike their times are. `clocks`: SM clock and power by how many mma.sync a
-warp does on a block, with reads and without, on normal numbers and on a tile of which a quarter or none of the rows is not zero.
-Writes `DIR/walks.json` in about 15 s.
+warp does on a block, with reads and without, on normal numbers and on tiles whose other rows are all 0 or 1.
+Writes `DIR/walks.json` in about 20 s.
 """
 
 import itertools
@@ -29,7 +29,8 @@ STEPS = (0, 32)
 MMA = (0, 4, 8, 16, 32, 64, 128)
 LASTS = 1700
 """Cycles of a block where nothing is read: what it takes at HBM's rate."""
-ROWS = {"normal": 16, "quarter": 4, "zeros": 0}
+ROWS = {"normal": (16, 0.0), "quarter": (4, 0.0), "quarter and ones": (4, 1.0), "zeros": (0, 0.0)}
+"""Rows of a tile that are normal numbers, and what the others hold: 0 as of queries that do not exist, 1 as their weights."""
 SECONDS, SETTLED = 0.7, 0.35
 TENSOR_CYCLES = 4
 """Of a sub-partition's tensor core for an m16n8k16 at its peak."""
@@ -40,15 +41,15 @@ def source():
     return PRELUDE + (HERE / "walks.cu").read_text()
 
 
-def fragments(rows):
-    """The A operand of a tile of 16 rows of which so many are normal numbers and the others 0: 4 words of each thread."""
+def fragments(rows, others):
+    """The A operand of a tile of 16 rows of which so many are normal numbers and all others alike: 4 words of each thread."""
     import torch
 
     words = torch.randn(4, THREADS, 2, device="cuda").bfloat16()
     lane = torch.arange(THREADS, device="cuda") % 32
     for register in range(4):
         row = lane // 4 + 8 * (register % 2)
-        words[register, row >= rows] = 0
+        words[register, row >= rows] = others
     return words.view(torch.int32).contiguous()
 
 
@@ -60,7 +61,7 @@ class Walks:
 
         self.torch, self.module = torch, Module(source())
         self.data = torch.randn(DATA_BYTES // 2, device="cuda", dtype=torch.bfloat16)
-        self.operands = {name: fragments(rows) for name, rows in ROWS.items()}
+        self.operands = {name: fragments(*each) for name, each in ROWS.items()}
         self.keep = torch.zeros(THREADS, device="cuda")
 
     def launch(self, log, slots, ctas, blocks, steps, reads=True, alone=False, rows="normal"):
@@ -118,7 +119,7 @@ class Walks:
         cycles = float(np.median(seen[:, :, 2]))
         lasts = np.median(seen[:, :, 1].max(axis=1) - seen[:, :, 0].min(axis=1))
         return {
-            "steps": steps, "reads": reads, "rows": ROWS[rows],
+            "steps": steps, "reads": reads, "rows": rows,
             "tensor": round(steps * TENSOR_CYCLES * blocks / cycles, 4),
             "tb_per_s": round(SM_COUNT_H200 * blocks * BLOCK_BYTES / lasts / 1000, 3) if reads else 0.0,
             "mhz_at_once": round(float(np.median(mhz[at < 0.03])), 1),
@@ -139,7 +140,7 @@ def main():
         results["rates"].append(walks.rate(*case))
     write(out, "walks", "kernels/calibrate/walks.cu", source(), results)
     clocks = [(steps, reads, "normal") for reads in (False, True) for steps in MMA]
-    clocks += [(32, True, "quarter"), (32, True, "zeros"), (128, False, "quarter"), (128, False, "zeros")]
+    clocks += [(steps, reads, rows) for steps, reads in ((32, True), (128, False)) for rows in ROWS if rows != "normal"]
     for steps, reads, rows in clocks:
         results["clocks"].append(walks.clock(board, steps, reads, rows))
         write(out, "walks", "kernels/calibrate/walks.cu", source(), results)
