@@ -65,7 +65,8 @@ def read(code: Code) -> Pipeline:
     gemms = [point for point in points if point.what == "gemm"]
     scores, values = (next(point for point in gemms if point.makes_scores == which) for which in (True, False))
     width = scores.k * scores.steps
-    meets = loads == "producer" and any(each in _meetings(code) for each in code.instructions[found[main].end :])
+    behind = code.instructions[found[main].end].address
+    meets = loads == "producer" and any(each.address >= behind for each in _meetings(code))
     draws = any(each.name in ("ATOM", "ATOMG") for each in code.instructions)
     turns = _turns_by_mbarrier(points) if loads == "producer" else set()
     rings = [point for point in points if point.place not in turns]

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 _TEXT = re.compile(r"^//-+ \.text\.(\S+)", re.MULTILINE)
@@ -60,7 +61,7 @@ class Instruction:
     sets: tuple[int, int]  # scoreboards for its result and for its operands, 7 for none
     waits: int  # bits of the scoreboards that it waits for
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The opcode without its modifiers."""
         return self.opcode.split(".")[0]
