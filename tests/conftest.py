@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -35,6 +36,24 @@ def fasim(capsys, monkeypatch):
         return status, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def code_of():
+    """A function, a cubin to the machine code of its one kernel, which it disassembles once for all tests of a file."""
+    from fasim.kernels.compile import disassemble
+
+    try:
+        disassemble.tool("nvdisasm")
+    except disassemble.MissingDisassembler as missing:
+        pytest.skip(str(missing))
+
+    @functools.cache
+    def code(cubin: bytes):
+        (kernel,) = disassemble.of_cubin(cubin)
+        return kernel
+
+    return code
 
 
 @pytest.fixture

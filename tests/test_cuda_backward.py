@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fasim.kernels.calibrate import sass
-from fasim.kernels.compile import build, disassemble
+from fasim.kernels.compile import build
 from fasim.kernels.cuda.backward.config import ENTRIES, config_for
 from fasim.simulator.errors import UsageError
 from fasim.simulator.problem.workload import Workload
@@ -53,14 +52,12 @@ def test_every_part_compiles_without_spills_within_the_shared_memory(compiled, c
 
 @compiles
 @each
-def test_the_main_kernel_has_five_gemms_and_the_means_of_its_schedule(compiled, config):
-    if sass.disassembler() is None:
-        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
-    code = sass.instructions(compiled[config, "main"].cubin)[ENTRIES["main"]]
-    opcodes = Counter(opcode.split(".")[0] for _, opcode, _ in code)
+def test_the_main_kernel_has_five_gemms_and_the_means_of_its_schedule(compiled, code_of, config):
+    code = code_of(compiled[config, "main"].cubin).instructions
+    opcodes = Counter(each.name for each in code)
     assert opcodes["UTMALDG"] and opcodes["UBLKRED"] and opcodes["STSM"] and opcodes["UTMASTG"]
     assert not {"HMMA", "LDL", "STL", "UBLKCP"} & opcodes.keys()  # all that is loaded has a tensor map
-    shapes = Counter(re.match(r"HGMMA\.64x(\d+)x16", opcode)[1] for _, opcode, _ in code if opcode.startswith("HGMMA"))
+    shapes = Counter(re.match(r"HGMMA\.64x(\d+)x16", each.opcode)[1] for each in code if each.name == "HGMMA")
     queries, head_dim, keys = config.tile.block_m, config.head_dim, config.tile.block_n
     steps = Counter({str(queries): 2 * head_dim // 16})  # S and dP
     if head_dim == 256:  # of two warpgroups that do not do the same
@@ -70,25 +67,22 @@ def test_the_main_kernel_has_five_gemms_and_the_means_of_its_schedule(compiled, 
         steps[str(head_dim)] += 2 * queries // 16  # dV and dK
         steps["64"] += keys // 16  # dQ
     assert all(shapes[n] >= count for n, count in steps.items()) and shapes.keys() == steps.keys()
-    highest = max(int(register) for *_, operands in code for register in re.findall(r"\bR(\d+)\b", operands))
+    highest = max(int(register) for each in code for register in re.findall(r"\bR(\d+)\b", each.operands))
     assert highest < CONSUMER_REGISTERS
 
 
-def differs(cubin: bytes, config) -> str:
+def differs(kernel, config) -> str:
     """Whether the main loop of a compiled kernel is its schedule's."""
-    if sass.disassembler() is None:
-        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
-    (kernel,) = disassemble.of_cubin(cubin)
     workload = Workload(1, 1, 8448, config.head_dim, config.dtype, config.causal, direction="backward")
     return static_gradients.differs(kernel, config.schedule, workload, config.tile)
 
 
 @compiles
 @each
-def test_waits_gemms_barriers_and_arithmetic_stand_in_the_machine_code_as_the_schedule_says(compiled, config):
+def test_waits_gemms_barriers_and_arithmetic_stand_in_the_machine_code_as_the_schedule_says(compiled, code_of, config):
     if config.schedule == "relay":
         pytest.skip("its warpgroups have loops of their own, of which one is read")
-    assert differs(compiled[config, "main"].cubin, config) == ""
+    assert differs(code_of(compiled[config, "main"].cubin), config) == ""
 
 
 PLANTED = {
@@ -104,12 +98,12 @@ PLANTED = {
 
 @compiles
 @pytest.mark.parametrize("fault", PLANTED)
-def test_an_order_that_the_schedule_does_not_say_is_found(fault):
+def test_an_order_that_the_schedule_does_not_say_is_found(fault, code_of):
     config = config_for("lagged", "bf16", 128, True)
     source, (old, new) = config.source("main"), PLANTED[fault]
     assert old in source.text
     built = build.build(replace(source, text=source.text.replace(old, new, 1)))
-    assert "where lagged says" in differs(built.cubin, config)
+    assert "where lagged says" in differs(code_of(built.cubin), config)
 
 
 def test_what_has_no_kernel_is_said_in_one_sentence():
@@ -120,12 +114,10 @@ def test_what_has_no_kernel_is_said_in_one_sentence():
 
 
 @compiles
-def test_a_compiled_backward_is_refused_as_a_kernel_to_predict_in_one_sentence(compiled):
+def test_a_compiled_backward_is_refused_as_a_kernel_to_predict_in_one_sentence(compiled, code_of):
     from fasim.simulator.code import loop_reader
 
-    if sass.disassembler() is None:
-        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
-    (code,) = disassemble.of_cubin(compiled[CONFIGS[0], "main"].cubin)
+    code = code_of(compiled[CONFIGS[0], "main"].cubin)
     with pytest.raises(UsageError, match=r"adds to a sum in memory \(UBLKRED\), as a backward does .* --pass backward"):
         loop_reader.read(code)
 

@@ -10,8 +10,7 @@ from collections import Counter
 
 import pytest
 
-from fasim.kernels.calibrate import sass
-from fasim.kernels.compile import build, disassemble
+from fasim.kernels.compile import build
 from fasim.kernels.cuda.fp8 import config
 from fasim.kernels.cuda.fp8.wgmma import header
 from fasim.simulator.code import sass as machine_code
@@ -45,6 +44,17 @@ def compiled():
     return dict(zip(COMPILED, build.build_all([kernel.source for kernel in COMPILED]), strict=True))
 
 
+@pytest.fixture
+def code(compiled, kernel, code_of):
+    return code_of(compiled[kernel].cubin)
+
+
+@pytest.fixture
+def listing(code):
+    """(opcode, operands) of each instruction."""
+    return [(each.opcode, each.operands) for each in code.instructions]
+
+
 @needs_nvrtc
 @each
 def test_it_compiles_without_spills_within_its_registers_and_shared_memory(compiled, kernel):
@@ -59,38 +69,32 @@ def test_it_compiles_without_spills_within_its_registers_and_shared_memory(compi
 
 @needs_nvrtc
 @each
-def test_it_multiplies_bytes_and_transposes_v_by_matrix_loads_and_stores(compiled, kernel):
-    if sass.disassembler() is None:
-        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
-    code = sass.instructions(compiled[kernel].cubin)[build.ENTRY]
-    opcodes = Counter(opcode.split(".")[0] for _, opcode, _ in code)
+def test_it_multiplies_bytes_and_transposes_v_by_matrix_loads_and_stores(listing, kernel):
+    opcodes = Counter(opcode.split(".")[0] for opcode, _ in listing)
     assert opcodes["QGMMA"] and opcodes["UTMALDG"] and not {"HGMMA", "HMMA", "LDL", "STL"} & opcodes.keys()
-    shapes = {match[1] for _, opcode, _ in code if (match := re.match(r"QGMMA\.64x(\d+)x32\.F32\.E4M3\.E4M3", opcode))}
+    shapes = {match[1] for opcode, _ in listing if (match := re.match(r"QGMMA\.64x(\d+)x32\.F32\.E4M3\.E4M3", opcode))}
     assert shapes == {str(kernel.fit.tile.block_n), str(kernel.head_dim)}
-    assert any(opcode.startswith("LDSM") and "T" in opcode for _, opcode, _ in code)
-    splits = {opcode.split(".")[1]: operands for _, opcode, operands in code if opcode.startswith("USETMAXREG")}
+    assert any(opcode.startswith("LDSM") and "T" in opcode for opcode, _ in listing)
+    splits = {opcode.split(".")[1]: operands for opcode, operands in listing if opcode.startswith("USETMAXREG")}
     producer, consumer = (int(splits[way].split(",")[-1], 16) for way in ("DEALLOC", "TRY_ALLOC"))
     assert consumer == kernel.fit.consumer_registers
     assert 128 * (producer + kernel.fit.tile.consumers * consumer) <= REGISTER_FILE
-    highest = max(int(register) for _, _, operands in code for register in re.findall(r"\bR(\d+)\b", operands))
+    highest = max(int(register) for _, operands in listing for register in re.findall(r"\bR(\d+)\b", operands))
     assert highest < consumer
 
 
 @needs_nvrtc
 @each
-def test_p_is_packed_by_two_conversions_for_four_weights_and_no_shuffle(compiled, kernel):
+def test_p_is_packed_by_two_conversions_for_four_weights_and_no_shuffle(listing, kernel):
     """A block's weights take half a conversion each; shuffles are the row maxima's and sums', not P's."""
-    if sass.disassembler() is None:
-        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
-    code = sass.instructions(compiled[kernel].cubin)[build.ENTRY]
-    conversions = sum(opcode.startswith("F2FP") and "E4M3" in opcode for _, opcode, _ in code)
-    exponentials = sum(opcode == "MUFU.EX2" for _, opcode, _ in code)
+    conversions = sum(opcode.startswith("F2FP") and "E4M3" in opcode for opcode, _ in listing)
+    exponentials = sum(opcode == "MUFU.EX2" for opcode, _ in listing)
     copies = conversions // (kernel.fit.tile.block_n // 4)  # of the softmax in the code
     assert conversions == copies * kernel.fit.tile.block_n // 4
-    lines = sum(opcode == "FFMA.SAT" for _, opcode, _ in code)
+    lines = sum(opcode == "FFMA.SAT" for opcode, _ in listing)
     assert bool(lines) == kernel.approximate
     assert exponentials + lines - 2 * conversions <= 4 * copies  # the factors of O
-    assert sum(opcode.startswith("SHFL") for _, opcode, _ in code) < 8 * copies
+    assert sum(opcode.startswith("SHFL") for opcode, _ in listing) < 8 * copies
 
 
 @needs_nvrtc
@@ -98,7 +102,7 @@ def test_p_is_packed_by_two_conversions_for_four_weights_and_no_shuffle(compiled
     ("head_dim", "blocks", "key_panel", "spilled"),
     [(64, (64, 128, 128), 128, 0), (128, (64, 128, 128), 128, 0), (128, (64, 192, 192), 64, 32), (256, (64, 96, 96), 32, 32)],
 )
-def test_the_quantiser_compiles_and_shuffles_only_between_the_lanes_of_a_row(head_dim, blocks, key_panel, spilled):
+def test_the_quantiser_compiles_and_shuffles_only_between_the_lanes_of_a_row(code_of, head_dim, blocks, key_panel, spilled):
     """Where two CTAs leave 80 registers for 64 values an address or two is kept in memory, not a value."""
     pytest.importorskip("torch")
     from fasim.kernels.cuda.fp8 import quantise
@@ -109,9 +113,7 @@ def test_the_quantiser_compiles_and_shuffles_only_between_the_lanes_of_a_row(hea
     assert report.spill_bytes <= spilled and report.remarks == () and slots >= 2
     assert report.registers * rows * lanes * ctas <= REGISTER_FILE
     assert ctas * (report.smem_bytes + quantise.RESERVED_BYTES) <= quantise.SMEM_BYTES
-    if sass.disassembler() is None:
-        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
-    opcodes = Counter(opcode.split(".")[0] for _, opcode, _ in sass.instructions(found.cubin)[build.ENTRY])
+    opcodes = Counter(each.name for each in code_of(found.cubin).instructions)
     assert opcodes["SHFL"] == quantise.ELEMENTS[head_dim] * (lanes.bit_length() - 1)
     assert opcodes["UTMALDG"] and opcodes["UTMASTG"]
 
@@ -147,24 +149,18 @@ READ = {
 
 @needs_nvrtc
 @each_exact
-def test_the_loop_of_the_machine_code_is_two_of_the_steps_that_the_source_says(compiled, kernel):
-    if sass.disassembler() is None:
-        pytest.skip("no nvdisasm: it comes with CUDA and with Triton's wheel")
+def test_the_loop_of_the_machine_code_is_two_of_the_steps_that_the_source_says(code, kernel):
     step = kernel.path.read_text().split("void step(")[1].split("\n}\n")[0]
     verbs = re.findall(r"wg\.(\w+)(?:<(\d)>)?\(", step)
     written = [what for verb, pending in verbs for what in ([f"gemms but {pending}"] if pending else READ.get(verb, []))]
-    (code,) = disassemble.of_cubin(compiled[kernel].cubin)
     (loop,) = machine_code.loops(code)
     assert machine_code.order(loop.points) == 2 * written and len(written) >= 8  # nine with a turn taken
 
 
 @needs_nvrtc
 @each
-def test_the_loop_of_the_machine_code_stands_in_the_order_that_the_schedule_says(compiled, kernel):
+def test_the_loop_of_the_machine_code_stands_in_the_order_that_the_schedule_says(code, kernel):
     """With approximate exponentials, which take no turns, in overlap-2stage's and not in fa3's."""
-    if sass.disassembler() is None:
-        pytest.skip("no nvdisasm: it comes with CUDA and with Triton's wheel")
-    (code,) = disassemble.of_cubin(compiled[kernel].cubin)
     workload = Workload(1, 1, 8448, kernel.head_dim, "e4m3", kernel.causal)
     order = "overlap-2stage" if kernel.approximate else kernel.schedule
     assert static.differs(code, order, workload, kernel.fit.tile) == ""
@@ -184,10 +180,7 @@ def share_of_a_block(code, runs):
 @pytest.mark.parametrize(
     "kernel", [each for each in COMPILED if each.schedule == "fa3" and not (each.block_scales or each.two_levels)], ids=_named
 )
-def test_a_warp_that_transposes_v_issues_what_the_model_says(compiled, kernel):
-    if sass.disassembler() is None:
-        pytest.skip("no nvdisasm: it comes with CUDA and with Triton's wheel")
-    (code,) = disassemble.of_cubin(compiled[kernel].cubin)
+def test_a_warp_that_transposes_v_issues_what_the_model_says(code, kernel):
     tile, workload = kernel.fit.tile, Workload(1, 1, 4 * kernel.fit.tile.block_n, kernel.head_dim, "e4m3")
     program = trace(SCHEDULES["fa3"].kernels[0], workload, tile, ((4, 0),))
     stream = program.stream(program.warps.index("transposers"))

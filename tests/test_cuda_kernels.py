@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from functools import cache
 
 import pytest
 from estimates import ARITHMETIC, estimated_block
 
-from fasim.kernels.calibrate import sass
-from fasim.kernels.compile import build, disassemble
+from fasim.kernels.compile import build
 from fasim.kernels.compile.inspect import inspect
 from fasim.kernels.cuda import catalog
 from fasim.kernels.cuda.config import HEAD_DIMS, SCHEDULES, config_for, variants
@@ -45,18 +43,16 @@ def compiled():
     return dict(zip(configs, build.build_all([config.source for config in configs]), strict=True))
 
 
-@cache
-def instructions(cubin: bytes) -> list[tuple[str, str]]:
-    """(opcode, operands) of the kernel."""
-    return [(opcode, operands.strip()) for _, opcode, operands in sass.instructions(cubin)[build.ENTRY]]
+@pytest.fixture
+def kernel(compiled, config, code_of):
+    assert isinstance(compiled[config], build.Built), compiled[config]
+    return code_of(compiled[config].cubin)
 
 
 @pytest.fixture
-def code(compiled, config):
-    if sass.disassembler() is None:
-        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
-    assert isinstance(compiled[config], build.Built), compiled[config]
-    return instructions(compiled[config].cubin)
+def code(kernel):
+    """(opcode, operands) of each instruction."""
+    return [(each.opcode, each.operands) for each in kernel.instructions]
 
 
 def test_every_schedule_of_the_ladder_has_a_kernel():
@@ -108,28 +104,23 @@ def test_it_takes_turns_by_named_barriers_if_its_schedule_does(code, config):
 
 
 @pytest.mark.parametrize("config", TRACED, ids=lambda config: config.name.replace(" ", "-"))
-def test_a_stamp_of_its_trace_build_is_a_clock_and_a_store_and_disturbs_nothing_else(compiled, config):
+def test_a_stamp_of_its_trace_build_is_a_clock_and_a_store_and_disturbs_nothing_else(compiled, code_of, config):
     built, plain = compiled[config], compiled[replace(config, trace=False)]
     assert isinstance(built, build.Built), built
     assert (built.report.spill_bytes, built.report.stack_bytes, built.report.remarks) == (0, 0, ())
-    if sass.disassembler() is None:
-        pytest.skip("no cuobjdump: it comes with CUDA and with Triton's wheel")
     clocks, stores, gemms = [], [], []
     for cubin in (plain.cubin, built.cubin):
-        code = instructions(cubin)
-        clocks.append(sum("CLOCK" in operands for _, operands in code))
-        stores.append(sum(opcode.startswith("STG") for opcode, _ in code))
-        gemms.append([opcode for opcode, _ in code if opcode.startswith("HGMMA")])
+        code = code_of(cubin).instructions
+        clocks.append(sum("CLOCK" in each.operands for each in code))
+        stores.append(sum(each.name == "STG" for each in code))
+        gemms.append([each.opcode for each in code if each.name == "HGMMA"])
     assert clocks[0] == 0 < clocks[1] == stores[1] - stores[0]
     assert gemms[0] == gemms[1]
 
 
 @each
-def test_the_machine_code_stands_in_the_order_and_has_the_instructions_that_the_model_says(compiled, config):
+def test_the_machine_code_stands_in_the_order_and_has_the_instructions_that_the_model_says(kernel, config):
     """Instructions a block within a tenth: by pipe, and what is no arithmetic: addresses, barriers, branches, the GEMMs' own."""
-    if sass.disassembler() is None:
-        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
-    (kernel,) = disassemble.of_cubin(compiled[config].cubin)
     workload = Workload(1, 1, 8448, config.head_dim, config.dtype, config.causal)
     assert static.differs(kernel, config.schedule, workload, config.tile) == ""
     found = inspect(kernel)
@@ -155,13 +146,11 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("fault", PLANTED)
-def test_an_order_that_the_schedule_does_not_say_is_found(fault):
-    if sass.disassembler() is None:
-        pytest.skip("no disassembler: it comes with CUDA and with Triton's wheel")
+def test_an_order_that_the_schedule_does_not_say_is_found(fault, code_of):
     config = config_for("fa3", "fp16", 128, causal=False)
     before, step, after = re.split(r"(void step\(.*?\n\}\n)", config.source.text, maxsplit=1, flags=re.DOTALL)
     for old, new in PLANTED[fault]:
         assert old in step
         step = step.replace(old, new)
-    (kernel,) = disassemble.of_cubin(build.build(replace(config.source, text=before + step + after)).cubin)
+    kernel = code_of(build.build(replace(config.source, text=before + step + after)).cubin)
     assert "where fa3 says" in static.differs(kernel, "fa3", Workload(1, 1, 8448, 128), config.tile)

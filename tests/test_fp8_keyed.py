@@ -10,8 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fasim.kernels.calibrate import sass  # noqa: E402
-from fasim.kernels.compile import build, disassemble  # noqa: E402
+from fasim.kernels.compile import build  # noqa: E402
 from fasim.kernels.cuda.fp8 import keyed as kernels  # noqa: E402
 from fasim.kernels.fp8 import keyed  # noqa: E402
 from fasim.simulator.problem.workload import Workload  # noqa: E402
@@ -46,16 +45,15 @@ def test_the_recorded_kernels_are_these_gave_the_same_bits_and_were_faster():
 
 
 @pytest.mark.skipif(build.compiler_version() is None, reason="NVRTC is not installed")
-def test_they_compile_without_spills_in_the_schedules_order_and_no_warp_transposes():
+def test_they_compile_without_spills_in_the_schedules_order_and_no_warp_transposes(code_of):
     variants = [kernel for kernel in kernels.keyed_variants() if kernel.causal]
     assert {kernel.head_dim for kernel in variants} == {64, 128, 256}
     for kernel, built in zip(variants, build.build_all([kernel.source for kernel in variants]), strict=True):
         assert isinstance(built, build.Built), built
         assert (built.report.spill_bytes, built.report.stack_bytes, built.report.remarks) == (0, 0, ())
         assert built.report.smem_bytes <= 227 * 1024
-        if sass.disassembler() is not None:
-            opcodes = {opcode.split(".")[0] for _, opcode, _ in sass.instructions(built.cubin)[build.ENTRY]}
-            assert {"QGMMA", "UTMALDG"} <= opcodes and not {"LDSM", "PRMT"} <= opcodes and "LDL" not in opcodes
-            (code,) = disassemble.of_cubin(built.cubin)
-            workload = Workload(1, 1, 8448, kernel.head_dim, "e4m3", kernel.causal)
-            assert static.differs(code, kernel.schedule, workload, kernel.fit.tile) == ""
+        code = code_of(built.cubin)
+        opcodes = {each.name for each in code.instructions}
+        assert {"QGMMA", "UTMALDG"} <= opcodes and not {"LDSM", "PRMT"} <= opcodes and "LDL" not in opcodes
+        workload = Workload(1, 1, 8448, kernel.head_dim, "e4m3", kernel.causal)
+        assert static.differs(code, kernel.schedule, workload, kernel.fit.tile) == ""
