@@ -1,0 +1,85 @@
+"""Which hand-overs through shared memory racecheck follows: `python -m fasim.kernels.validation.hand_overs --out FILE`.
+
+A kernel each (hand_overs.cu, which says what orders it), run once under compute-sanitizer's racecheck. A
+hand-over that is ordered and is reported all the same is one that the tool does not follow: of a kernel that hands over so its
+report says nothing. Needs a GPU of compute capability 9.0 and compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from . import sanitize
+
+SOURCE = Path(__file__).with_suffix(".cu")
+CONTROL = "nothing"
+"""The one that is a race."""
+READERS, THREADS = 128, 160
+
+
+def names() -> list[str]:
+    """The kernels, in their order in the source."""
+    return re.findall(r"^(?:WRITTEN_THEN_READ|READ_THEN_WRITTEN)\((\w+),", SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def run() -> dict[str, bool]:
+    """Launch each once; whether what was read was what the order says."""
+    import torch
+
+    from ..calibrate.harness import Module
+
+    module = Module(SOURCE.read_text(encoding="utf-8"))
+    right = {}
+    for name in names():
+        out = torch.zeros(READERS, dtype=torch.int32, device="cuda")
+        module.launch(name, 1, THREADS, [out])
+        torch.cuda.synchronize()
+        right[name] = bool((out == 1).all())
+    return right
+
+
+def read(text: str) -> dict[str, list[str]]:
+    """What racecheck said of each kernel."""
+    said: dict[str, list[str]] = {name: [] for name in names()}
+    for lines in sanitize.complaints(text):
+        for name in said:
+            if any(re.search(rf"\b{name}(\(|\+|\b)", line) for line in lines):
+                said[name].append(" ".join(lines))
+    return said
+
+
+def main() -> None:
+    """Run them under racecheck, write FILE, show what it follows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="file for the JSON results")
+    parser.add_argument("--run", action="store_true", help="only launch them, in this process")
+    given = parser.parse_args()
+    if given.run:
+        sys.stdout.write("right: " + json.dumps(run()) + "\n")
+        return
+    command = [sanitize.require(), "--tool", "racecheck", sys.executable, "-m", __spec__.name, "--run"]
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    found = re.search(r"^right: (.*)$", done.stdout, re.MULTILINE)
+    if not found:
+        raise SystemExit(f"the kernels did not run: {(done.stdout + done.stderr)[-500:]}")
+    right, said = json.loads(found[1]), read(done.stdout + done.stderr)
+    version = subprocess.run([sanitize.require(), "--version"], capture_output=True, text=True, check=False).stdout
+    rows = [{"hand_over": name, "right": right[name], "reported": said[name]} for name in said]
+    result = {"tool": next((line for line in version.splitlines() if "ersion" in line), ""), "rows": rows}
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        what = "reported" if row["reported"] else "not reported"
+        sys.stdout.write(f"{row['hand_over']:50} {'right' if row['right'] else 'WRONG'}, {what}\n")
+
+
+if __name__ == "__main__":
+    main()
