@@ -103,3 +103,7 @@ def test_each_length_has_its_tile_and_nothing_is_launched_so_unless_asked():
     bounded_forms = [name for name in names if "bounded" in name]
     assert len(names) == 3 * len(tiles_triton.TILES[128]) and 3 * len(bounded_forms) == 2 * len(names)
     assert 2 * sum("one walk" in name for name in bounded_forms) == len(bounded_forms)
+    long = tiles_triton.candidates(Workload(1, 16, 16384, 128, "bf16", True))
+    fewer = {name: config.together for name, config in long.items() if "together" in name}
+    assert all(f", {heads} heads" in name for name, heads in fewer.items()) and {1, 2} == {*fewer.values()}
+    assert fa2.config_for((1, 16384, 16, 128), (1, 16384, 16, 128), "bf16", True).together == 4

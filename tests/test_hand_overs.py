@@ -30,9 +30,10 @@ def test_each_hand_over_is_a_kernel_with_the_instructions_it_is_named_for():
 
     assert any("0x8, 0xa0" in each for each in said("written_then_named_arrival", "BAR.ARV"))
     assert not said(hand_overs.CONTROL, "SYNCS.ARRIVE")
-    by_all, by_one = (said(name, "SYNCS.ARRIVE") for name in ("written_by_lanes_that_all_arrive", "written_by_the_one_that_arrives"))
-    assert not by_all[0].startswith("!P") and by_one[0].startswith("!P")
-    assert said("written_by_lanes_then_one_arrives", "WARPSYNC") and not said("written_by_lanes_then_one_arrives_in_step", "WARPSYNC")
+    assert not said("written_by_lanes_that_all_arrive", "SYNCS.ARRIVE")[0].startswith("!P")
+    assert said("written_by_the_one_that_arrives", "SYNCS.ARRIVE")[0].startswith("!P")
+    lanes = "written_by_lanes_then_one_arrives"
+    assert said(lanes, "WARPSYNC") and not said(f"{lanes}_in_step", "WARPSYNC")
 
 
 def test_a_report_is_read_by_kernel():

@@ -178,16 +178,17 @@ class Plan:
         o = torch.empty_like(q) if self.contiguous else q.new_empty(q.shape)
         lse = q.new_empty(self.lse_shape, dtype=torch.float32)
         q, k, v = self.q.readable(q), self.k.readable(k), self.v.readable(v)
-        block = self.block()
-        maps = {"q": self.q.map(q), "k": self.k.map(k), "v": self.v.map(v)}  # held until the driver has read them
-        if "o" in block.maps:
-            maps["o"] = self.o.map(o)
+        block, (q_at, k_at, v_at, o_at) = self.block(), self.places
+        q_map, k_map, v_map = self.q.map(q), self.k.map(k), self.v.map(v)  # held until the driver has read them
+        pointers, values = block.pointers, block.values
+        pointers[q_at], pointers[k_at], pointers[v_at] = q_map.address, k_map.address, v_map.address
+        if o_at is None:
+            values["o"].value = o.data_ptr()
         else:
-            block.values["o"].value = o.data_ptr()
-        for name, each in maps.items():
-            block.pointers[block.maps[name]] = each.address
-        block.values["lse"].value = lse.data_ptr()
-        block.values["scale_log2"].value = softmax_scale * LOG2_E
+            o_map = self.o.map(o)
+            pointers[o_at] = o_map.address
+        values["lse"].value = lse.data_ptr()
+        values["scale_log2"].value = softmax_scale * LOG2_E
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         block.launch(self.function, self.grid, self.built.threads, self.built.smem_bytes, stream, self.context)
         return o, lse
@@ -199,6 +200,7 @@ class Plan:
         except AttributeError:
             driver.ensure_context(self.device)
             block = self.local.block = ArgumentBlock(self.built.signature)
+            self.places = tuple(map(block.maps.get, "qkvo"))
             for name, value in self.shared.items():
                 if name in block.values:
                     block.values[name].value = value
@@ -215,12 +217,19 @@ def config_for(shape_q: tuple, shape_k: tuple, dtype: str, causal: bool) -> Fa2C
 
 
 def config_of(
-    shape_q: tuple, shape_k: tuple, dtype: str, causal: bool, tile: TritonTile, bounded: bool = False, one_walk: bool = False
+    shape_q: tuple,
+    shape_k: tuple,
+    dtype: str,
+    causal: bool,
+    tile: TritonTile,
+    bounded: bool = False,
+    one_walk: bool = False,
+    together: int | None = None,
 ) -> Fa2Config:
-    """The same on a tile and in a form that are given."""
+    """The same on a tile and in a form that are given, with as many heads side by side as L2 keeps, or `together`."""
     batch, _, heads, head_dim = shape_q
     seqlen_k, kv_heads = shape_k[1:3]
-    together = heads_together(seqlen_k, head_dim, 2, batch * heads, heads // kv_heads, causal)
+    together = together or heads_together(seqlen_k, head_dim, 2, batch * heads, heads // kv_heads, causal)
     whole = not causal and seqlen_k % tile.block_n == 0
     return Fa2Config(dtype, head_dim, causal, whole, together, tile, bounded, one_walk)
 

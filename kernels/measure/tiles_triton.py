@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,8 @@ TILES = {
     128: (_T(128, 128, 8, 3, overlapped=True), _T(128, 64, 4, 2), _T(64, 64, 4, 3), _T(64, 64, 4, 3, overlapped=True)),
     256: (_T(128, 64, 8, 2), _T(64, 64, 4, 2)),
 }  # fmt: skip
+MANY_KEYS = 8192
+"""From here on the heads that are walked side by side are a question of L2: fewer are tried too."""
 LENGTHS = (1024, 16384, 4096, 512)
 ROUNDS = 3
 DEADLINE_S = 150
@@ -52,7 +55,12 @@ def candidates(workload: Workload) -> dict[str, fa2.Fa2Config]:
         for tile in TILES[workload.head_dim]
         for bounded, one_walk in ((True, False), (True, True), (False, False))
     )
-    return {config.name: config for config in found}
+    named = {config.name: config for config in found}
+    for heads in {1, 2, 4} if workload.causal and workload.seqlen_k >= MANY_KEYS else ():
+        for name, config in list(named.items()):
+            if config.bounded and config.one_walk and config.tile.overlapped and heads < config.together:
+                named[f"{name}, {heads} heads together"] = replace(config, together=heads)
+    return named
 
 
 def workloads(head_dims: list[int], seqlens: list[int]) -> list[Workload]:
