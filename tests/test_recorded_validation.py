@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("torch")
 
 from fasim.kernels.gluon.config import NAMES as GLUON
-from fasim.kernels.measure import earlier
 from fasim.kernels.validation import mutants, subjects, suite
 
 ROOT = Path(suite.__file__).parents[2]
@@ -65,7 +64,7 @@ def test_each_of_our_kernels_passes_every_group_in_both_dtypes(stem):
     report = RECORDED[stem]
     assert report["verdict"] == "pass" and not report["quick"]
     passed = {(check["group"], check["case"]) for check in report["checks"] if check["verdict"] == "pass"}
-    assert {group for group, _ in passed} == set(suite.GROUPS)
+    assert {group for group, _ in passed} - {"sanitize"} == set(suite.GROUPS)
     assert {("shapes", "batch x heads > 65535"), ("gradients", "batch x heads > 65535")} <= passed
     assert {("shapes", f"more than 2^31 elements: long {which}") for which in "qk"} <= passed
 
@@ -74,9 +73,6 @@ def test_each_of_our_kernels_passes_every_group_in_both_dtypes(stem):
 def test_our_reports_are_of_todays_kernels(kernel):
     files = [path.resolve().relative_to(ROOT).as_posix() for path in subjects.resolve(kernel).sources]
     changed = {path for path in files if sha256(path) != SOURCES[path]}
-    for path in changed & earlier.CAME.keys():  # one head dim's kernels are others since, as the README says
-        assert SOURCES[path] == hashlib.sha256(earlier.text_of(path).encode()).hexdigest() and f"`{path}`" in README
-    changed -= earlier.CAME.keys()
     assert changed <= DISPATCH, f"{changed - DISPATCH} changed since: validate {kernel} on a GPU again"
     before, _, behind = README.partition(" has changed since")
     assert not changed or all(f"`{path}`" in before[-30:] + behind[:140] for path in changed)

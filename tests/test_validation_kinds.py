@@ -106,6 +106,14 @@ def test_what_the_sanitizer_is_put_around_calls_the_kernel_of_its_kind(kind, nam
     assert exercise(name, "bf16", kind=kind, device="cpu") >= least // 2 and made == [name]
 
 
+def test_what_the_sanitizer_is_put_around_takes_every_head_dim(monkeypatch):
+    from fasim.kernels.validation import exercise as room
+
+    taken = []
+    monkeypatch.setitem(room._CALLS, "decode", lambda bench, head_dim: [lambda: taken.append(head_dim)])
+    assert room.exercise("decode", "bf16", kind="decode", device="cpu") == 3 and taken == [64, 128, 256]
+
+
 def test_a_callable_without_a_page_table_is_not_asked_for_pages(module):
     right = of_parts.correct().forward
     sys.modules["users_packed"].few = lambda q, k, v, causal, softmax_scale, num_splits=1: right(q, k, v, causal=causal)

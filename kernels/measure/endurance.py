@@ -124,7 +124,7 @@ def main() -> int:
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - began, 1),
         "kernel_sha256": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            path.relative_to(HERE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted((*HERE.glob("*.cu*"), *(HERE / "fp8").rglob("*.cu*")))
         },
         "rows": rows,
