@@ -32,6 +32,8 @@ LOCATE = Phase(other=160, divisions=3, fetched=160)
 """The producer's next tile: three integer divisions by run-time values, and the post to the consumers."""
 NEXT_TILE = Phase(alu=20, other=40, latencies=6)
 """A consumer's next tile: free the post, wait for the next, read it, count its masked blocks."""
+_BOTH = (False, True)
+_DESCRIPTORS = {(scores, looped): Phase(latencies=int(scores), branches=int(looped)) for scores in _BOTH for looped in _BOTH}
 
 
 ROW = 512
@@ -117,7 +119,7 @@ class Pen(Around):
             return []
         looped = self.loops if self.in_pairs else scores
         self.loops = False
-        return [Phase(latencies=int(scores), branches=int(looped))]
+        return [_DESCRIPTORS[scores, looped]]
 
     def weights(self, tile, j: int, in_flight: Collection[str]) -> list[Phase]:
         """The softmax of block j beside GEMMs in flight, by what they write; the rest is left for `rescale`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from .recorder import Recorder
@@ -71,7 +72,7 @@ class Ring:
         """Load of a block in the `reading`-th pass (from 0) over all `blocks` of them."""
         return Slot(self, reading * blocks + block, block)
 
-    @property
+    @cached_property
     def tensor(self) -> str:
         """What it holds: the ring's name, less the consumer's number."""
         return self.name.rstrip("0123456789")

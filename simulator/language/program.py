@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -107,8 +108,8 @@ class Program:
 def record(cta: Cta, name: str) -> Program:
     """Freeze what a Cta recorded."""
     cta.finish()
-    flat = [op for warp in cta.warps for op in warp.ops]
-    code = np.array(flat, dtype=INSTRUCTION) if flat else np.zeros(0, INSTRUCTION)
+    numbers = chain.from_iterable(op for warp in cta.warps for op in warp.ops)
+    code = np.fromiter(numbers, "i4").view(INSTRUCTION)  # each op is as many, and all of that size
     code.flags.writeable = False
     starts = np.cumsum([0] + [len(warp.ops) for warp in cta.warps]).astype(np.int64)
     starts.flags.writeable = False

@@ -25,6 +25,7 @@ class Recorder:
         self.tensors: dict[str, int] = {}
         self.accesses: list[tuple] = []
         self.records: dict[type, dict[Phase | Gemm | Copy, int]] = {Phase: {}, Gemm: {}, Copy: {}}
+        self._known: dict[int, tuple[int, Phase | Gemm | Copy]] = {}
         self._register_bits: dict[str, int] = {}
 
     def _barrier(self, name: str, kind: BarrierKind, expected: int, initial: int = 0) -> int:
@@ -42,8 +43,11 @@ class Recorder:
 
     def record(self, what: Phase | Gemm | Copy) -> int:
         """Number of a record in this program's table of its kind."""
-        table = self.records[type(what)]
-        return table.setdefault(what, len(table))
+        known = self._known.get(id(what))
+        if known is None:
+            table = self.records[type(what)]
+            known = self._known[id(what)] = table.setdefault(what, len(table)), what  # kept, so that no other has its id
+        return known[0]
 
     def registers(self, names: tuple[str, ...]) -> int:
         """Register tensors as bits."""

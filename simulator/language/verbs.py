@@ -17,6 +17,7 @@ from .view import TileView
 
 WARPGROUP_ROWS = 64
 """Rows of a WGMMA (PTX ISA, wgmma shapes)."""
+_TURNS = (BarrierKind.NAMED, BarrierKind.MEETING)
 
 
 class Warp:
@@ -26,6 +27,8 @@ class Warp:
         self.cta, self.number, self.name, self.rank = cta, number, name, rank
         self.ops: list[tuple] = []
         self.pen = cta.code.pen(rank)
+        self.products: dict[tuple, tuple[str, Gemm]] = {}  # by what is multiplied: whichever tile it is in
+        self.copies: dict[tuple[int, int], Copy] = {}  # by the ring's number, and whether cp.async loads it
         self.groups = 0
         self.in_flight: dict[int, str] = {}  # groups not yet waited for -> what they write
         self.tile_number = -1  # the last that it began
@@ -54,10 +57,12 @@ class Warp:
             self.cta.access(ring.tensor, block, slot.step, write=0, multicast=int(shared > 1))
         if not cp_async:
             self._run(self.pen.load(), f"load {ring.tensor}", slot.step)
-        nbytes = ring.nbytes // (self.cta.tile.consumers if cp_async else 1)
-        boxes = 1 if ring.tensor in STATISTICS else self.cta.tile.boxes_in
-        copy = Copy(nbytes, self.cta.tensor(ring.tensor), shared, cp_async, boxes)
-        self._emit(Op.LOAD, f"load {ring.tensor}", slot, copy, barrier=ring.full[slot.stage])
+        key = ring.number, cp_async
+        if key not in self.copies:
+            nbytes = ring.nbytes // (self.cta.tile.consumers if cp_async else 1)
+            boxes = 1 if ring.tensor in STATISTICS else self.cta.tile.boxes_in
+            self.copies[key] = Copy(nbytes, self.cta.tensor(ring.tensor), shared, cp_async, boxes)
+        self._emit(Op.LOAD, f"load {ring.tensor}", slot, self.copies[key], barrier=ring.full[slot.stage])
 
     def reclaim(self, slot: Slot) -> None:
         """Before a stage is overwritten: wait until the previous tile's staged output `slot` has left shared memory."""
@@ -215,12 +220,16 @@ class Warp:
     ) -> tuple[str, Gemm]:
         """A GEMM as the papers write it, and its shape."""
         left, right = a.ring.tensor if isinstance(a, Slot) else a, b.ring.tensor
+        key = (destination, left, right, isinstance(a, Slot), add, least, alone)
+        if key in self.products:
+            return self.products[key]
         shape = self._view(alone).gemm(destination, left, right, a_in_registers=not isinstance(a, Slot), least=least)
         first = "^T" if self.cta.tile.is_transposed_left(destination, left) else ""
         second = "^T" if self.cta.tile.is_transposed(destination, right) else ""
         if right.endswith("^T"):  # it lies so, and is read so
             right, second = right.removesuffix("^T"), ""
-        return f"{destination}{'+' if add else ''}={left}{first}{right}{second}", shape
+        self.products[key] = f"{destination}{'+' if add else ''}={left}{first}{right}{second}", shape
+        return self.products[key]
 
     def softmax(self, j: int) -> None:
         """Weights of block j; what must wait for a product in flight is left for `rescale`."""
@@ -288,9 +297,9 @@ class Warp:
         if slot is not None and step < 0:
             step = slot.step
         number = -1 if record is None else cta.record(record)
-        touched = cta.registers(reads), cta.registers(writes)
-        if op in (Op.WAIT, Op.ARRIVE):
-            turn = cta.barriers[barrier].kind in (BarrierKind.NAMED, BarrierKind.MEETING)
-            issues = self.pen.issues_of_barrier(waits=op == Op.WAIT, turn=turn)
+        touched = cta.registers(reads) if reads else 0, cta.registers(writes) if writes else 0
+        if op is Op.WAIT or op is Op.ARRIVE:
+            turn = cta.barriers[barrier].kind in _TURNS
+            issues = self.pen.issues_of_barrier(waits=op is Op.WAIT, turn=turn)
         row = (int(op), cta.label(label), number, barrier, target, *touched, ring, index, step, cta.tile_number, *beside, issues)
         self.ops.append(row)
