@@ -86,11 +86,12 @@ class Fp8Bench(Bench):
 
     def yardstick(self, case: Case, q: Quantised, k: Quantised, v: Quantised) -> Wanted:
         """What fp64 makes of the inputs, and bounds from what FP8 arithmetic, our own kernel's, makes of them (`emulate`)."""
-        key = (self.group, self.seed, case, self.rows(case), self.device.type)
+        line_keys = self.subject.line_keys(int(case.head_dim))
+        key = (self.group, self.seed, case, self.rows(case), line_keys, self.device.type)
         if key in self.known:
             return self.known[key]
         exact = emulate.exact(q, k, v, case.softmax_scale, case.causal)
-        how = replace(emulate.OURS, block=self.rows(case)[1] or emulate.OURS.block)
+        how = replace(emulate.OURS, block=self.rows(case)[1] or emulate.OURS.block, line_keys=line_keys)
         near = emulate.attention(q, k, v, case.softmax_scale, case.causal, how)
         finite = exact.lse[torch.isfinite(exact.lse)]
         off = (near.lse.double() - exact.lse).abs().nan_to_num(0.0, 0.0, 0.0)

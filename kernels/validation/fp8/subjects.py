@@ -28,10 +28,12 @@ class Fp8Subject(Subject):
     """A kernel of e4m3 tensors.
 
     `forward` is also given `q_descale`, `k_descale` and `v_descale`, fp32, (B, H_kv), and returns O in bf16 or fp16. Where
-    `block_rows(head_dim, seqlen_k)` gives rows of Q and of K and V, they are (B, H, blocks) of so many rows instead.
+    `block_rows(head_dim, seqlen_k)` gives rows of Q and of K and V, they are (B, H, blocks) of so many rows instead. Where
+    exponentials of every second `line_keys(head_dim)` keys are approximate by contract, so is the arithmetic that bounds errors.
     """
 
     block_rows: Callable[[int, int], tuple[int, int]] | None = None
+    line_keys: Callable[[int], int] = lambda head_dim: 0
 
 
 def resolve(name: str, device: str = "cuda", arguments: Sequence[str] = ()) -> Fp8Subject:
@@ -74,7 +76,7 @@ def _scale_above_zero(case: Case) -> str | None:
 def _ours(name: str) -> Fp8Subject:
     if importlib.util.find_spec("triton") is None:
         raise MissingTool("our FP8 kernels need triton, which is not installed: pip install 'fasim[kernels]' on Linux")
-    from ...cuda.fp8.config import QUERY_ROWS
+    from ...cuda.fp8.config import APPROXIMATE, QUERY_ROWS
     from ...fp8.keyed import as_rows_of_keys
     from ...fp8.operator import attention_e4m3, kv_rows
 
@@ -111,4 +113,5 @@ def _ours(name: str) -> Fp8Subject:
         refuses=_scale_above_zero,
         sources=(*own, *sorted(room.glob("*.cuh"))),
         block_rows=(lambda head_dim, seqlen_k: (QUERY_ROWS, kv_rows(head_dim, seqlen_k, two_level))) if blocks else None,
+        line_keys=lambda head_dim: APPROXIMATE[head_dim] if approximate else 0,
     )
