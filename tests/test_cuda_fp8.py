@@ -205,10 +205,12 @@ def test_the_recorded_run_is_of_these_kernels_and_each_row_is_faster_than_flash_
         if not path.endswith("config.py"):
             assert hashlib.sha256((config.HERE.parents[2] / path).read_bytes()).hexdigest() == digest, path
     times = {(row["kernel"], row["head_dim"], row["seqlen"], row["causal"]): row["median_ms"] for row in recorded["rows"]}
-    gains = {case: times["FlashAttention-3", *case[1:]] / ms for case, ms in times.items() if case[0] != "FlashAttention-3"}
+    gains = {case: times["FlashAttention-3", *case[1:]] / ms for case, ms in times.items() if "from bf16" not in case[0]}
     for kernel, count, worst, means in (
-        ("fa3", 18, 1.05, {64: 1.09, 128: 1.1, 256: 1.06}),
-        ("fa3 approximate", 14, 1.13, {64: 1.2, 128: 1.17}),
+        ("fa3", 18, 1.05, {64: 1.09, 128: 1.09, 256: 1.07}),
+        ("fa3, V as rows of keys", 18, 1.07, {64: 1.09, 128: 1.13, 256: 1.11}),
+        ("fa3 approximate", 14, 1.12, {64: 1.2, 128: 1.16}),
+        ("fa3 approximate, V as rows of keys", 14, 1.15, {64: 1.22, 128: 1.2}),
     ):
         own = {case[1:]: gain for case, gain in gains.items() if case[0] == kernel}
         assert len(own) == count and min(own.values()) > worst

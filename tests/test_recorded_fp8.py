@@ -14,8 +14,8 @@ from fasim.traces.conformance import conforms
 
 ROOT = Path(fasim.__file__).parent
 PLACE = ROOT / "traces" / "recorded" / "fp8"
-FOLDERS = {folder.name: folder for folder in (PLACE, PLACE / "blind", PLACE / "timelines")}
-COUNTED = ("fp8", "blind")
+FOLDERS = {folder.name: folder for folder in (PLACE, PLACE / "blind", PLACE / "later", PLACE / "timelines")}
+COUNTED = ("fp8", "blind", "later")
 
 
 @pytest.fixture(scope="module")
@@ -58,5 +58,6 @@ def test_the_timelines_are_in_the_schedules_order(recorded):
         assert found.holds and found.frees > 500, found.differences
 
 
-def test_no_shape_of_the_blind_set_was_seen_before(recorded):
-    assert not {run.workload for run in recorded["blind"]} & {run.workload for run in recorded["fp8"]}
+def test_no_shape_of_the_blind_sets_was_seen_before(recorded):
+    seen, blind, later = ({run.workload for run in recorded[name]} for name in COUNTED)
+    assert not blind & seen and not later & (seen | blind)
