@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -151,10 +152,19 @@ def _assert_chrome_rules(trace: dict) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _predictions_of_this_session_alone(tmp_path_factory):
-    """No test finds a prediction that another session made."""
-    from fasim.traces import predictions
+    """No test finds a prediction that another session made; what one test asks, in whichever process, the others find.
 
-    kept = tmp_path_factory.mktemp("cache")
+    Compiled kernels stay where they are kept: a cubin follows from its source and from nothing else.
+    """
+    from fasim.traces.files import cache_folder
+
+    base, cubins = tmp_path_factory.getbasetemp(), cache_folder("cubin")
+    kept = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "kept"
+    kept.mkdir(exist_ok=True)
+    if cubins is not None:
+        with suppress(OSError):  # another worker was first, or none can be kept there
+            cubins.mkdir(parents=True, exist_ok=True)
+            (kept / "cubin").symlink_to(cubins, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictions, "cache_folder", lambda kind: kept / kind)
+        patch.setenv("FASIM_CACHE_DIR", str(kept))
         yield
