@@ -187,6 +187,8 @@ def _access(i, slot, p, again, near, items, accesses, first, group, m_tiles, n_t
             missed = min(missed, _touch(x, partition, size, block, links, capacity, used, oldest, counts))
             if partition == home or missed == 0:
                 break
+            if not write:  # what the near half has not is looked up once more, in its home; what is at home there is not
+                lookups[0] += LOST[missed] * size / (SHARES * homes)
             partition = home
         if write:
             links[x, 3] = (1 << STRIPES) - 1

@@ -257,7 +257,7 @@ def _moved(counts: np.ndarray, shares: int, lookups: float) -> Moved:
     written = int(counts[:, ASKED + 1].sum())
     return Moved(
         l2=int(counts[:, ASKED].sum()) + written,
-        lookups=round(lookups) + int(hbm[:, 0].sum()) + written,
+        lookups=round(lookups) + written,
         hbm=int(hbm.sum()),
         written=int(hbm[:, 1].sum()),
     )
@@ -275,7 +275,6 @@ def _report(
     counts[:, FROM_HBM:] = -(-counts[:, FROM_HBM:] // shares)
     by_tensor = {t.name: Bytes(*(int(value) for value in row)) for t, row in zip(tensors, counts, strict=True)}
     looked_up = round(counted.lookups[-1])
-    looked_up += sum(bytes_.hbm_read for bytes_ in by_tensor.values())  # what HBM delivers is looked up again
     dirty = int(counted.dirty) // shares
     return Traffic(by_tensor, hit_rate, dirty_bytes=dirty, l2_lookup_bytes=looked_up), hits, waits
 

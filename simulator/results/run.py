@@ -71,7 +71,7 @@ class Traffic:
     l2_hit_rate: Annotated[float, Within(-1e6, 1)] | None
     smem_bytes: Count | None = 0
     dirty_bytes: Count | None = 0  # dirty in L2 when each kernel ends: counters miss them, L2 being emptied before the next
-    l2_lookup_bytes: Count | None = 0  # reads that L2 serves, misses twice: SMs that ask for a line together are answered at once
+    l2_lookup_bytes: Count | None = 0  # reads, again in a line's home: SMs that ask for it together are answered at once
 
     def total(self, name: str) -> int | None:
         """Sum over tensors of one field of Bytes, e.g. total("hbm_read"); None where one of them was not measured."""
