@@ -74,8 +74,8 @@ class Walks:
         """How long, where and how evenly, of ROUNDS launches."""
         blocks = DATA_BYTES // BLOCK_BYTES // ctas
         log = self.torch.zeros((ROUNDS + 1, ctas, 4), dtype=self.torch.int64, device="cuda")
-        for round in range(ROUNDS + 1):
-            self.launch(log[round], slots, ctas, blocks, steps, alone=alone)
+        for number in range(ROUNDS + 1):
+            self.launch(log[number], slots, ctas, blocks, steps, alone=alone)
         self.torch.cuda.synchronize()
         seen = log[1:].cpu().numpy().astype(np.float64)
         begin, end, cycles, sm = np.moveaxis(seen, 2, 0)
