@@ -69,7 +69,19 @@ class Estimate:
     """Warps that transpose a block of 8-bit V."""
 
     prologue: tuple[int, int] = field(default=(0, 0), kw_only=True)
-    """Instructions of a warp until barriers and roles are known; and how many more those of a cluster take."""
+    """Instructions of a warp until barriers and roles are known, or its first copies; and how many more those of a cluster take."""
+
+    alone: int = field(default=0, kw_only=True)
+    """Cycles that one warp alone takes for them at least, by the counts in the instructions."""
+
+    epilogue: int = field(default=0, kw_only=True)
+    """Instructions behind the loop besides the arithmetic of O."""
+
+    beside: int = field(default=0, kw_only=True)
+    """Instructions of a block besides, where warps share its keys, as they do of few rows."""
+
+    near: bool = field(default=False, kw_only=True)
+    """Whether it finds its code near, from the call before: calls so short come one behind another."""
 
     spills: tuple[Spill, ...] = field(default=(), kw_only=True)
 
@@ -103,7 +115,7 @@ class Pen(Around):
         """What a warp executes before its role begins, once a CTA."""
         alone, of_cluster = self.code.prologue
         instructions = alone + of_cluster * (tile.tile.cluster > 1)
-        return [Phase(other=instructions)] if instructions else []
+        return [Phase(other=instructions, stalls=self.code.alone)] if instructions else []
 
     def next_tile(self) -> list[Phase]:
         """To find the tile that comes next."""
@@ -121,6 +133,13 @@ class Pen(Around):
         self.loops = False
         return [_DESCRIPTORS[scores, looped]]
 
+    def exchange(self, tile) -> list[Phase]:
+        """Of a block whose keys the warps share: to meet and read what the others have, about a shuffle's latency each."""
+        if not self.code.beside or tile.tile.block_m >= 4 * ROWS_OF_A_WARP:
+            return []
+        meetings = MEETINGS_OF_EIGHT if tile.head_dim > 128 else MEETINGS
+        return [Phase(other=self.code.beside, latencies=2 * meetings)]
+
     def weights(self, tile, j: int, in_flight: Collection[str]) -> list[Phase]:
         """The softmax of block j beside GEMMs in flight, by what they write; the rest is left for `rescale`."""
         if j == 0:
@@ -133,7 +152,7 @@ class Pen(Around):
             phases = [replace(each, own=True) for each in phases]
             phases = [replace(phases[0], fetched=fetched), *phases[1:]]
             self.left = [left._replace(phase=replace(left.phase, own=True)) for left in self.left]
-        return phases
+        return [*self.exchange(tile), *phases]
 
     def rescale(self, j: int, of: str = "") -> list[Left]:
         """What the softmax of block j has left, or that part of it which writes one register tensor."""
@@ -147,7 +166,8 @@ class Pen(Around):
     def normalize(self, tile) -> list[Phase]:
         """The epilogue's arithmetic, or FlashAttention-1's at every step."""
         statistics, scaled = counts.normalize(tile)
-        return [statistics, replace(scaled, fetched=scaled.instructions if self.code.persistent else 0)]
+        around = [Phase(other=self.code.epilogue)] if self.code.epilogue else []
+        return [statistics, *around, replace(scaled, fetched=scaled.instructions if self.code.persistent else 0)]
 
     def stage(self, tile, name: str) -> list[Phase]:
         """Convert a result to its output type and put it in shared memory by STSM (8 values each), then fence and barrier."""
@@ -196,6 +216,12 @@ PLAIN, OURS, SHIPPED = (
 )
 """Kernels without TMA; ours for Hopper (kernels/cuda), one of whose producer's four warps loads; FlashAttention-3's. Prologues are
 counted in SASS: up to the branch between roles (fa3.cu 73; wheel fa3-fwd 0.0.3, bf16: d64 to d256 147 to 151, clusters 232)."""
+FEW_ROWS = Estimate(ONLINE, persistent=False, prologue=(444, 0), alone=705, epilogue=400, beside=120, near=True)
+COMBINE = Estimate(ONLINE, persistent=False, prologue=(280, 0), near=True)
+"""Triton's kernels of few queries (kernels/decode), SASS of 16 rows at d128: 1,690 instructions, of which the first copy of K is
+the 444th, 392 are the loop and 410 behind it. In the loop warps meet seven times, eight warps at d256 eleven times: for maxima,
+sums and weights, which go through shared memory, as each warp has some of the keys. The combine: 352, 280 of them for a row."""
+MEETINGS, MEETINGS_OF_EIGHT, ROWS_OF_A_WARP = 7, 11, 16
 SPILLED = "spilled"
 """What is stored so, among the tensors of a call."""
 PYTORCH_SPILLS = ((64, False, 6, 22), (64, True, 6, 26), (128, False, 14, 19), (128, True, 14, 18), (256, True, 0, 15))

@@ -178,9 +178,7 @@ class TileView:
         if self.workload.backward and m < least:
             m, n = m * self.tile.consumers, n // self.tile.consumers
         per_step = K_PER_STEP_BYTES // self.element_bytes
-        down = 4  # of the four warps: each reads its rows of A, and all of B
-        if self.workload.backward:  # FlashAttention-2's lays the others side by side where 16 rows a warp are not there
-            down = min(4, max(1, m // 16))
+        down = min(4, max(1, m // 16))  # of the four warps: each reads its rows of A, and all of B; the others lie side by side
         b_bytes = down * n * K_PER_STEP_BYTES
         a_bytes = 0 if a_in_registers else 4 // down * m * K_PER_STEP_BYTES
         return Gemm(m, n, -(-self._size[depth.pop()] // per_step), per_step, int(a_in_registers), a_bytes + b_bytes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -67,6 +67,10 @@ class Grid:
             alone += size
             together += size * (len(begun) if access["mode"] == ROW else keys)
         return alone, together
+
+
+NEARLY = 0.9
+"""Of what its CTAs take, what HBM needs for a kernel's bytes at least to hold them up."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,7 @@ def settle(problem: Problem, device: Device) -> Settled:
         each, busy = _replay_all(problem, device, clock, loads)
         cycles = sum(each)
         loads = [
-            load.towards(_load(moved, taken, clock, device))
-            for load, moved, taken in zip(loads, problem.moved, each, strict=True)
+            load.towards(_load(moved, taken, clock, device)) for load, moved, taken in zip(loads, problem.moved, each, strict=True)
         ]
         rates = _rates(problem.traffic, busy, cycles, device, problem.workload.dtype)
         state = sustained(device, rates, problem.pinned_hz, problem.regime)
@@ -153,7 +156,7 @@ def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdo
         ends = ends_of_sms(durations, grid.lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
         parts = account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate)
         start = _start(grid, device, found.ran_at_hz)
-        lasts = max(float(ends.max()) + start, _at_bandwidth(problem.moved[number], device, found.ran_at_hz))
+        lasts = _lasts(problem, number, device, found.ran_at_hz, float(ends.max()) + start)
         waits = (lasts - float(ends.max())) * device.sms
         launch = _launch(grid, device, found.ran_at_hz)
         each.append(parts | {"launch": launch * device.sms, "memory": parts["memory"] + waits})
@@ -164,9 +167,7 @@ def memory_of(problem: Problem, number: int, device: Device, clock_hz: float, lo
     """What one SM sees of L2 and HBM while all SMs that have work run a kernel."""
     moved = problem.moved[number]
     active = max(1, min(device.sms, len(problem.grids[number].items)))
-    through = {
-        name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in problem.traffic.by_tensor.items()
-    }
+    through = {name: min(1.0, b.hbm_write / b.l2_write) if b.l2_write else 1.0 for name, b in problem.traffic.by_tensor.items()}
     return Memory(
         l2=burst_rate(device.l2_bytes_per_cycle, active, load.l2),
         hbm=burst_rate(device.hbm_rate(moved.hbm, moved.written) / clock_hz, active, load.hbm),
@@ -179,26 +180,22 @@ def memory_of(problem: Problem, number: int, device: Device, clock_hz: float, lo
     )
 
 
-def _replay_all(
-    problem: Problem, device: Device, clock_hz: float, loads: Sequence[Load]
-) -> tuple[list[int], np.ndarray]:
+def _replay_all(problem: Problem, device: Device, clock_hz: float, loads: Sequence[Load]) -> tuple[list[int], np.ndarray]:
     """Cycles of each kernel, none faster than HBM moves its bytes, and the busy cycles of every unit summed over SMs."""
     each, busy = [], np.zeros(len(UNITS))
-    for number, (grid, load, moved) in enumerate(zip(problem.grids, loads, problem.moved, strict=True)):
+    for number, (grid, load) in enumerate(zip(problem.grids, loads, strict=True)):
         durations = _durations(problem, number, device, clock_hz, load)
         ends = ends_of_sms(durations, grid.lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
-        longest = max(float(ends.max()) + _start(grid, device, clock_hz), _at_bandwidth(moved, device, clock_hz))
+        longest = _lasts(problem, number, device, clock_hz, float(ends.max()) + _start(grid, device, clock_hz))
         each.append(int(np.ceil(_launch(grid, device, clock_hz) + longest)))
         busy += grid.counts[1] @ durations.busy
     return each, busy
 
 
-def _durations(
-    problem: Problem, number: int, device: Device, clock_hz: float, load: Load, explain: bool = False
-) -> Durations:
+def _durations(problem: Problem, number: int, device: Device, clock_hz: float, load: Load, explain: bool = False) -> Durations:
     grid = problem.grids[number]
     return measure_durations(
-        grid.kernel, problem.workload, problem.tile, device, memory_of(problem, number, device, clock_hz, load),
+        grid.kernel, problem.workload, problem.tile, _fetching(device, grid), memory_of(problem, number, device, clock_hz, load),
         grid.occupancy.ctas_per_sm, grid.counts[0], lambda n: int(grid.masked[min(n, len(grid.masked) - 1)]), explain,
     )  # fmt: skip
 
@@ -219,9 +216,28 @@ def _start(grid: Grid, device: Device, clock_hz: float) -> float:
     return max(0.0, together / device.hbm_achieved_bytes_per_s * clock_hz - alone / device.l2_bytes_per_cycle_per_sm)
 
 
-def _at_bandwidth(moved: Moved, device: Device, clock_hz: float) -> float:
-    """SM cycles in which HBM moves a kernel's bytes at the rate that a copy reaches."""
-    return moved.hbm / device.hbm_rate(moved.hbm, moved.written) * clock_hz
+def _fetching(device: Device, grid: Grid) -> Device:
+    """The device as a kernel finds it whose code is near, if this one's is."""
+    near = getattr(grid.kernel.code, "near", False)
+    return replace(device, cold_fetch_cycles=0.0, cold_fetch_latency_cycles=0) if near else device
+
+
+def _lasts(problem: Problem, number: int, device: Device, clock_hz: float, ends: float) -> float:
+    """SM cycles of a kernel whose CTAs end at `ends` if HBM keeps up. Else HBM's, at the rate that a copy reaches, and those in
+    which it has nothing to do: what a CTA of one block takes beside its bytes, until it asks for them and when it has them.
+    """
+    moved, grid = problem.moved[number], problem.grids[number]
+    rate = device.hbm_rate(moved.hbm, moved.written) / clock_hz
+    bytes_last = moved.hbm / rate
+    if bytes_last < NEARLY * ends:
+        return ends
+    brief = measure_durations(
+        grid.kernel, problem.workload, problem.tile, _fetching(device, grid),
+        memory_of(problem, number, device, clock_hz, Load(0.0, 0.0, 0.0)),
+        1, np.array([1]), lambda n: int(grid.masked[min(n, len(grid.masked) - 1)]),
+    )  # fmt: skip
+    of_a_block = moved.hbm / max(1, int(grid.items["blocks"].sum())) / rate  # burst_rate of an idle HBM
+    return max(ends, bytes_last + max(0.0, float(brief.first[0, 0]) - of_a_block))
 
 
 def _load(moved: Moved, cycles: int, clock_hz: float, device: Device) -> Load:

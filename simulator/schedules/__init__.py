@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..code.compiled import code_of
-from ..code.estimate import OURS, PLAIN, PYTORCH, SHIPPED, Estimate
+from ..code.estimate import COMBINE, FEW_ROWS, OURS, PLAIN, PYTORCH, SHIPPED, Estimate
 from ..code.pipeline import Pipeline
 from ..errors import UsageError, did_you_mean
 from ..problem.order import SECTION_BYTES, SHIPPED_SECTION_BYTES
@@ -103,8 +103,8 @@ _ALL = (
         "Flash-Decoding (FlashAttention's repository), FlashAttention-2 (arXiv:2307.08691) section 3.1",
         "decode",
         (
-            Kernel(walk_part, "parts", code=PLAIN),
-            Kernel(combine, "combine", frozenset({"Opart", "LSEpart"}), code=PLAIN, early=True),
+            Kernel(walk_part, "parts", code=FEW_ROWS),
+            Kernel(combine, "combine", frozenset({"Opart", "LSEpart"}), code=COMBINE, early=True),
         ),
     ),
     Schedule(

@@ -9,17 +9,17 @@ counts is how many blocks are on their way, `stages - 1` of K and of V.
 def walk_part(cta, tile):
     """One part of the keys for one tile of packed rows; where there are several, O and LSE go to memory in fp32."""
     Q = cta.ring("Q", tile.q_bytes, stages=1)
-    K = cta.ring("K", tile.k_bytes, tile.stages)
-    V = cta.ring("V", tile.v_bytes, tile.stages)
-    ahead = max(1, tile.stages - 1)
+    ahead = max(1, tile.stages - 1)  # Triton has a buffer less than stages: the copies into one follow the last read of it
+    K = cta.ring("K", tile.k_bytes, ahead)
+    V = cta.ring("V", tile.v_bytes, ahead)
     part = "part" if tile.parts > 1 else ""
 
     for warps in cta.consumers():
         warps.cp_async(Q[0])
+        warps.wait(Q[0])  # it goes through registers, and the first copies of K are asked for behind it
         for j in tile.kv_blocks[:ahead]:
             warps.cp_async(K[j])
             warps.cp_async(V[j])
-        warps.wait(Q[0])
         for j in tile.kv_blocks:
             warps.mma("S", Q[0], K[j])
             warps.free(K[j])
