@@ -82,6 +82,17 @@ def test_the_tables_tile_is_kept_where_the_model_cannot_tell(ranked):
     assert Tuned((ranked[0], ranked[2]), ranked[2], 0).choice is ranked[0]
 
 
+def test_a_cluster_is_chosen_where_nothing_without_it_is_near(ranked):
+    cluster, lone, usual = (replace(run, tile=tile) for run, tile in zip(
+        (ranked[0], ranked[2], ranked[3]), (Tile(192, 64, 3, 3, 2), Tile(128, 128), Tile(192, 96, 3, 3)), strict=True))  # fmt: skip
+    near, usual_near = replace(lone, cycles=int(cluster.cycles * 1.018)), replace(usual, cycles=int(cluster.cycles * 1.03))
+    assert Tuned((cluster, lone, usual), usual, 0).choice is cluster
+    found = Tuned((cluster, near, usual), usual, 0)
+    assert found.choice is near and "128x128, 2 stages, 2 consumers, without a cluster, is within 1.8%" in found.sentence
+    found = Tuned((cluster, near, usual_near), usual_near, 0)
+    assert found.choice is usual_near and found.sentence.endswith("less than the model can tell of a cluster.")
+
+
 def test_the_command(fasim, monkeypatch):
     monkeypatch.setattr(room, "STAGES", (2,))
     monkeypatch.setattr(room, "MIN_KEYS", 64)
@@ -132,14 +143,17 @@ def test_the_table_has_the_best_tile_but_for_short_causal_rows_of_head_dim_64(me
     assert all((0.1 < gap < 0.11) if work == short else gap < 0.015 for work, gap in behind.items()), behind
 
 
-@pytest.mark.parametrize(("head_dim", "causal"), [(64, True), (128, False)])
-def test_the_choice_is_within_3_percent_of_the_best_measured(measured, head_dim, causal):
-    """At 1k, among the tiles that were the fastest there and at 16k; of all tiles at all twelve shapes it is eleven times."""
+@pytest.mark.parametrize(("head_dim", "causal"), [(64, False), (64, True), (128, False)])
+def test_the_choice_is_within_1_percent_of_the_best_measured(measured, head_dim, causal):
+    """At 1k, among the tiles that were the fastest there, some slower ones, and those that the model has ahead in clusters; of all
+    that were timed it is so at all twelve shapes."""
     work = next(work for work in measured if (work.head_dim, work.causal, work.seqlen) == (head_dim, causal, 1024))
     times = measured[work]
     usual = default_tile(work, "fa3", "h200")
-    tiles = dict.fromkeys([usual, *sorted(times, key=times.get)[:3], *sorted(times, key=times.get)[8::20]])
+    in_order = sorted(times, key=times.get)
+    clusters = [tile for tile in times if tile.cluster > 1 and (tile.block_m, tile.stages) == (usual.block_m, usual.stages)]
+    tiles = dict.fromkeys([usual, *in_order[:3], *in_order[8::20], *clusters[:3]])
     runs = sorted((predict(work, "fa3", "h200", tile, regime="burst") for tile in tiles), key=metrics.time_s)
     found = Tuned(tuple(runs), next(run for run in runs if run.tile == usual), 0)
-    assert times[found.choice.tile] <= 1.03 * min(times.values())
-    assert times[found.choice.tile] <= 1.01 * times[usual]
+    assert times[found.choice.tile] <= 1.0105 * min(times.values())
+    assert times[found.choice.tile] <= 1.005 * times[usual]
