@@ -318,13 +318,20 @@ def test_a_closed_pipe_is_clean():
 
 
 def test_ctrl_c_is_clean_and_leaves_no_file(tmp_path):
-    process = spawn("published", cwd=tmp_path)
-    time.sleep(3.0)  # past the imports, on a busy machine too
+    place, kept = tmp_path / "place", tmp_path / "kept"
+    place.mkdir()
+    process = spawn("published", cwd=place, env=os.environ | {"FASIM_CACHE_DIR": str(kept)})
+    deadline = time.monotonic() + 120
+    while not list(kept.glob("predictions/*.run.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)  # until the first of many predictions is made
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
