@@ -50,6 +50,8 @@ def on_page_markdown(markdown, page, **_):
 PARTS = {
     "lessons": lambda: lessons(),
     "ladder": ladder.ladder,
+    "last rungs": ladder.last_rungs,
+    "hand-overs": ladder.hand_overs,
     "code of the ladder": ladder.code,
     "tiles of the ladder": ladder.tiles,
     "tiles dealt": ladder.dealt,

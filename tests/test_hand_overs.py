@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from fasim.kernels.validation import hand_overs
 
 pytest.importorskip("cuda.core")
 
+RECORDED = Path(hand_overs.__file__).parents[2] / "traces" / "recorded" / "validation"
 SAID = """========= COMPUTE-SANITIZER
 ========= Error: Race reported between Write access at written_then_barrier_1+0x150 in default_program:87
 =========     and Read access at written_then_barrier_1+0x110 in default_program:87 [4 hazards]
@@ -40,3 +46,13 @@ def test_a_report_is_read_by_kernel():
     said = hand_overs.read(SAID)
     assert [name for name, lines in said.items() if lines] == ["written_then_barrier_1", hand_overs.CONTROL]
     assert "4 hazards" in said["written_then_barrier_1"][0]
+
+
+def test_what_racecheck_follows_is_as_docs_triton_says():
+    """One thread's arrival at an mbarrier for others is an order that it does not follow, a named barrier one that it does."""
+    record = json.loads((RECORDED / "hand_overs.json").read_text(encoding="utf-8"))
+    assert record["source_sha256"] == hashlib.sha256(hand_overs.SOURCE.read_bytes()).hexdigest()
+    reported = {row["hand_over"]: bool(row["reported"]) for row in record["rows"]}
+    assert [*reported] == hand_overs.names() and all(row["right"] for row in record["rows"])
+    for_others = [name for name in reported if re.search(r"then_one(_of_each_warp)?_arrives", name)]
+    assert {name for name, said in reported.items() if said} == {*for_others, hand_overs.CONTROL}

@@ -22,14 +22,30 @@ FIRST = "Triton 3.6.0"
 TITLES = {PEER: "FlashAttention-3's wheel", CUDA: "`fa3` in CUDA, ours", "fa2": "`fa2` in Triton, ours"}
 
 
-def rates() -> dict:
-    """The record of rates (kernels/measure/beside_gluon.py)."""
-    return read_json(RECORDED / "gluon_h200.json", "record")
+QUEUED = ("gluon-persistent", "gluon-bounded")
+"""The last two rungs, which a record of their own has."""
 
 
-def ladder() -> str:
-    """A table for each head dim: TFLOP/s, and in brackets the share of FlashAttention-3's in the same process."""
-    record = rates()
+def rates(name: str = "gluon_h200") -> dict:
+    """A record of rates (kernels/measure/beside_gluon.py): of the first five rungs, or "gluon_queued_h200", of the last two."""
+    return read_json(RECORDED / f"{name}.json", "record")
+
+
+def _all_rungs() -> list[dict]:
+    """The rows of the first record, and of the last two rungs."""
+    return [*rates()["rows"], *(row for row in rates("gluon_queued_h200")["rows"] if row["kernel"] in QUEUED)]
+
+
+def last_rungs() -> str:
+    """As `ladder`, the rungs whose tiles come from a queue, with what they are beside."""
+    return ladder("gluon_queued_h200", (PEER, CUDA, "fa2", PREFIX + "fa3", *QUEUED))
+
+
+def ladder(name: str = "gluon_h200", kernels: Sequence[str] = ()) -> str:
+    """A table for each head dim: TFLOP/s of all kernels of a record, or of `kernels`, and in brackets the share of
+    FlashAttention-3's in the same process."""
+    record = rates(name)
+    record["rows"] = [row for row in record["rows"] if row["kernel"] in (kernels or [row["kernel"]])]
     parts = []
     for head_dim in sorted({row["head_dim"] for row in record["rows"]}, key=(128, 64, 256).index):
         parts.append(f"## head_dim {head_dim}\n\n" + _table([row for row in record["rows"] if row["head_dim"] == head_dim]))
@@ -97,7 +113,7 @@ def code() -> str:
 
 def tiles() -> str:
     """What a tile of 128 queries takes on an SM by the recorded rates: each block, and all besides."""
-    rows = [row for row in rates()["rows"] if row["head_dim"] == 128 and row.get("compiler", FIRST) == FIRST and "median_ms" in row]
+    rows = [row for row in _all_rungs() if row["head_dim"] == 128 and row.get("compiler", FIRST) == FIRST and "median_ms" in row]
     lines = [
         "| kernel | us a block of 128 keys | us a tile besides, full | us a tile besides, causal at 1k |",
         "|---|---|---|---|",
@@ -146,6 +162,16 @@ def _best(rows: Sequence[dict]) -> str:
         return "missing"
     best = max(rows, key=lambda row: row["tflops"])
     return f"{_cell(best, True)}{'*' * bool(best.get('earlier_text'))}, {best['kernel'].replace(', bounded', '')}"
+
+
+def hand_overs() -> str:
+    """Which hand-overs racecheck follows (kernels/validation/hand_overs.py)."""
+    record = read_json(RECORDED.parent / "validation" / "hand_overs.json", "record")
+    lines = ["| written or read, then | right | reported |", "|---|---|---|"]
+    for row in record["rows"]:
+        said = row["hand_over"].replace("_", " ")
+        lines.append(f"| {said} | {'yes' if row['right'] else 'no'} | {'yes' if row['reported'] else 'no'} |")
+    return "\n".join(lines)
 
 
 def dealt() -> str:

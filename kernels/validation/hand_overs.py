@@ -8,6 +8,8 @@ report says nothing. Needs a GPU of compute capability 9.0 and compute-sanitizer
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
 import json
 import os
 import re
@@ -61,18 +63,27 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="only launch them, in this process")
     given = parser.parse_args()
     if given.run:
-        sys.stdout.write("right: " + json.dumps(run()) + "\n")
+        import torch
+
+        sys.stdout.write(f"right: {json.dumps(run())}\ndevice: {json.dumps(torch.cuda.get_device_name())}\n")
         return
     command = [sanitize.require(), "--tool", "racecheck", sys.executable, "-m", __spec__.name, "--run"]
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
-    found = re.search(r"^right: (.*)$", done.stdout, re.MULTILINE)
+    found = re.search(r"^right: (.*)\ndevice: (.*)$", done.stdout, re.MULTILINE)
     if not found:
         raise SystemExit(f"the kernels did not run: {(done.stdout + done.stderr)[-500:]}")
     right, said = json.loads(found[1]), read(done.stdout + done.stderr)
     version = subprocess.run([sanitize.require(), "--version"], capture_output=True, text=True, check=False).stdout
     rows = [{"hand_over": name, "right": right[name], "reported": said[name]} for name in said]
-    result = {"tool": next((line for line in version.splitlines() if "ersion" in line), ""), "rows": rows}
+    result = {
+        "schema": "fasim.hand-overs/1",
+        "date": datetime.date.today().isoformat(),
+        "device": json.loads(found[2]),
+        "tool": next((line for line in version.splitlines() if "ersion" in line), ""),
+        "source_sha256": hashlib.sha256(SOURCE.read_bytes()).hexdigest(),
+        "rows": rows,
+    }
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
