@@ -135,13 +135,17 @@ def test_rows_of_before_are_taken_and_nothing_else_is(tmp_path, table, monkeypat
 
 
 def test_the_sentence(table):
-    assert summary(table).startswith("None is ahead by more than the model can tell; the highest rate is ")
+    said = summary(table)
+    assert " are level, within " in said and " of the fastest at all 2 shapes: none leads; the highest rate is " in said
     lengths = sweep(seqlen=[128, 256], **TINY)
     said = summary(lengths)
     assert said.startswith("From ") and "at seqlen 128 to " in said and "2 predictions of fa3" in said
     rivals = [row | {"schedule": name, "time_s": row["time_s"] * by} for row in lengths.rows for name, by in (("a", 1), ("b", 2))]
     two = Table.of(rivals, COLUMNS)
     assert summary(two).startswith("The fastest by more than 2%: a at 2 of 2 shapes; the highest rate is ")
+    gaps = (("a", 1), ("b", 1.01), ("far", 3))
+    level = Table.of([row | {"schedule": name, "time_s": by} for row in lengths.rows for name, by in gaps], COLUMNS)
+    assert summary(level).startswith("a and b are level, within 1.0% of the fastest at all 2 shapes: none leads; ")
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ def test_the_sentence(table):
 def test_the_command_prints_the_sentence_and_what_varies(fasim):
     status, out, _ = fasim("sweep", "fa3", "fa2", *ASKED)
     first, _, head, *body = out.splitlines()
-    assert status == 0 and ("of 2 shapes" in first or "None is ahead" in first)
+    assert status == 0 and ("of 2 shapes" in first or "are level" in first)
     assert head.split()[:4] == ["schedule", "seqlen", "time", "TFLOP/s"] and len(body) == 4
 
 

@@ -154,13 +154,13 @@ def summary(table: Table) -> str:
         won = Counter(_winner(rivals_, rivals) for rivals_ in contested.values())
         level = won.pop("", 0)
         said = [f"{name} at {count} of {len(contested)}" for name, count in won.most_common(4)]
-        head = "none is ahead by more than the model can tell"
+        head = _level(list(contested.values()), rivals)
         if said:
-            head = f"the fastest by more than {CLOSE:.0%}: {', '.join(said)} shapes"
+            head = f"The fastest by more than {CLOSE:.0%}: {', '.join(said)} shapes"
         ties = f", level at {level}" if level and said else ""
         where = f" ({named(best, shapes)})" if shapes else ""
         top = f"the highest rate is {_rate(best):.0f} TFLOP/s, {named(best, rivals)}{where}"
-        return f"{head[0].upper()}{head[1:]}{ties}; {top}{but}."
+        return f"{head}{ties}; {top}{but}."
     if len(found) == 1:
         return f"{best['schedule']} on {best['device']} reaches {_rate(best):.0f} TFLOP/s{but}."
     vary = shapes + rivals
@@ -174,6 +174,21 @@ def _winner(found: Sequence[Mapping[str, object]], rivals: Sequence[str]) -> str
     """Which of the rows of one shape is ahead of all others; empty where none is by more than the model can tell."""
     first, second, *_ = sorted(found, key=lambda row: row["time_s"])
     return named(first, rivals) if second["time_s"] / first["time_s"] - 1 >= CLOSE else ""
+
+
+def _level(contested: Sequence[Sequence[Mapping[str, object]]], rivals: Sequence[str]) -> str:
+    """Where none leads: who is with the fastest at every shape, and how near."""
+    behind: dict[str, float] = {}
+    for found in contested:
+        least = min(row["time_s"] for row in found)
+        near = {named(row, rivals): row["time_s"] / least - 1 for row in found if row["time_s"] / least - 1 < CLOSE}
+        behind = {name: max(gap, behind.get(name, 0.0)) for name, gap in near.items() if name in behind or found is contested[0]}
+    if len(behind) < 2:
+        return "None is ahead by more than the model can tell"
+    *others, last = sorted(behind, key=behind.get)
+    count = len(contested)
+    where = f"at all {count} shapes" if count > 1 else "here"
+    return f"{', '.join(others)} and {last} are level, within {max(behind.values()):.1%} of the fastest {where}: none leads"
 
 
 def named(row: Mapping[str, object], columns: Sequence[str]) -> str:
