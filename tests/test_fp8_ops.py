@@ -137,8 +137,13 @@ def test_v_as_rows_of_keys_is_the_same_attention_and_another_layout_is_refused()
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     with pytest.raises(UsageError, match="as rows of keys it must be contiguous"):
         attention_e4m3(q8, k8, v8, qs, ks, vs, 0.125, q_block=64, kv_block=own, keyed=True)
-    with pytest.raises(UsageError, match="wants descales of blocks"):
-        attention_e4m3(q8, k8, across, None, None, None, 0.125, keyed=True)
+    with pytest.raises(UsageError, match="no kernel with two_level"):
+        attention_e4m3(q8, k8, across, qs, ks, vs, 0.125, q_block=64, kv_block=own, two_level=4, keyed=True)
+    plain, got = (
+        attention_e4m3(q8, k8, v8, None, None, None, 0.125),
+        attention_e4m3(q8, k8, across, None, None, None, 0.125, keyed=True),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, plain, strict=True))
 
 
 REFUSED = {

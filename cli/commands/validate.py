@@ -46,7 +46,7 @@ def validate(
     ----------
     kernel
         standard, fa1, fa2, torch-cudnn, torch-fa2, torch-math, or package.module:function; in e4m3 fa3, fa3-blocks,
-        fa3-keyed, fa3-two-level, fa3-approximate, overlap-2stage or your own. [default: all of ours]
+        fa3-keyed, fa3-keyed-heads, fa3-two-level, fa3-approximate, overlap-2stage or your own. [default: all of ours]
     quick
         One head dim and the shorter lengths.
     only

@@ -149,7 +149,7 @@ def attention_e4m3(
 ) -> tuple[Tensor, Tensor]:
     """O of `dtype` and LSE of e4m3 tensors; descales are (B, H_kv), or (B, H, blocks) where q_block and kv_block are not 0.
 
-    With `keyed`, which wants such blocks and no two levels, v is rows of keys (`keyed.as_rows_of_keys`).
+    With `keyed`, which has no two levels, v is rows of keys (`keyed.as_rows_of_keys`).
     """
     descales = (q_descale, k_descale, v_descale)
     return run(q, k, v, *descales, softmax_scale, causal, dtype, q_block, kv_block, two_level, approximate, keyed)
@@ -182,12 +182,12 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """What the operator does."""
     descales = (q_descale, k_descale, v_descale)
-    if keyed and (two_level or not q_block):
-        raise UsageError("keyed=True wants descales of blocks (q_block and kv_block) and no two_level")
+    if keyed and two_level:
+        raise UsageError("keyed=True has no kernel with two_level: leave one of them out")
     if keyed and q.is_cuda:
         from ..cuda.fp8 import keyed_launch
 
-        return keyed_launch.forward(q, k, v, *descales, softmax_scale, causal, dtype, approximate)
+        return keyed_launch.forward(q, k, v, *descales, softmax_scale, causal, dtype, bool(q_block), approximate)
     if q.is_cuda:
         from ..cuda.fp8.launch import forward
 

@@ -25,16 +25,18 @@ def forward(
     softmax_scale: float | None = None,
     causal: bool = False,
     dtype: torch.dtype = torch.bfloat16,
+    block_scales: bool = False,
     approximate: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As launch.forward with descales of blocks, v being fp8.keyed.as_rows_of_keys of V: (B, H_kv, D, S16). The same bits."""
+    """As launch.forward, v being fp8.keyed.as_rows_of_keys of V: (B, H_kv, D, S16)."""
     _, seqlen_k, _, head_dim = k.shape
-    config = keyed_config_for("fa3", OUTPUTS[dtype], head_dim, bool(causal), seqlen_k, True, False, approximate)
+    config = keyed_config_for(OUTPUTS[dtype], head_dim, bool(causal), seqlen_k, block_scales, approximate)
     rows = config.fit.tile.block_n
     descales = (q_descale, k_descale, v_descale)
-    check(q, k, k, descales, softmax_scale, dtype, (QUERY_ROWS, rows, rows))
+    check(q, k, k, descales, softmax_scale, dtype, (QUERY_ROWS, rows, rows) if block_scales else ())
     check_rows_of_keys(k, v)
-    descales = tuple(None if x is None else x.contiguous() for x in descales)
+    if block_scales:
+        descales = tuple(None if x is None else x.contiguous() for x in descales)
     scale = 1.0 / math.sqrt(head_dim) if softmax_scale is None else softmax_scale
     plan = plan_for(config, tuple(q.shape), tuple(k.shape), (q.stride(), k.stride()), q.get_device())
     return plan.run(q, k, v, descales, scale)

@@ -14,10 +14,10 @@ from ..check import Case, MissingTool
 from ..subjects import Subject, load, package_of, parse_argument, source_of
 
 CALLABLE = "f(q, k, v, causal=..., softmax_scale=..., q_descale=..., k_descale=..., v_descale=...) -> O or (O, LSE)"
-OURS = ("fa3", "fa3-blocks", "fa3-keyed", "fa3-two-level", "fa3-approximate", "overlap-2stage")
-"""With descales of heads, of blocks, of blocks with V as rows of keys, of blocks with P V of TWO_LEVEL blocks added up apart, of
-blocks with half of the exponentials approximate: of that one only O is held, since its LSE is off by up to 0.03 and says so; and
-the rung below fa3, with descales of heads."""
+OURS = ("fa3", "fa3-blocks", "fa3-keyed", "fa3-keyed-heads", "fa3-two-level", "fa3-approximate", "overlap-2stage")
+"""With descales of heads; of blocks; with V as rows of keys, of blocks and of heads; of blocks with P V of TWO_LEVEL blocks added
+up apart; of blocks with half of the exponentials approximate: of that one only O is held, since its LSE is off by up to 0.03 and
+says so; and the rung below fa3, with descales of heads."""
 TWO_LEVEL = 4
 ON_THE_CPU = 32
 """The tile of a user's callable there, where what FP8 arithmetic makes is emulated bit by bit and slowly."""
@@ -82,7 +82,8 @@ def _ours(name: str) -> Fp8Subject:
 
     schedule = "overlap-2stage" if name == "overlap-2stage" else "fa3"
     two_level = TWO_LEVEL if name == "fa3-two-level" else 0
-    blocks, approximate, keyed = name not in ("fa3", schedule), name == "fa3-approximate", name == "fa3-keyed"
+    blocks, approximate = name not in ("fa3", "fa3-keyed-heads", schedule), name == "fa3-approximate"
+    keyed = name in ("fa3-keyed", "fa3-keyed-heads")
 
     def forward(q, k, v, *, causal=False, softmax_scale=None, q_descale=None, k_descale=None, v_descale=None):
         import torch
@@ -100,7 +101,7 @@ def _ours(name: str) -> Fp8Subject:
 
     room = Path(__file__).parents[2] / "cuda"
     own = [*sorted((room / "fp8").glob("*.py")), *sorted((room / "fp8").glob("*.cuh")), cuda.path_of(schedule)]
-    own += [cuda.path_of("overlap-2stage")] if approximate else []
+    own += [cuda.path_of("overlap-2stage")] if approximate or keyed else []
     own += [room / "fp8" / "keyed" / "producer.cuh"] if keyed else []
     return Fp8Subject(
         name=name,

@@ -41,3 +41,16 @@ struct Transposer {
     }
   }
 };
+
+// A first block that is masked may show a row few keys, whose maximum later blocks would pass again and again, each time with a look at
+// its bytes or a second try: so the first block without a mask is taken from its own maximum too.
+struct RowStateAfresh : RowStateFp8 {
+  bool masked_before = false;
+
+  template <int N> __device__ __forceinline__ bool online(const float (&S)[N], u32 (&P)[N / 4], const Scales& by, bool first, bool masked) {
+    const bool afresh = HEAD_DIM == 128 && masked_before && !masked;
+    masked_before = masked;
+    return RowStateFp8::online(S, P, by, first || afresh, masked);
+  }
+};
+#define RowStateFp8 RowStateAfresh
