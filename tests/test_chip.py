@@ -1,6 +1,7 @@
 """The composition of the chip from one SM, held to a brute-force replay of every SM at once on small problems."""
 
 from dataclasses import fields, replace
+from functools import cache
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -65,7 +66,8 @@ def both(name: str, workload: Workload, sms: int) -> tuple[float, int]:
         sequences[slot].append((n, int(masked[n])))
         heappush(ready, (at + durations.later[np.searchsorted(durations.lengths, n), room - 1], slot))
     used = [(slot, sequence) for slot, sequence in enumerate(sequences) if sequence]
-    programs = [trace(kernel, workload, tile, sequence) for _, sequence in used]
+    traced = cache(lambda sequence: trace(kernel, workload, tile, sequence))
+    programs = [traced(tuple(sequence)) for _, sequence in used]
     whole = Memory(SHARE[0] * sms, SHARE[1] * sms, MISSES, {})
     return composed, replay(programs, device, whole, [slot % sms for slot, _ in used]).cycles
 
