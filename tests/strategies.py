@@ -252,7 +252,6 @@ def devices(draw) -> Device:
         fma_beside_wgmma_cycles=draw(st.sampled_from((0.0, 1.63, 5.0))),
         alu_beside_wgmma_cycles=draw(st.sampled_from((0.0, 4.54, 9.0))),
         mufu_beside_wgmma_cycles=draw(st.sampled_from((0.0, 8.83, 20.0))),
-        wgmma_shared_bytes_per_cycle=draw(st.sampled_from((60.0, 108.0, 128.0))),
         store_beside_most=draw(st.sampled_from((20.0, 41.0, 128.0))),
         store_beside_least=draw(st.sampled_from((5.0, 21.0, 128.0))),
         matrix_beside_most=draw(st.sampled_from((20.0, 67.0, 128.0))),

@@ -14,7 +14,8 @@ from fasim.simulator.problem.workload import Workload
 from fasim.simulator.replay.engine import Memory, replay
 from fasim.simulator.schedules import Kernel
 
-RECORDED = json.loads((Path(fasim.traces.__file__).parent / "recorded" / "calibration" / "reduce_add.json").read_text())["results"]
+CALIBRATION = Path(fasim.traces.__file__).parent / "recorded" / "calibration"
+RECORDED, SHARED = (json.loads((CALIBRATION / f"{name}.json").read_text())["results"] for name in ("reduce_add", "shared_operands"))
 H200 = load_device("h200")
 WORKLOAD = Workload(1, 1, 8448, 128, direction="backward")
 GEMMS = {f"ss{n}": (("S^T", "K", "Q"), n) for n in (64, 80, 128)} | {"rs128": (("dV", "P^T", "dO"), 128)}
@@ -69,11 +70,14 @@ def test_gemms_beside_stores_and_adds_lose_what_was_recorded_and_stores_get_it(k
             assert stored == pytest.approx(recorded[other]["stores_bytes_per_clk"]["median"], rel=0.1)
 
 
-def test_two_warpgroups_gemms_that_need_all_of_shared_memory_take_turns_slower():
-    """Of 64 columns with A in shared memory, beside those of 128, which need 96 bytes a cycle of its 128."""
-    recorded = {kind: RECORDED["beside"][f"{kind}_alone"]["gemms_per_1000_clk"]["median"] for kind in ("ss64", "ss128")}
-    rate = {kind: modelled(kind, None)[0] for kind in recorded}
-    assert rate["ss64"] / rate["ss128"] == pytest.approx(recorded["ss64"] / recorded["ss128"], rel=0.1)
+def test_two_warpgroups_gemms_that_need_all_of_shared_memory_lose_nothing():
+    """Of 64 columns with A in shared memory, which need 128 bytes a cycle, all there is; so `shared_operands` has it, at any number of
+    k steps and of warpgroups. In `reduce_add` a load of shared memory stood between two GEMMs of a warpgroup."""
+    for groups in ("warpgroups_2", "warpgroups_3"):
+        for name in ("ss64x4", "ss64x8", "ss64x16", "ss64x32", "ss64x16_rs256x4", "ss80x8", "ss128x8"):
+            if found := SHARED[groups].get(name):
+                assert found["tensor_utilisation"]["median"] == pytest.approx(1, abs=0.01)
+    assert modelled("ss64", None)[0] == pytest.approx(2 * modelled("ss128", None)[0], rel=0.07)
 
 
 def test_all_sms_add_what_was_recorded():

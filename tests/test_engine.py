@@ -117,7 +117,7 @@ def test_unit_lanes_sum_to_the_busy_counters(scene):
     """Without what makes work slower beside other work, or for its operands, and the spacing of MUFU."""
     none = dict.fromkeys((f"{pipe}_beside_wgmma_cycles" for pipe in ("issue", "fma", "alu", "mufu")), 0.0)
     none |= {"store_interference": 0.0, "matrix_interference": 0.0, "red_interference": 0.0, "wgmma_register_share": 0.0}
-    none |= {"wgmma_shared_bytes_per_cycle": 1e5, "smem_bytes_per_cycle": 100_000}
+    none |= {"smem_bytes_per_cycle": 100_000}
     calm = replace(scene.device, **none, mufu_spacing_cycles=H200.mufu_cycles)
     replayed = run(replace(scene, device=calm))
     for unit in (U_TMA, U_TENSOR, U_MUFU, U_FMA):

@@ -26,7 +26,7 @@ MECHANISMS: Mapping[str, Mapping[str, float]] = {
     "instructions slow WGMMA down": {"wgmma_register_share": 0.0},
     "a GEMM begins later beside arithmetic": {"wgmma_beside_cycles": 0},
     "results wait for shared memory beside WGMMA": {
-        "wgmma_shared_bytes_per_cycle": 128.0, "store_beside_most": 128.0, "store_beside_least": 128.0, "store_interference": 0.0,
+        "store_beside_most": 128.0, "store_beside_least": 128.0, "store_interference": 0.0,
         "matrix_beside_most": 128.0, "matrix_beside_more": 128.0, "matrix_interference": 0.0,
     },
     "a GEMM takes time to issue": {"wgmma_issue_cycles": 0, "wgmma_step_issue_cycles": 0, "wgmma_step_issue_share": 0.0},

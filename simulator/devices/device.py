@@ -89,7 +89,6 @@ class Device:
     wgmma_queue_ksteps: int = _quantity("k steps", 0, 64)  # k steps a warpgroup may queue before its issue stalls
     wgmma_arbitration_ksteps: int = _quantity("k steps", 0, 64)  # before another's turn; 0: order of issue
     wgmma_register_share: float = _quantity("ratio", 0, 1)  # of the register file: instructions beyond the rest slow k steps
-    wgmma_shared_bytes_per_cycle: float = _quantity("B/cycle", 1, 1e5)  # of operands that need all of it, of GEMMs in turns
     red_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses while a warpgroup adds from registers
     store_beside_most: float = _quantity("B/cycle", 1, 1e5)  # of shared memory's, by 16-byte stores beside WGMMA: at most
     store_beside_least: float = _quantity("B/cycle", 1, 1e5)  # at least, whatever WGMMA's operands take; what they leave, between

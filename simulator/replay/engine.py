@@ -459,7 +459,6 @@ def _serve_k_step(state, s, now):
     """The tensor cores of SM s execute the k step that the arbiter chooses."""
     machine, sm = state.machine[0], state.sms[s]
     i = _oldest(state, s) if machine["arbitration"] == 0 else _next_in_turn(state, s, now)
-    in_turns = sm["tensor_free"] == now and (sm["tensor_full"] == 2 or (sm["tensor_full"] == 1 and i != sm["tensor_owner"]))
     sm["tensor_run"] = sm["tensor_run"] + 1 if i == sm["tensor_owner"] else 1
     sm["tensor_owner"] = i
     warp = state.warps[i]
@@ -469,11 +468,6 @@ def _serve_k_step(state, s, now):
     sm["steps"] -= 1
 
     end = now + step["cycles"]
-    sm["tensor_full"] = 0
-    if step["nbytes"] >= step["cycles"] * machine["smem_bytes"]:
-        sm["tensor_full"] = 2 if in_turns else 1
-    if sm["tensor_full"] == 2:
-        end += step["cycles"] * machine["shared_q10"] >> 10
     if sm["crowded_until"] > now:
         end += step["cycles"] * sm["crowded_q10"] >> 10
     if sm["adding_until"] > now:

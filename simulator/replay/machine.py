@@ -77,7 +77,7 @@ MACHINE = _record(
     "tensor_flops tensor_flops_8bit mma_flops_q10 mma_latency ldmatrix_q10 "
     "wgmma_start wgmma_beside wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration port_q10 "
     "issue_beside_q10 fma_beside_q10 alu_beside_q10 mufu_beside_q10 "
-    "shared_q10 store_most_q10 store_least_q10 matrix_most_q10 matrix_more_q10 storing_q10 moving_q10 "
+    "store_most_q10 store_least_q10 matrix_most_q10 matrix_more_q10 storing_q10 moving_q10 "
     "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency "
     "tma_latency hbm_latency tma_issue add_q20 add_chip_q20 adding_q10 "
     "mbarrier_arrive mbarrier_wait mbarrier_issue named_arrive named_wait cluster_arrive cta_launch setup"
@@ -99,11 +99,10 @@ BARRIER = _record("kind expected initial first_completion arrivals latest genera
 """One barrier: arrivals of the generation that is open, and how many are complete."""
 
 SM = _record(
-    "tensor_free tensor_owner tensor_run tensor_full wgmma_until pending pending_bytes steps tickets served issuer "
+    "tensor_free tensor_owner tensor_run wgmma_until pending pending_bytes steps tickets served issuer "
     "crowded_until crowded_q10 issue_free smem_free load_free store_free adding_until moving_until"
 )
-"""One SM: when each unit is free, whose k steps the tensor cores serve, whether the last needed all of shared
-memory (2: as did those of another warp right before), the cycles and operand bytes of those of the GEMMs under
+"""One SM: when each unit is free, whose k steps the tensor cores serve, the cycles and operand bytes of those of the GEMMs under
 way, how many are in the queue, how often a warp had to wait for room in it, when a k step left it, the number, from 1, of the warp
 that is amid the issue of a GEMM, and until when, and by how much, arithmetic makes k steps longer; `adding_until` and
 `moving_until`: until when adds from registers do, and LDSM and STSM."""
@@ -160,7 +159,6 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "fma_beside_q10": round(1024 * device.fma_beside_wgmma_cycles),
         "alu_beside_q10": round(1024 * device.alu_beside_wgmma_cycles),
         "mufu_beside_q10": round(1024 * device.mufu_beside_wgmma_cycles),
-        "shared_q10": max(0, round(1024 * device.smem_bytes_per_cycle / device.wgmma_shared_bytes_per_cycle) - 1024),
         "store_most_q10": round(1024 * device.store_beside_most),
         "store_least_q10": round(1024 * device.store_beside_least),
         "matrix_most_q10": round(1024 * device.matrix_beside_most),

@@ -125,7 +125,6 @@ class Sm:
         self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
         self.pipes = {name: Server() for name in PIPES}
         self.wgmma_until = self.last_served = 0
-        self.full = self.in_turns = False  # whether the last k step needed all of shared memory, and whether others' before did
         self.crowded_until = self.crowded_q10 = self.adding_until = self.moving_until = 0
         self.owner: Asker | None = None
         self.pending = self.pending_bytes = 0  # cycles, and bytes of operands, of all k steps of the GEMMs under way
@@ -180,13 +179,9 @@ class Sm:
         """Serve one k step."""
         now = self.ready_at()
         warp = self._arbitrate(now)
-        in_turns = self.tensor.free == now and (self.in_turns or (self.full and warp is not self.owner))
         self.owner = warp
         step = warp.queue.popleft()
-        self.full = step.nbytes >= step.cycles * self.chip.cycles.smem_bytes
-        self.in_turns = in_turns and self.full
-        longer = step.cycles * self.chip.cycles.shared_q10 >> 10 if self.in_turns else 0
-        longer += step.cycles * self.crowded_q10 >> 10 if self.crowded_until > now else 0
+        longer = step.cycles * self.crowded_q10 >> 10 if self.crowded_until > now else 0
         if self.adding_until > now:
             longer += step.cycles * self.chip.cycles.adding_q10 >> 10
         cycles = self.chip.cycles

@@ -176,14 +176,6 @@ def _store_interference(reduce_add: dict) -> Found:
     return Found(mean(lost), min(lost), max(lost), how)
 
 
-def _shared(reduce_add: dict) -> Found:
-    """Of two warpgroups' GEMMs of 64 columns with A in shared memory, whose operands would take 128 bytes a cycle."""
-    found, nbytes = reduce_add["beside"]["ss64_alone"]["gemms_per_1000_clk"], 8 * 32 * (64 + 64)
-    low, mid, high = (found[name] * nbytes / 1000 for name in ("p05", "median", "p95"))
-    how = "operands of two warpgroups' GEMMs of 64 columns, A in shared memory, which need 128; of 80, which need 115, all"
-    return Found(round(mid), low, high, how)
-
-
 def _red_interference(reduce_add: dict) -> Found:
     kinds = sorted({name.split("_")[0] for name in reduce_add["beside"]})
     rate = {name: found["gemms_per_1000_clk"]["median"] for name, found in reduce_add["beside"].items()}
@@ -193,7 +185,6 @@ def _red_interference(reduce_add: dict) -> Found:
 
 
 DERIVATIONS = (
-    Derivation("wgmma_shared_bytes_per_cycle", ("reduce_add",), _shared),
     Derivation("red_interference", ("reduce_add",), _red_interference, 2),
     Derivation("mma_sync_efficiency", ("mma_sync",), _mma_sync, 4),
     Derivation("ldmatrix_issue_cycles", ("mma_sync",), _ldmatrix, 3),
