@@ -89,9 +89,9 @@ class Reader(Pen):
         return j == 0 or (self.code.softmax is RUNNING and j <= tile.hidden(self.rank))
 
     def first(self, tile, j: int) -> list[Phase]:
-        """The whole softmax of such a block, estimated: the maximum, exponentials, P."""
+        """The whole softmax of such a block, estimated: the maximum, exponentials, P; O, which a tile's first block finds empty."""
         phases, left = self.code.softmax.block(tile, j, under_product=False, rank=self.rank)
-        return [*phases, *(each.phase for each in left)]
+        return [*phases, *(each.phase for each in left if j > 0 or each.writes != "O")]
 
     def softmax(self, tile, j: int, gap: int, is_first: bool) -> list[Phase]:
         """The part of block j's softmax behind so many points of the loop; the first also masks, if a masked block needs it.
