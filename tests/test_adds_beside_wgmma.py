@@ -71,8 +71,8 @@ def test_gemms_beside_stores_and_adds_lose_what_was_recorded_and_stores_get_it(k
 
 
 def test_two_warpgroups_gemms_that_need_all_of_shared_memory_lose_nothing():
-    """Of 64 columns with A in shared memory, which need 128 bytes a cycle, all there is; so `shared_operands` has it, at any number of
-    k steps and of warpgroups. In `reduce_add` a load of shared memory stood between two GEMMs of a warpgroup."""
+    """Of 64 columns with A in shared memory, which need 128 bytes a cycle, all there is; so `shared_operands` has it, at any number
+    of k steps and of warpgroups. In `reduce_add` a load of shared memory stood between two GEMMs of a warpgroup."""
     for groups in ("warpgroups_2", "warpgroups_3"):
         for name in ("ss64x4", "ss64x8", "ss64x16", "ss64x32", "ss64x16_rs256x4", "ss80x8", "ss128x8"):
             if found := SHARED[groups].get(name):

@@ -22,7 +22,7 @@ BEYOND = {
     ("warp-specialized", 64, False): "+3.2", ("warp-specialized", 64, True): "+4.3", ("overlap-2stage", 64, True): "+4.1",
     ("overlap-3stage", 64, True): "+9.2", ("overlap-3stage", 256, True): "+3.2", ("fa3-published", 128, False): "+3.5 and +4.1",
 }  # fmt: skip
-"""Percent, of 16 bits. All but the last run free of turns: warpgroups settle in another alignment, by the file slower than on hardware."""
+"""Percent, of 16 bits. Most run free of turns: warpgroups settle in another alignment, by the file slower than on hardware."""
 
 
 def _cases() -> list:
