@@ -7,6 +7,9 @@ of all that a thread holds, through tensors of one `pack`.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+HANDS_OVER = gl.constexpr("=r,r,~{memory}")
+"""Constraints of a barrier: no access to memory is moved across it."""
+
 
 @gluon.jit
 def _by_each_thread(number):
@@ -24,14 +27,16 @@ def _said(instruction, threads):
 def arrive_at(barrier, THREADS: gl.constexpr):
     """Arrive at a named barrier of THREADS threads, warp by warp, and go on (PTX ISA, barrier.arrive)."""
     gl.inline_asm_elementwise(
-        _said("bar.arrive", THREADS), "=r,r", [_by_each_thread(barrier)], dtype=gl.int32, is_pure=False, pack=1
+        _said("bar.arrive", THREADS), HANDS_OVER, [_by_each_thread(barrier)], dtype=gl.int32, is_pure=False, pack=1
     )
 
 
 @gluon.jit
 def wait_at(barrier, THREADS: gl.constexpr):
     """Wait at a named barrier until THREADS threads have arrived, these among them (PTX ISA, barrier.sync)."""
-    gl.inline_asm_elementwise(_said("bar.sync", THREADS), "=r,r", [_by_each_thread(barrier)], dtype=gl.int32, is_pure=False, pack=1)
+    gl.inline_asm_elementwise(
+        _said("bar.sync", THREADS), HANDS_OVER, [_by_each_thread(barrier)], dtype=gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.constexpr_function
