@@ -25,6 +25,9 @@ MAX_SMEM_BYTES = 227 * 1024
 BLOCK_N = {64: 128, 128: 128, 256: 64}
 """Keys per block. Shapes of Gluon tensors are powers of two: 176 or 80 keys, FlashAttention-3's choice, cannot be had."""
 STAGES = 2
+LONG = {("bounded", 64): (8192, 3, 64)}
+"""Rung, head dim -> from so many keys on, that many consumers and keys per block: three hide more of a softmax that is longer than
+the GEMMs; below, the wider tile loses more to what lies around the loop and to the diagonal."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,21 @@ class GluonConfig:
 
 def config_for(schedule: str, dtype: str, head_dim: int, causal: bool, seqlen_k: int = 1) -> GluonConfig:
     """The kernel of a schedule on its tile; of QUEUED without a mask where neither it nor the length asks for one."""
-    block_n = BLOCK_N[head_dim]
+    block_n, consumers = BLOCK_N[head_dim], 2
+    if (schedule, head_dim) in LONG and seqlen_k >= LONG[schedule, head_dim][0]:
+        _, consumers, block_n = LONG[schedule, head_dim]
     whole = schedule in QUEUED and not causal and seqlen_k % block_n == 0
-    return GluonConfig(schedule, dtype, head_dim, causal, block_n, ragged=not whole)
+    return GluonConfig(schedule, dtype, head_dim, causal, block_n, consumers=consumers, ragged=not whole)
 
 
 def candidates(dtype: str, head_dim: int, causal: bool, seqlen_k: int = 1) -> dict[str, GluonConfig]:
     """What QUEUED might be, by a name for each: hand-overs by named barriers or by mbarriers, two or three consumers."""
     found = {}
     for schedule in QUEUED:
-        usual = config_for(schedule, dtype, head_dim, causal, seqlen_k)
-        tiles = [usual]
+        block_n = BLOCK_N[head_dim]
+        tiles = [GluonConfig(schedule, dtype, head_dim, causal, block_n, ragged=causal or seqlen_k % block_n != 0)]
         if head_dim == 64:  # with 128 keys 160 registers a thread do not hold S, P and O of three
-            tiles.append(replace(usual, block_n=64, consumers=3, ragged=causal or seqlen_k % 64 != 0))
+            tiles.append(replace(tiles[0], block_n=64, consumers=3, ragged=causal or seqlen_k % 64 != 0))
         for tile in tiles:
             for named in (True, False):
                 hands = "named barriers" if named else "mbarriers"

@@ -119,7 +119,9 @@ def packages_of(kernel: str) -> dict[str, str]:
 def tile_of(kernel: str, workload: Workload) -> Tile | None:
     """The tile our CUDA or Gluon kernel takes for a workload; None where it is not known."""
     if implementation_of(kernel) == "gluon":
-        config = gluon.config_for(kernel.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal)
+        config = gluon.config_for(
+            kernel.removeprefix(gluon.PREFIX), workload.dtype, workload.head_dim, workload.causal, workload.seqlen_k
+        )
         return Tile(config.block_m, config.block_n, config.stages, config.consumers)
     if kernel == DECODE:
         import torch
