@@ -220,7 +220,7 @@ def test_auto_takes_a_kernel_within_a_percent_of_the_fastest_and_ahead_of_the_pe
     assert max(row["relative_error"].values()) < 4e-3 and not row["refused"]
 
 
-@pytest.mark.parametrize(("head_dim", "least"), [(64, 1.09), (128, 1.07), (256, 1.045)])
+@pytest.mark.parametrize(("head_dim", "least"), [(64, 1.1), (128, 1.07), (256, 1.045)])
 def test_the_forward_is_so_much_faster_than_the_best_peer(head_dim, least):
     """As geometric mean over 512 to 16k, full and causal."""
     rows = [row for row in FORWARD["rows"] if row["head_dim"] == head_dim]
