@@ -33,6 +33,10 @@ READY: dict[tuple[str, int, bool], str] = {
 """Dtype, head dim and mask -> the CUDA schedule that "auto" takes on Hopper, the faster where two are right (backward_h200.json). A
 schedule stands here once the whole suite, the sanitizer and the endurance runs have passed on an H200, in that dtype
 (traces/recorded/backward/validation)."""
+LONG: dict[tuple[str, int, bool], tuple[int, str]] = {}
+"""Where another is faster once queries and keys are so many: least length and schedule, under the same conditions."""
+SAME_BITS: dict[tuple[str, int, bool], tuple[int, str]] = {}
+"""The same in the deterministic mode."""
 _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -53,9 +57,13 @@ def head_dims(schedule: str) -> tuple[int, ...]:
     return tuple(sorted({head_dim for name, head_dim, _ in cuda.TILES if name == schedule}))
 
 
-def chosen(q: Tensor, causal: bool) -> str:
-    """The schedule that "auto" stands for, for tensors like q."""
-    found = READY.get((_DTYPES.get(q.dtype, ""), q.shape[3], bool(causal)))
+def chosen(q: Tensor, causal: bool, keys: int | None = None, same_bits: bool = False) -> str:
+    """The schedule that "auto" stands for, for tensors like q and so many keys (as many as queries, unless said)."""
+    kind = _DTYPES.get(q.dtype, ""), q.shape[3], bool(causal)
+    found = READY.get(kind)
+    least, longer = (SAME_BITS if same_bits else LONG).get(kind, (0, found))
+    if min(q.shape[1], q.shape[1] if keys is None else keys) >= least:
+        found = longer
     if q.is_cuda and found and _fits(q.get_device(), found, _DTYPES[q.dtype], q.shape[3], bool(causal)):
         return found
     return TRITON
@@ -90,7 +98,8 @@ def attention_backward(
     check_inputs(q, k, v)
     check_gradients(do, q, o, lse, dlse)
     schedule = checked(schedule, q.shape[3])
-    schedule = chosen(q, causal) if schedule == "auto" else schedule
+    same_bits = deterministic or torch.are_deterministic_algorithms_enabled()
+    schedule = chosen(q, causal, k.shape[1], same_bits) if schedule == "auto" else schedule
     if schedule == TRITON:
         check_runnable(q)
     for x in (do, q, k, v, o, lse) if dlse is None else (do, q, k, v, o, lse, dlse):
@@ -101,7 +110,6 @@ def attention_backward(
         with on_device(q):
             return kernel.backward(do, q, k, v, o, lse, softmax_scale, causal, dlse=dlse)
     kernel = import_module(".cuda.backward.launch", __package__)
-    same_bits = deterministic or torch.are_deterministic_algorithms_enabled()
     return kernel.backward(
         q, k, v, o, lse, do, dlse, causal=causal, scale=softmax_scale, schedule=schedule, deterministic=same_bits
     )  # fmt: skip

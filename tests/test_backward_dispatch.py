@@ -49,7 +49,7 @@ def launched(monkeypatch):
 @pytest.fixture
 def ready(monkeypatch, launched):
     """As on an H200 with a backward that was validated for head dim 64."""
-    monkeypatch.setattr(backward, "chosen", lambda q, causal: "lagged" if q.shape[3] == 64 else backward.TRITON)
+    monkeypatch.setattr(backward, "chosen", lambda q, causal, *_: "lagged" if q.shape[3] == 64 else backward.TRITON)
     return launched
 
 
@@ -155,8 +155,24 @@ def test_auto_is_cuda_on_hopper_alone_and_where_it_can_be_compiled_or_is_found_c
         backward._fits.cache_clear()
 
 
+def test_auto_takes_another_where_queries_and_keys_are_many_and_in_the_deterministic_mode(monkeypatch):
+    monkeypatch.setattr(backward, "READY", {("bf16", 128, False): "lagged"})
+    monkeypatch.setattr(backward, "LONG", {("bf16", 128, False): (4096, "across")})
+    monkeypatch.setattr(backward, "SAME_BITS", {("bf16", 128, False): (2048, "apart")})
+    monkeypatch.setattr(backward, "_fits", lambda *_: True)
+
+    def chosen(queries, keys, same_bits=False):
+        q = SimpleNamespace(is_cuda=True, shape=(1, queries, 1, 128), dtype=torch.bfloat16, get_device=lambda: 0)
+        return backward.chosen(q, False, keys, same_bits)
+
+    assert [chosen(4096, 4096), chosen(8192, None)] == ["across"] * 2
+    assert [chosen(4096, 4095), chosen(4095, 9000)] == ["lagged"] * 2
+    assert [chosen(2048, 2048, True), chosen(2048, 2047, True)] == ["apart", "lagged"]
+
+
 def test_what_is_ready_has_a_kernel():
-    for (dtype, head_dim, causal), schedule in backward.READY.items():
+    more = [(kind, schedule) for table in (backward.LONG, backward.SAME_BITS) for kind, (_, schedule) in table.items()]
+    for (dtype, head_dim, causal), schedule in (*backward.READY.items(), *more):
         config.config_for(schedule, dtype, head_dim, causal, deterministic=True, has_dlse=True)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-KERNELS = {"apart": (64, 128), "relay": (256,), "lagged": (64, 128)}
+KERNELS = {"apart": (64, 128), "across": (128,), "late": (128,), "relay": (256,), "lagged": (64, 128)}
 """Schedule -> the head dims that it is meant for."""
 LEAST_S = 10
 """Seconds that a step is begun with at least."""

@@ -184,15 +184,18 @@ class Warp:
 
     def gemm(
         self, destination: str, a: Slot | str, b: Slot, add: bool = False, step: int = -1, loaded: bool = False,
-        half: int | None = None, alone: bool = False,
+        half: int | None = None, alone: bool = False, k_steps: int | None = None,
     ) -> Result:  # fmt: skip
         """Issue this warpgroup's WGMMAs of destination = a b of one block (or += with `add`), once b is loaded.
 
         `destination` names a register tensor, `a` another one or a slot, `b` is a slot in shared memory; `step` is the loop
         step where it is not b's. `loaded` says that this warp has waited for b before.
-        `half` is 0 or 1 where only that half of the columns is formed; `alone` says that no other consumer forms a share of it.
+        `half` is 0 or 1 where only that half of the columns is formed; `alone` says that no other consumer forms a share of it;
+        `k_steps` how many steps of 16 in k are issued, where it is not all.
         """
         label, gemm = self._product(destination, a, b, add, WARPGROUP_ROWS, alone)
+        if k_steps is not None:
+            gemm = replace(gemm, k_steps=k_steps)
         if half is not None:
             gemm = replace(gemm, n=gemm.n // 2)
         self._run(self.pen.gemm(scores=destination in ("S", "S^T")), "address", b.index if step < 0 else step)

@@ -126,6 +126,7 @@ DEFAULTS: dict[tuple, tuple[Tile, str]] = {
     ("narrow backward", 256, 2, False): (_T(64, 48, 2, 2), "FlashAttention-4's for d256: beside dQ, 64 KiB of fp32, and two stages of Q no more keys fit"),
     ("lagged backward", 64, 2, False): (_T(128, 128, 2, 2), "as fa3: dK, dV, P, dP and dQ take 192 registers"),
     ("lagged backward", 128, 2, False): (_T(64, 128, 2, 2), "dK, dV, P, dP and dQ of 64 queries take 208 registers; 80 with dQ sent before dP is as fast"),
+    ("across backward", 128, 2, False): (_T(80, 128, 2, 2), "80 queries ask less of shared memory; dK, dV, S and P take 188 registers, of 184 above the first 24"),
     ("lagged backward", 256, 2, False): (_T(64, 64, 2, 2), "dK and dV of 64 keys, half of the head dim each, take 128 registers; 64 queries fill shared memory"),
     ("standard backward", 64, 2, False): (_T(128, 128, 1, 1), "as standard's forward: three CTAs share an SM"),
     ("standard backward", 128, 2, False): (_T(128, 128, 1, 2), "as d64; dK of 128 keys takes 64 registers of eight warps"),

@@ -13,7 +13,7 @@ from .. import config as forward
 from .wgmma import header
 
 HERE = Path(__file__).parent
-SCHEDULES = ("fa3", "lagged", "apart", "relay")
+SCHEDULES = ("fa3", "lagged", "apart", "across", "late", "relay")
 DTYPES = ("fp16", "bf16")
 WARPGROUP = 128
 ENTRIES = {"prepare": "attention_prepare", "main": "attention_backward"}
@@ -31,6 +31,10 @@ TILES = {
     ("apart", 64, True): Tile(128, 128, 2, 2),
     ("apart", 128, False): Tile(64, 128, 2, 2),
     ("apart", 128, True): Tile(64, 128, 2, 2),
+    ("across", 128, False): Tile(80, 128, 2, 2),
+    ("across", 128, True): Tile(80, 128, 2, 2),
+    ("late", 128, False): Tile(80, 128, 2, 2),
+    ("late", 128, True): Tile(80, 128, 2, 2),
     ("relay", 256, False): Tile(64, 64, 2, 2),
     ("relay", 256, True): Tile(64, 64, 2, 2),
 }

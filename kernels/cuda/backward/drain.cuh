@@ -3,6 +3,7 @@
 #include "loads.cuh"
 
 constexpr int BOXES = CONSUMERS / DRAINS;  // of a draining warp
+constexpr int UNROLLED_BOXES = DQ_ACROSS ? BOXES : 1;  // where few registers are left
 
 // One lane of a warp: adds what is put into its outboxes to memory, a block after the other.
 __device__ __forceinline__ void drain(Shared& shared, const Problem& problem, int rank) {
@@ -24,7 +25,7 @@ __device__ __forceinline__ void drain(Shared& shared, const Problem& problem, in
 #pragma unroll 1
     for (int i = 0; i < tile.blocks;) {
       const int head = at.head;
-#pragma unroll 1
+#pragma unroll UNROLLED_BOXES
       for (int box = rank; box < rank + BOXES; ++box) {
         mbarrier_wait(&shared.outbox[box].full, puts & 1);
         int* turn = p.turns + at.index(p) * CONSUMERS + box;

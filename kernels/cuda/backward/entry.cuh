@@ -4,7 +4,8 @@
 __device__ __forceinline__ void consume(Consumer& wg);
 
 // What the CTA is launched with, 128 x 512 registers, dealt out anew.
-constexpr int PRODUCER_REGISTERS = DQ_APART ? 32 : 24, CONSUMER_REGISTERS = DQ_APART ? 208 : 232, LAST_REGISTERS = DQ_APART ? 64 : 24;
+constexpr int PRODUCER_REGISTERS = DQ_APART && !DQ_ACROSS ? 32 : 24, CONSUMER_REGISTERS = DQ_APART ? 208 : 232;
+constexpr int LAST_REGISTERS = DQ_ACROSS ? 72 : DQ_APART ? 64 : 24;
 
 __device__ __forceinline__ void attention(const Problem& problem) {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -22,7 +23,7 @@ __device__ __forceinline__ void attention(const Problem& problem) {
     if (warp <= DRAINS) {
       if (elected()) {
         if (warp == 0) Producer{shared, problem}.run();
-        else drain(shared, problem, warp - 1);
+        else drain(shared, problem, DRAINS == 1 && DQ_ACROSS ? 0 : warp - 1);
       }
     } else if (DQ_APART) {
       finish_all<2>(problem.p);

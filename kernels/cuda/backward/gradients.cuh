@@ -76,6 +76,10 @@ struct Consumer {
   __device__ __forceinline__ void wait_v() { shared.v.wait(tiles); }
   __device__ __forceinline__ void free_k() { shared.k.free<1>(tiles); }
   __device__ __forceinline__ void free_v() { shared.v.free<1>(tiles); }
+  __device__ __forceinline__ void free_v_stored() {  // once dV and dK have left it
+    if (lane_id() == 0) tma_wait_read();
+    free_v();
+  }
 
   // Whether no query of the block sees any of this warpgroup's keys; then it is left out, and dQ's warpgroup knows.
   __device__ __forceinline__ bool unseen() const { return m < tile().seen; }
@@ -100,12 +104,13 @@ struct Consumer {
     issue_product(dP, shared.V, shared.dO[i % STAGES]);
     stamp(Stamp::PRODUCTS, i);
   }
+  template <bool STARTED = false>
   __device__ __forceinline__ void issue_product(Scores& S, const unsigned char* keys, const unsigned char* queries) {
     const u64 a = matrix_descriptor(keys + rank * KEYS * ROW_BYTES, 0, GROUP_BYTES), b = matrix_descriptor(queries, 0, GROUP_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k)
-      Wgmma<BLOCK_M>::ss(S, a + k / 4 * (BLOCK_N * ROW_BYTES / 16) + k % 4 * 2, b + k / 4 * (BLOCK_M * ROW_BYTES / 16) + k % 4 * 2, k > 0);
+      Wgmma<BLOCK_M>::ss(S, a + k / 4 * (BLOCK_N * ROW_BYTES / 16) + k % 4 * 2, b + k / 4 * (BLOCK_M * ROW_BYTES / 16) + k % 4 * 2, STARTED || k > 0);
     wgmma_commit();
   }
   // Issue dV += P^T dO[i], or dK += dS^T Q[i]; or dV and dK begin with it.
@@ -117,13 +122,15 @@ struct Consumer {
     issue_sum(dK, dS, shared.Q[i % STAGES], started);
     stamp(Stamp::KEYS, i);
   }
+  template <int FROM = 0, int TO = BLOCK_M / 16>
   __device__ __forceinline__ void issue_sum(float (&sum)[HEAD_DIM / 2], const Operand& a, const unsigned char* queries, bool started) {
     const u64 b = matrix_descriptor(queries, BLOCK_M * ROW_BYTES, GROUP_BYTES);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < BLOCK_M / 16; ++k) Wgmma<HEAD_DIM>::rs(sum, a + 4 * k, b + k * (2 * GROUP_BYTES / 16), k > 0 || started);
+    for (int k = FROM; k < TO; ++k) Wgmma<HEAD_DIM>::rs(sum, a + 4 * k, b + k * (2 * GROUP_BYTES / 16), k > 0 || started);
     wgmma_commit();
   }
+#if !DQ_APART
   // Issue this warpgroup's share of dQ = dS[i] K, over both warpgroups' keys.
   __device__ __forceinline__ void issue_queries(Queries& dQ, int i) {
     const u64 a = matrix_descriptor(shared.dS[i % DS_STAGES] + (DQ_BY_QUERIES ? rank * SHARE_ROWS * ROW_BYTES : 0), 0, GROUP_BYTES);
@@ -135,6 +142,7 @@ struct Consumer {
     wgmma_commit();
     stamp(Stamp::QUERIES, i);
   }
+#endif
 
   // Until at most PENDING GEMMs are still running; then the result may be read.
   template <int PENDING> __device__ __forceinline__ void wait_scores(Scores& S, int i) { wait_for<PENDING>(S, Stamp::SCORES_DONE, i); }
@@ -192,16 +200,20 @@ struct Consumer {
       trace.seek(i + 1);
     }
   }
-  // Query `column` of the block sees key r where column >= r - (seqlen_k - seqlen_q) - the block's first query.
-  __device__ __forceinline__ void hide(Scores& S) const {
+  // Query `column` of the block sees key r where column >= r - (seqlen_k - seqlen_q) - the block's first query; here, counted from the
+  // thread's first query, where its keys begin to be seen.
+  __device__ __forceinline__ void find_seen(int (&begin)[2]) const {
     const Params& p = problem.p;
     const int key = first_key(), column = m * BLOCK_M + 2 * (lane_id() % 4), offset = p.seqlen_k - p.seqlen_q;
-    int begin[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       begin[r] = CAUSAL ? key + 8 * r - offset - column : 0;
       if (key + 8 * r >= p.seqlen_k) begin[r] = BLOCK_M;
     }
+  }
+  __device__ __forceinline__ void hide(Scores& S) const {
+    int begin[2];
+    find_seen(begin);
 #pragma unroll
     for (int e = 0; e < BLOCK_M / 2; ++e)
       if (e / 4 * 8 + (e & 1) < begin[(e >> 1) & 1]) S[e] = NEGATIVE_INFINITY;
@@ -222,19 +234,19 @@ struct Consumer {
   // for 32 elements.
   __device__ __forceinline__ void gradient(const Operand& P, const Scores& dP, const Rows& rows, Operand& dS, int i) {
 #pragma unroll
-    for (int g = 0; g < BLOCK_M / 8; ++g) {
-      const float2 row = rows[g];
-      const float* y = dP + 4 * g;
-      if constexpr (BF16) {  // fp16 would overflow where dP does
-        dS[2 * g] = product(P[2 * g], pack<BF16>(y[0] - row.x, y[1] - row.y));
-        dS[2 * g + 1] = product(P[2 * g + 1], pack<BF16>(y[2] - row.x, y[3] - row.y));
-      } else {
-        const float2 low = unpack<BF16>(P[2 * g]), high = unpack<BF16>(P[2 * g + 1]);
-        dS[2 * g] = pack<BF16>(low.x * (y[0] - row.x), low.y * (y[1] - row.y));
-        dS[2 * g + 1] = pack<BF16>(high.x * (y[2] - row.x), high.y * (y[3] - row.y));
-      }
-    }
+    for (int g = 0; g < BLOCK_M / 8; ++g) gradient_of(P + 2 * g, dP + 4 * g, rows[g], dS + 2 * g);
     stamp(Stamp::GRADIENT, i);
+  }
+  // Of two queries and two keys.
+  __device__ __forceinline__ static void gradient_of(const u32* P, const float* dP, float2 row, u32* dS) {
+    if constexpr (BF16) {  // fp16 would overflow where dP does
+      dS[0] = product(P[0], pack<BF16>(dP[0] - row.x, dP[1] - row.y));
+      dS[1] = product(P[1], pack<BF16>(dP[2] - row.x, dP[3] - row.y));
+    } else {
+      const float2 low = unpack<BF16>(P[0]), high = unpack<BF16>(P[1]);
+      dS[0] = pack<BF16>(low.x * (dP[0] - row.x), low.y * (dP[1] - row.y));
+      dS[1] = pack<BF16>(high.x * (dP[2] - row.x), high.y * (dP[3] - row.y));
+    }
   }
   // P as an operand.
   __device__ __forceinline__ void weights(const Scores& P, Operand& weights) const {
@@ -287,12 +299,16 @@ struct Consumer {
   // dV leaves, by the buffer of its own; dK, and dV where it has none, through the outbox once dQ is out of it.
   __device__ __forceinline__ void store_values() {
     if (SPLITS && tile().split >= 0) return;
-    if constexpr (DV_APART) send(dV, shared.dV[rank * 4 + warp()], problem.dV);
+    if constexpr (BY_V) barrier_sync(OWN_BARRIER + rank, WARPGROUP);  // no warp's GEMM reads V
+    if constexpr (DV_APART || BY_V) send(dV, stage(), problem.dV);
+  }
+  __device__ __forceinline__ unsigned char* stage() const {
+    return BY_V ? shared.V + rank * (KEYS * ROW_BYTES) + warp() * (WARP_KEYS * ROW_BYTES) : shared.dV[DV_APART ? rank * 4 + warp() : 0];
   }
   __device__ __forceinline__ void store_keys() {
     if (SPLITS && DQ_APART && tile().split >= 0) {  // by way of sums in memory, from registers: the outbox is another's
 #pragma unroll
-      for (int c = 0; c < PANELS; ++c) add_sums(dV + c * SHARE / WARPGROUP, c), add_sums(dK + c * SHARE / WARPGROUP, PANELS + c);
+      for (int c = 0; c < PANELS; ++c) add_sums(dV + c * CHUNK / WARPGROUP, c), add_sums(dK + c * CHUNK / WARPGROUP, PANELS + c);
       __threadfence();
       barrier_sync(OWN_BARRIER + rank, WARPGROUP);
       if (thread_id() % WARPGROUP == 0) count(problem.p.key_added + tile().split, tile().blocks);
@@ -300,16 +316,15 @@ struct Consumer {
     }
     if (SPLITS && tile().split >= 0) {  // by way of sums in memory, as dQ
 #pragma unroll
-      for (int c = 0; c < PANELS; ++c) put(dV + c * SHARE / WARPGROUP, last + 1 + c);
+      for (int c = 0; c < PANELS; ++c) put(dV + c * CHUNK / WARPGROUP, last + 1 + c);
 #pragma unroll
-      for (int c = 0; c < PANELS; ++c) put(dK + c * SHARE / WARPGROUP, last + 1 + PANELS + c);
+      for (int c = 0; c < PANELS; ++c) put(dK + c * CHUNK / WARPGROUP, last + 1 + PANELS + c);
       return;
     }
 #pragma unroll
     for (int e = 0; e < HEAD_DIM / 2; ++e) dK[e] *= problem.p.scale;
     if constexpr (DQ_APART) {
-      static_assert(!DQ_APART || DV_APART, "dK leaves by dV's buffer");
-      send(dK, shared.dV[rank * 4 + warp()], problem.dK);
+      send(dK, stage(), problem.dK);
       stamp(Stamp::STORE, last);
       return;
     }
@@ -322,7 +337,7 @@ struct Consumer {
   // 64 keys of 64 sums of a split tile, each where `put` would lay it.
   __device__ __forceinline__ void add_sums(const float* x, int chunk) const {
     const int lane = lane_id();
-    float* sums = problem.p.key_sums + ((u64)(u32)(tile().split * 2 * PANELS + chunk) * CONSUMERS + rank) * SHARE;
+    float* sums = problem.p.key_sums + ((u64)(u32)(tile().split * 2 * PANELS + chunk) * CONSUMERS + rank) * CHUNK;
     const u32 to = (warp() * 16 + lane / 4) * SHARE_COLUMNS + lane / 4 * 8 + lane % 4 * 2;
 #pragma unroll
     for (int g = 0; g < SHARE_COLUMNS / 8; ++g) {
@@ -344,7 +359,7 @@ struct Consumer {
 #pragma unroll
     for (int g = 0; g < HEAD_DIM / 8; g += 2) {
       const float* y = x + 4 * g;
-      store_matrices(to + g / 8 * (WARP_KEYS * ROW_BYTES) + ((g % 8 + lane / 16) ^ lane % 8) * 16, pack<BF16>(y[0], y[1]),
+      store_matrices(to + g / 8 * STAGE_PITCH + ((g % 8 + lane / 16) ^ lane % 8) * 16, pack<BF16>(y[0], y[1]),
                      pack<BF16>(y[2], y[3]), pack<BF16>(y[4], y[5]), pack<BF16>(y[6], y[7]));
     }
     fence_async();
@@ -353,7 +368,7 @@ struct Consumer {
     if (lane == 0 && key < problem.p.seqlen_k) {
 #pragma unroll
       for (int c = 0; c < PANELS; ++c)
-        tma_store(map, from + c * WARP_KEYS * ROW_BYTES, c * PANEL, key, tile().kv_head, tile().batch);
+        tma_store(map, from + c * STAGE_PITCH, c * PANEL, key, tile().kv_head, tile().batch);
       tma_commit();
     }
   }

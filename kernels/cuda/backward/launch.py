@@ -23,10 +23,12 @@ SECTIONS = 3
 """Sections of heads that have fp32 sums of dQ at a time: one that is added to, one that may be, one on its way out."""
 SHARE_TILES = True
 """Two CTAs to a tile of keys where that evens out their blocks (`split_tiles`); `check` and `pace` can do without."""
+LEAST_SCALE = 2.0**-80
+"""Below it scores cannot begin with LSE over the scale (`across`)."""
 LEAST_GAIN = 4
 """Blocks: a split tile's dK and dV cost about two on their way through memory."""
-GIVEN = struct.Struct("@" + "Pqqq" * 4 + "P" * 9 + "iiiii0P")
-"""struct Given of prepare.cu."""
+GIVEN = struct.Struct("@" + "Pqqq" * 4 + "P" * 9 + "iiiiif0P")
+"""struct Given of prepare.cu; the scale is read where S begins with LSE."""
 PARAMS = struct.Struct("@" + "P" * 11 + "i" * 13 + "ff0P")
 """struct Params of problem.cuh."""
 
@@ -57,11 +59,14 @@ def backward(
     """
     check_inputs(q, k, v, schedule)
     check_gradients(do, q, o, lse, dlse)
+    scale = scale_of(scale, q.shape[3])
+    if schedule in ("across", "late") and abs(scale) < LEAST_SCALE:
+        schedule = "lagged"
     plan = plan_for(
         tuple(q.shape), tuple(k.shape), tuple(x.stride() for x in (q, k, v, o, do)), q.dtype, bool(causal), schedule,
         bool(deterministic), dlse is not None, q.get_device(),
     )  # fmt: skip
-    return plan.run(q, k, v, o, lse, do, dlse, scale_of(scale, q.shape[3]))
+    return plan.run(q, k, v, o, lse, do, dlse, scale)
 
 
 class Kernel:
@@ -185,7 +190,7 @@ class Plan:
         slopes = (0, 0, 0, 0) if dlse is None else _rows(dlse, 0, 1, 2)
         given = _block(
             GIVEN, *_rows(o, 0, 2, 1), *_rows(do, 0, 2, 1), *_rows(lse, 0, 1, 2), *slopes,
-            lse2, delta, sums, key_sums, added, finished, key_added, tickets, turns, *self.query_sizes,
+            lse2, delta, sums, key_sums, added, finished, key_added, tickets, turns, *self.query_sizes, scale,
         )  # fmt: skip
         self.prepare.launch(self.blocks, stream, ctypes.addressof(given))
         # Every map is named until the launch has read it.

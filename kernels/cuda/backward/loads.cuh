@@ -16,7 +16,7 @@ struct Producer {
       tma_load(to + c * BLOCK_N * ROW_BYTES, map, ring.full_of(t), c * PANEL, tile.n * BLOCK_N, tile.kv_head, tile.batch);
   }
   template <int COUNT> __device__ __forceinline__ void load_block(
-      Ring<COUNT>& ring, unsigned char (&to)[COUNT][BLOCK_M * HEAD_DIM * 2], const TensorMap& map, float (&to_rows)[COUNT][BLOCK_M],
+      Ring<COUNT>& ring, unsigned char (&to)[COUNT][BLOCK_M * HEAD_DIM * 2], const TensorMap& map, float (&to_rows)[COUNT][STATISTICS],
       int statistic, int i, const Tile& tile, const Block& at) {
     ring.wait_free(i);
     u64* full = ring.full_of(i);

@@ -17,7 +17,12 @@ struct Given {
   int2* counters;
   int* turns;              // (batch, heads, m_tiles, ADDERS), or null
   int heads, seqlen_q, m_tiles, ring, split;
+#if BLOCK_M % 64
+  float scale;
+#endif
 };
+// Whether the main kernel begins S with -LSE / scale and dP with -delta, and finds them so.
+constexpr bool BEGUN = BLOCK_M % 64 != 0;
 
 constexpr int THREADS = 256;
 constexpr int ADDERS = HEAD_DIM == 256 ? 8 : 2;  // of a block's dQ: warps, or warpgroups
@@ -58,13 +63,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_prepare(const __
       float lse2 = __int_as_float(0x7f800000);
       if (there) {
         const float lse = *(const float*)row_of(given.lse, batch, head, row, 4);
-        if (lse != -lse2) lse2 = lse * 1.4426950408889634f;
+        if (lse != -lse2) lse2 = lse * (BEGUN ? 1.0f : 1.4426950408889634f);
         if constexpr (HAS_DLSE) sum -= *(const float*)row_of(given.dlse, batch, head, row, 4);
       }
       // Of every 16 queries lane q of a quad reads 2 q, 2 q + 1 and 8 more, at once.
       const long long to = index * BLOCK_M + at / 16 * 16 + at % 8 / 2 * 4 + at / 8 % 2 * 2 + at % 2;
+#if BLOCK_M % 64
+      lse2 = -lse2 / given.scale;
+#endif
       given.lse2[to] = lse2;
-      given.delta[to] = sum;
+      given.delta[to] = BEGUN ? -sum : sum;
     }
   }
   if (threadIdx.x == 0) {
@@ -73,9 +81,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_prepare(const __
   }
   if (given.turns && threadIdx.x < ADDERS) given.turns[index * ADDERS + threadIdx.x] = 0;
   if (flat < given.ring) clear(given.sums + index * (BLOCK_M * HEAD_DIM / 4));
-  // As many blocks as a split tile's dV and dK are: 128 keys.
-  for (int block = blockIdx.x; block < given.split * (2 * 128 / BLOCK_M); block += gridDim.x) {
-    clear(given.key_sums + (long long)block * (BLOCK_M * HEAD_DIM / 4));
-    if (threadIdx.x == 0 && block < given.split) given.key_added[block] = 0;
+  // dV and dK of split tiles, 128 keys each.
+  if constexpr (256 % BLOCK_M == 0) {
+    for (int block = blockIdx.x; block < given.split * (2 * 128 / BLOCK_M); block += gridDim.x) {
+      clear(given.key_sums + (long long)block * (BLOCK_M * HEAD_DIM / 4));
+      if (threadIdx.x == 0 && block < given.split) given.key_added[block] = 0;
+    }
+  } else {
+    for (long long i = index * THREADS + threadIdx.x; i < given.split * (2 * 128 * HEAD_DIM / 4); i += gridDim.x * THREADS)
+      given.key_sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (long long i = index * THREADS + threadIdx.x; i < given.split; i += gridDim.x * THREADS) given.key_added[i] = 0;
   }
 }

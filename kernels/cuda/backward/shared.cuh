@@ -12,10 +12,13 @@ constexpr int GROUP_BYTES = 8 * ROW_BYTES;
 constexpr int KEYS = 64;        // M of S^T, dP^T, dV and dK
 constexpr int WARP_KEYS = 16;
 constexpr int THREADS = WARPGROUP * (2 + CONSUMERS);
+constexpr bool DQ_ACROSS = BLOCK_M % 64 != 0;  // dQ^T = K^T dS^T, as a GEMM has 64 rows; a share is 64 of the head dim, in the order of registers
 constexpr int DRAINS = DQ_APART && !(DETERMINISTIC && HEAD_DIM <= 128) ? 1 : CONSUMERS;  // warps that add dQ to memory
 constexpr bool DQ_BY_QUERIES = HEAD_DIM == 64;  // a share of dQ: 64 queries, or else 64 of the head dim
-constexpr int SHARE_ROWS = 64, SHARE_COLUMNS = 64, SHARE = SHARE_ROWS * SHARE_COLUMNS;
+constexpr int SHARE_ROWS = 64, SHARE_COLUMNS = 64, CHUNK = SHARE_ROWS * SHARE_COLUMNS;  // of dV and dK of a split tile too
+constexpr int SHARE = DQ_ACROSS ? SHARE_COLUMNS * BLOCK_M : CHUNK;
 constexpr int SHARES = BLOCK_M * HEAD_DIM / SHARE;  // of a block's dQ
+constexpr int STATISTICS = (BLOCK_M + 31) / 32 * 32;  // of a block: TMA writes to multiples of 128 bytes
 
 struct Problem {
   const TensorMap &q, &k, &v, &dO, &dK, &dV;

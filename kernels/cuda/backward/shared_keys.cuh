@@ -3,13 +3,16 @@
 constexpr int DS_STAGES = 2;    // who writes dS(i + 2) has met the other over dS(i + 1), who had read dS(i)
 constexpr int STAGED_BYTES = WARP_KEYS * HEAD_DIM * 2;  // a warp's keys of dV, or of dK, on their way out
 static_assert(CONSUMERS == 2 && BLOCK_N == KEYS * CONSUMERS, "two consumer warpgroups of 64 keys");
-static_assert(SHARE * CONSUMERS == BLOCK_M * HEAD_DIM, "dQ is shared in halves of 64 x 64");
+static_assert(SHARE * CONSUMERS == BLOCK_M * HEAD_DIM, "dQ is shared in halves");
 static_assert(SHARE * 4 >= 4 * STAGED_BYTES, "dK leaves through the outbox of dQ");
 
 // dV has room of its own where there is some, so that it leaves under the last dQ; else it follows dQ through the outbox, as dK does.
 constexpr int BUFFERS_BYTES = 2 * BLOCK_N * HEAD_DIM * 2 + 2 * STAGES * BLOCK_M * (HEAD_DIM * 2 + 4) + DS_STAGES * BLOCK_M * BLOCK_N * 2 +
                               CONSUMERS * SHARE * 4;
 constexpr bool DV_APART = BUFFERS_BYTES + CONSUMERS * 4 * STAGED_BYTES + 1024 <= 227 * 1024;
+// Where dQ's outbox is another's, both leave by V's place, each warpgroup's keys of which it alone reads.
+constexpr bool BY_V = DQ_APART && !DV_APART;
+constexpr int STAGE_PITCH = BY_V ? BLOCK_N * ROW_BYTES : WARP_KEYS * ROW_BYTES;  // between the panels of a warp's keys
 
 // What a warpgroup puts for a draining warp to add to memory.
 struct Outbox {
@@ -25,7 +28,7 @@ struct Shared {
   alignas(1024) unsigned char dS[DS_STAGES][BLOCK_M * BLOCK_N * 2];  // a panel of each warpgroup's 64 keys, a row of each query
   alignas(1024) float dQ[CONSUMERS][SHARE];
   alignas(1024) unsigned char dV[DV_APART ? CONSUMERS * 4 : 1][DV_APART ? STAGED_BYTES : 16];
-  alignas(128) float lse2[STAGES][BLOCK_M], delta[STAGES][BLOCK_M];
+  alignas(128) float lse2[STAGES][STATISTICS], delta[STAGES][STATISTICS];
   Work work;
   Ring<1> k, v;
   Ring<STAGES> q, dO_ring;

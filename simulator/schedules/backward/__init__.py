@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ...code.gradients import Gradients
 from ..kernel import Kernel, Schedule
+from .across import across
 from .ahead import ahead
 from .apart import apart
 from .covered import covered
@@ -17,6 +18,7 @@ from .fa3 import fa3
 from .halves import halves
 from .keys_first import keys_first
 from .lagged import lagged
+from .late import late
 from .narrow import narrow
 from .registers import registers
 from .relay import relay
@@ -42,8 +44,10 @@ def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tup
     theirs = {"code": _CUDNN, "section_bytes": 1} if body is cudnn else {"code": _WGMMA}  # a head's tiles before the next one's
     main = Kernel(body, "columns", _WALK, live=live, **theirs)
     family = "lagged backward" if body in (lagged, covered, ahead, apart, halves, relay) else "hopper backward"
-    family = {narrow: "narrow backward", cudnn: "cudnn backward"}.get(body, family)
-    dims = {wide: (256,), narrow: (256,), halves: (256,), relay: (256,), ahead: (128,)}.get(body, (64, 128))
+    others = {narrow: "narrow backward", cudnn: "cudnn backward", across: "across backward", late: "across backward"}
+    family = others.get(body, family)
+    dims = dict.fromkeys((wide, narrow, halves, relay), (256,)) | dict.fromkeys((ahead, across, late), (128,))
+    dims = dims.get(body, (64, 128))
     return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=dims, direction="backward")
 
 
@@ -110,6 +114,16 @@ ALL = (
         "apart", apart, "lagged, but a third warpgroup forms dQ, so that the consumers share nothing within a block",
         "ours; ThunderKittens gives all of dQ to one warpgroup too",
         (("dK", "dV", "S^T", "P^T"), ("dK", "dV", "P^T", "dP^T")),
+    ),
+    _hopper(
+        "across", across, "apart, but blocks of 80 queries, which need less of shared memory, and dQ transposed; d128",
+        "ours; FlashAttention-4's tile for d128 on Hopper",
+        (("dK", "dV", "S^T"), ("dK", "dV", "P^T", "dP^T")),
+    ),
+    _hopper(
+        "late", late, "across, but dS is put behind dV and dK, under which stores cost the GEMMs nothing; d128",
+        "ours",
+        (("dK", "dV", "S^T"), ("dK", "dV", "P^T", "dP^T")),
     ),
     _hopper(
         "cudnn", cudnn, "cuDNN's order: dP under the exponentials alone, dK waited for before dQ, dQ before the next block",
