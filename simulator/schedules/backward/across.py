@@ -1,8 +1,8 @@
 """80 queries: beside apart.py, as GEMMs of 64 columns whose A lies in shared memory ask it for more than it gives.
 
 A GEMM has 64 rows, so dQ is formed across, dQ^T = K^T dS^T, 64 of the head dimension after the other. Registers: dK and dV 128,
-S or dP 40; operands of GEMMs lie above the first 24 (ptxas), so three of the five k steps of dV, 12 registers of P, are issued behind dP,
-and the other two behind dS, in dP's place. dK and dV leave by V's.
+S or dP 40; operands of GEMMs lie above the first 24 (ptxas), so three of the five k steps of dV, 12 registers of P, are issued
+behind dP, and the other two behind dS, in dP's place. dK and dV leave by V's.
 """
 
 FIRST = 3
