@@ -193,9 +193,9 @@ def test_schedules_rank_as_on_the_hardware(report):
     assert all("overlap-3stage" in pair for pair in report.ranking.reversed)
 
 
-MET = AIM | {"cycles": (0.02, 0.075), "HBM written": (0.18, None)}
-"""What the model met on the runs recorded when it was finished; of O that fits L2 hardware writes a little where the model writes
-nothing."""
+MET = AIM | {"cycles": (0.0205, 0.075), "HBM written": (0.18, None)}
+"""What the model met on the runs recorded when it was finished (cycles 1.92 %), and 2.03 since a refuted rate is gone;
+of O that fits L2 hardware writes a little where the model writes nothing."""
 
 
 @pytest.mark.parametrize("name", MET)
