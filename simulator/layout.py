@@ -12,15 +12,17 @@ from .code.estimate import SPILLED, STATISTICS, Spill
 from .devices.device import Device
 from .language.check import IllegalProgram, check
 from .language.program import ACCESS_FIELDS, Program, trace
+from .language.recorder import ONLY_LAST
 from .language.view import TileView, element_bytes
-from .problem import parts
+from .problem import parts, sums
 from .problem.order import splits_that_fill, work_items
 from .problem.tile import Tile
 from .problem.workload import Workload
 from .replay.chip import recorded
 from .replay.fit import occupancy
-from .replay.l2 import ACCESS, KV, ON_EXIT, OWN, PAIR, ROW, STATIC, WALKED
+from .replay.l2 import ACCESS, KV, LAST, ON_EXIT, OWN, PAIR, ROW, STATIC, WALKED
 from .replay.settle import Grid, Problem
+from .replay.sums import Sums
 from .replay.traffic import Launch, TensorLayout, replay_traffic
 from .schedules import Kernel, Schedule
 
@@ -51,9 +53,9 @@ def lay_out(schedule: Schedule, workload: Workload, tile: Tile, device: Device) 
     tensors = _tensor_names(schedule, workload)
     grids = [_grid(kernel, schedule, workload, tile, device, tensors) for kernel in schedule.kernels]
     seen = parts.packed(workload, tile) if schedule.packs else workload
-    return Problem(
-        workload, tile, grids, *replay_traffic(seen, [g.launch for g in grids], [TensorLayout(t) for t in tensors], device)
-    )
+    ring = next((grid.sums.ring for grid in grids if grid.sums is not None), 0)
+    layouts = [TensorLayout(name, ring * (name == "dQaccum")) for name in tensors]
+    return Problem(workload, tile, grids, *replay_traffic(seen, [g.launch for g in grids], layouts, device))
 
 
 def dealt(kernel: Kernel, schedule: Schedule, workload: Workload, tile: Tile, device: Device) -> Kernel:
@@ -71,7 +73,9 @@ def _grid(
 ) -> Grid:
     order = {"rows": "grid"}.get(kernel.grid, kernel.grid)
     dealing = ON_EXIT
-    if kernel.persistent:
+    if kernel.persistent and kernel.finishers:
+        dealing = ON_EXIT if workload.causal else STATIC
+    elif kernel.persistent:
         order = "longest-first" if workload.causal else "persistent"
         dealing = STATIC if kernel.strides or not workload.causal else ON_EXIT
     if workload.lengths:
@@ -103,7 +107,18 @@ def _grid(
         dealing=dealing,
         boxes=schedule.hopper and not kernel.plain,
     )
-    return Grid(kernel, items, room, launch, masked, bool(workload.lengths))
+    return Grid(kernel, items, room, launch, masked, bool(workload.lengths), _sums(kernel, workload, tile, len(items), device))
+
+
+def _sums(kernel: Kernel, workload: Workload, tile: Tile, items: int, device: Device) -> Sums | None:
+    """How a backward of ours keeps dQ's sums, None of any other kernel."""
+    if not kernel.finishers:
+        return None
+    warps, rounds = kernel.finishers
+    heads, m_tiles = workload.batch * workload.heads, -(-workload.seqlen_q // tile.block_m)
+    shares = max(1, tile.block_m * workload.head_dim // sums.SHARE)
+    parts = sums.split_parts(workload, tile, min(device.sms, items))
+    return Sums(sums.ring_heads(workload), heads, workload.heads_per_kv, m_tiles, shares, warps, rounds, parts)
 
 
 def _parts_grid(
@@ -141,6 +156,9 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     loads = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
     if kernel.by_row:  # tiles are too coarse to see single rows: a tile's readings come one after another, its writing last
         loads = loads[np.argsort(loads["step"], kind="stable")]
+    if kernel.grid == "columns":  # what the roles of a CTA load, add and write out at a block comes together
+        role = np.where(loads["step"] >= 0, 1, 2 * (loads["write"] > 0))
+        loads = loads[np.lexsort((loads["write"] % ONLY_LAST, loads["step"], role))]
     least = 0
     if whole_head:
         loads, least = _every_block(loads, TileView(tile, workload, longest, splits=kernel.splits), program.tensors)
@@ -153,13 +171,13 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     out["mode"] = mode[out["tensor"]]
     walked = (kernel.grid == "columns") & (loads["step"] >= 0)
     rows = (out["mode"] == ROW) & ~walked
-    out["mode"] += np.where(walked, WALKED, 0).astype(np.int32)
+    out["mode"] += (WALKED * walked + LAST * (loads["write"] >= ONLY_LAST)).astype(np.int32)
     out["m_offset"] = np.where(rows, loads["block"], 0)
     out["block"] = np.where(rows, least, loads["block"])
     out["step"] = -1 if whole_head else loads["step"]
     out["elements"] = elements[out["tensor"]]
     out["element_bytes"] = size[out["tensor"]]
-    out["write"] = loads["write"]
+    out["write"] = loads["write"] % ONLY_LAST
     out["multicast"] = loads["multicast"]
     return out
 

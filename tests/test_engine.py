@@ -116,6 +116,7 @@ def test_spans_of_a_lane_are_positive_and_do_not_overlap(scene):
 def test_unit_lanes_sum_to_the_busy_counters(scene):
     """Without what makes work slower beside other work, or for its operands, and the spacing of MUFU."""
     none = dict.fromkeys((f"{pipe}_beside_wgmma_cycles" for pipe in ("issue", "fma", "alu", "mufu")), 0.0)
+    none |= {"load_interference_least": 0.0, "load_interference_most": 0.0, "load_beside_cycles": 0}
     none |= {"store_interference": 0.0, "matrix_interference": 0.0, "red_interference": 0.0, "wgmma_register_share": 0.0}
     none |= {"smem_bytes_per_cycle": 100_000}
     calm = replace(scene.device, **none, mufu_spacing_cycles=H200.mufu_cycles)

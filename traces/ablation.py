@@ -27,6 +27,7 @@ MECHANISMS: Mapping[str, Mapping[str, float]] = {
     "a GEMM begins later beside arithmetic": {"wgmma_beside_cycles": 0},
     "results wait for shared memory beside WGMMA": {
         "store_beside_most": 128.0, "store_beside_least": 128.0, "store_interference": 0.0,
+        "load_beside_cycles": 0, "load_interference_least": 0.0, "load_interference_most": 0.0,
         "matrix_beside_most": 128.0, "matrix_beside_more": 128.0, "matrix_interference": 0.0,
     },
     "a GEMM takes time to issue": {"wgmma_issue_cycles": 0, "wgmma_step_issue_cycles": 0, "wgmma_step_issue_share": 0.0},

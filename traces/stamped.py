@@ -30,7 +30,7 @@ FORWARD = Stamped(kernel_trace.LABELS, "S=QK^T", "softmax", "store O", {"stage L
 """Where the simulator has several spans for what a kernel stamps once at the end, the last of them says it."""
 BACKWARD = Stamped(
     gradient_trace.LABELS, "S^T=KQ^T", "dS^T", "store dK",
-    {"dQ^T=K^TdS^T": "dQ=dSK", "wait dQ^T=K^TdS^T": "wait dQ=dSK", "put dQ^T": "put dQ"}, "put dQ",
+    {"dQ^T=K^TdS^T": "dQ=dSK", "wait dQ^T=K^TdS^T": "wait dQ=dSK", "put dQ^T": "put dQ", "stage dK": "store dK"}, "put dQ",
 )  # fmt: skip
 """Where queries are fewer than rows of a GEMM a schedule has dQ transposed; it multiplies as much (schedules/backward/NOTES.md)."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from . import softmax as counts
 from .around import Around
-from .estimate import ADDRESS, SEND, STATISTIC, STATISTICS
+from .estimate import ADDRESS, LOCATE, NEXT_TILE, SEND, STATISTIC, STATISTICS
 from .phase import Phase
 from .softmax import CHUNK
 
@@ -34,6 +34,14 @@ class Gradients:
     """Of an LSE or a delta that is read: whether it is one."""
     mask_alu: int = 2
     """Of an element of a masked block."""
+    around: int = 100
+    """Instructions of a block beside four of an element."""
+    last_apart: bool = False
+    """Whether a tile's last block runs code of its own."""
+    asks: bool = False
+    """Whether it is read from shared memory, once the scores are there, if a block needs a mask."""
+    begin: int = 0
+    """Instructions of a warp until barriers and roles are known."""
     masked: int = 0
     """Blocks of a tile that are masked, the diagonal's or not, where they are more than those; 0: those."""
     persistent = False
@@ -52,6 +60,15 @@ class GradientPen(Around):
     def __init__(self, code: Gradients, rank: int):
         self.code, self.rank = code, rank
         self.added_bytes, self.by_tma = code.added_bytes, code.wgmma
+        self.has_read = False  # a statistic of the scores that come next
+
+    def prologue(self, tile) -> list[Phase]:
+        """What a warp executes before its role begins, once a CTA."""
+        return [Phase(other=self.code.begin)] if self.code.begin else []
+
+    def next_tile(self) -> list[Phase]:
+        """To find the tile that comes next; a consumer divides its first block by those of a head."""
+        return [replace(NEXT_TILE, divisions=1, fetched=NEXT_TILE.instructions) if self.rank >= 0 else LOCATE]
 
     def load(self) -> list[Phase]:
         """Before a TMA load, or a bulk copy that adds."""
@@ -77,10 +94,12 @@ class GradientPen(Around):
 
     def _before(self, tile, scores: str, step: int) -> list[Phase]:
         elements = tile.per_thread(scores)
-        fetched = _whole_loop(elements) if step == 0 else 0
+        is_last = self.code.last_apart and step == tile.loop - 1
+        fetched = 4 * elements + self.code.around if step == 0 or is_last else 0
+        asked = [Phase(loads=1, latencies=1)] if self.code.asks else []
         is_masked = step < self.code.masked if self.code.masked and tile.masked else tile.is_masked(step)
         masked = [Phase(alu=self.code.mask_alu * CHUNK, chunks=_chunks(elements))] if is_masked else []
-        return [replace(self._statistics(tile, scores), fetched=fetched), *masked]
+        return [replace(self._statistics(tile, scores), fetched=fetched), *asked, *masked]
 
     def gradient(self, tile, products: str) -> list[Phase]:
         """dS of one block: delta, subtraction, product, conversion."""
@@ -90,10 +109,19 @@ class GradientPen(Around):
 
     def _statistics(self, tile, scores: str) -> Phase:
         """LSE, or delta, of the queries that a thread's elements belong to, out of shared memory."""
-        if scores.endswith("^T"):
-            columns = tile.share(scores)[1]
-            return Phase(other=-(-columns // 8), alu=self.code.statistic_alu * columns // 4, latencies=1)
-        return Phase(other=counts.rows_per_thread(tile), latencies=1)
+        if not scores.endswith("^T"):
+            return Phase(other=counts.rows_per_thread(tile), latencies=1)
+        columns, alu = tile.share(scores)[1], self.code.statistic_alu
+        if self.has_read:
+            self.has_read = False
+            return Phase(alu=alu * columns // 4)
+        return Phase(loads=-(-columns // 16), alu=alu * columns // 4, latencies=1)
+
+    def read(self, tile, of: str) -> list[Phase]:
+        """The same before it is wanted."""
+        phase = self._statistics(tile, of)
+        self.has_read = True
+        return [replace(phase, alu=0, latencies=0, goes_on=True)]
 
     def put(self, tile, name: str) -> list[Phase]:
         """A register tensor into shared memory for others: 16-bit operands by STSM, sums as they lie; then fence and barrier."""
@@ -138,8 +166,3 @@ READINGS = {"row sum of P dP": Phase(fma=CHUNK, latencies=2), "P (dP - delta)": 
 
 def _chunks(elements: int) -> int:
     return max(1, -(-elements // CHUNK))
-
-
-def _whole_loop(elements: int) -> int:
-    """Instructions of a block, which a tile's first one fetches: per element 3.5 of P and dS, and some hundred around them."""
-    return 4 * elements + 100

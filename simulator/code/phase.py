@@ -17,6 +17,7 @@ class Phase:
     convert: int = 0  # F2FP: two fp32 to a packed pair
     other: int = 0  # issue slots only: SHFL, PRMT, uniform
     stsm: int = 0  # STSM.x4, or other stores of 16 bytes a lane
+    loads: int = 0  # LDS of 16 bytes a lane, whichever lanes share them
     matrices: int = 0  # LDSM.x4 and STSM.x4 of a loop that does little else
     chunks: int = 1
     latencies: int = 0  # of a shuffle

@@ -95,6 +95,9 @@ class Device:
     matrix_beside_most: float = _quantity("B/cycle", 1, 1e5)  # by a stream of LDSM and STSM beside WGMMA: at most
     matrix_beside_more: float = _quantity("B/cycle", 0, 1e5)  # than WGMMA's operands leave
     matrix_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses beside it
+    load_beside_cycles: int = _quantity("cycles", 0, 10_000)  # LDS of 16 bytes a lane, four warps, beside WGMMA
+    load_interference_least: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses beside them, A in registers
+    load_interference_most: float = _quantity("ratio", 0, 0.99)  # where operands need all of shared memory
     store_interference: float = _quantity("ratio", 0, 0.99)  # rate that WGMMA loses where operands and the least do not both fit
 
     # pipes: cycles that one warp instruction holds its sub-partition's pipe, then latencies from issue to use

@@ -9,6 +9,9 @@ from ..code.phase import Phase
 from .ops import Barrier, BarrierKind, Copy, Gemm
 from .view import TileView
 
+ONLY_LAST = 4
+"""Added to an access's `write` where only the last CTA that walks a block does it."""
+
 
 class Recorder:
     """What has been recorded of a CTA beside its warps' streams; `tile` is a view of the one it is in.

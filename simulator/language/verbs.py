@@ -12,7 +12,7 @@ from ..code.phase import Phase
 from ..errors import EndlessError
 from .buffers import Baton, Meeting, Result, Slot
 from .ops import BarrierKind, Copy, Gemm, Op
-from .recorder import Recorder
+from .recorder import ONLY_LAST, Recorder
 from .view import TileView
 
 WARPGROUP_ROWS = 64
@@ -69,18 +69,20 @@ class Warp:
         if slot.ring.base > 0:
             self._emit(Op.WAIT, "free", slot, barrier=slot.ring.empty[0], target=slot.ring.base)
 
-    def store(self, name: str, block: int = 0, slot: Slot | None = None, step: int = -1, alone: bool = False) -> None:
+    def store(
+        self, name: str, block: int = 0, slot: Slot | None = None, step: int = -1, alone: bool = False, rounds: int = 0
+    ) -> None:
         """Convert this warp's share of a result, or all of it, stage it in shared memory and copy it out by TMA (or plain stores).
 
         A staging buffer of this warp's own (`cta.staging`) is written once the copies before have left it, in as many
-        rounds as the result is larger, and the warp runs on. Any other `slot` is released once the copy has left it.
+        rounds as the result is larger, or in so many, and the warp runs on. Any other `slot` is released once the copy has left it.
         """
         tile = self._view(alone)
         if self.rank == 0 or alone:
             self.cta.access(name, block, step, write=1, multicast=0)
         tensor, nbytes = self.cta.tensor(name), tile.store_bytes(name)
         if slot is not None and not slot.ring.full:
-            rounds = -(-nbytes // slot.ring.nbytes)
+            rounds = rounds or -(-nbytes // slot.ring.nbytes)
             (phase,) = self.pen.stage(tile, name)
             for number in range(rounds):
                 self._emit(Op.STORE_WAIT, f"claim {name}", slot, step=step)
@@ -148,6 +150,12 @@ class Warp:
         self._emit(Op.ADD, f"add {name}", slot, Copy(slot.ring.nbytes, cta.tensor(tensor), boxes=1), step=step)
         self._emit(Op.STORE_WAIT, f"add {name}", slot, step=step)
 
+    def write_out(self, sums: str, name: str, step: int) -> None:
+        """Make a block of sums in memory, once every CTA has added to it, the tensor `name`, and clear them for the head that has
+        them next: by warps that wait for nothing else, so that it takes bytes and, at the kernel's end, time (replay/sums.py)."""
+        for tensor, write in ((sums, 0), (sums, 1), (name, 1)):
+            self.cta.access(tensor, step, step, write=ONLY_LAST + write, multicast=0)
+
     # -- waiting and handing over ----------------------------------------------------------------------------------
 
     def wait(self, what: Slot | Result) -> None:
@@ -159,6 +167,11 @@ class Warp:
         else:
             self._emit(Op.WGMMA_WAIT, f"wait {what.label}", None, target=self.groups - 1 - what.group)
             self.in_flight = {group: into for group, into in self.in_flight.items() if group > what.group}
+
+    def read(self, slot: Slot, of: str, alone: bool = False) -> None:
+        """Wait for a statistic of a backward's scores `of`, and read it out of shared memory before they are there."""
+        self.wait(slot)
+        self._run(self.pen.read(self._view(alone), of), f"read {slot.ring.tensor}", slot.step)
 
     def free(self, slot: Slot) -> None:
         """This warp no longer reads the slot; when every reader has said so the producer may refill its stage."""

@@ -222,7 +222,7 @@ def _compute(state, warp, row, now):
     """One chunk: its instructions pass the issue port while each pipe it needs works; the last one waits for results."""
     machine, sm, s = state.machine[0], state.sms[warp["sm"]], warp["sm"]
     phase = state.phases[row["record"]]
-    moved = phase["stsm"] + phase["matrices"]
+    moved = phase["stsm"] + phase["loads"] + phase["matrices"]
     instructions = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + moved
     start = max(now, sm["issue_free"]) if instructions > 0 else now  # a chain of latencies alone passes no port
     horizon = max(now, sm["wgmma_until"]) + sm["pending"]  # WGMMA already begun executes until then
@@ -238,7 +238,9 @@ def _compute(state, warp, row, now):
         sm["issue_free"] = end
     state.busy[s, U_ISSUE] += instructions
     for pipe in range(PIPES):
-        end = max(end, _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions))
+        held = _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions)
+        if phase["loads"] == 0 or phase["goes_on"] == 0:  # loads that nothing waits for yet come meanwhile
+            end = max(end, held)
     reading = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"]
     if reading > 0 and start < horizon and (phase["interleaved"] == 0 or phase["mufu"] > 0):
         _crowd(state, s, start, end, reading)
@@ -290,7 +292,7 @@ def _fetch(state, warp, row, phase, end):
 @inlined
 def _instructions(phase):
     """All of a phase."""
-    moved = phase["stsm"] + phase["matrices"]
+    moved = phase["stsm"] + phase["loads"] + phase["matrices"]
     once = phase["fma"] + phase["alu"] + phase["mufu"] + phase["convert"] + phase["other"] + moved
     return once * phase["chunks"]
 
@@ -325,9 +327,9 @@ def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
         unit, count, cycles, busy = U_ALU, phase["convert"], machine["convert"], machine["convert"]
         slow = count * machine["alu_beside_q10"] + issue >> 10
     else:  # STSM: the tensor cores read their operands through the same port
-        unit, count, cycles = U_SMEM, phase["stsm"] + phase["matrices"], machine["stsm"]
+        unit, count, cycles = U_SMEM, phase["stsm"] + phase["loads"] + phase["matrices"], machine["stsm"]
         busy = cycles * machine["smem_bytes"]
-        slow = phase["stsm"] * busy * 1024 // _left_for_stores(state, s)
+        slow = phase["stsm"] * busy * 1024 // _left_for_stores(state, s) + phase["loads"] * machine["load_beside"]
         if phase["matrices"] > 0:
             slow += (phase["matrices"] * busy * 1024 // _left_for_matrices(state, s)) + (issue >> 10)
     if count == 0:
@@ -338,6 +340,8 @@ def _hold_pipe(state, warp, row, phase, pipe, start, horizon, instructions):
     state.busy[s, unit] += count * busy
     if pipe == STSM and phase["matrices"] > 0:
         state.sms[s]["moving_until"] = end
+    if pipe == STSM and phase["loads"] > 0:
+        state.sms[s]["loading_until"] = end
     if pipe < CONVERT:
         _draw(state, state.unit_lane + unit, warp, row, 0, begin, end)
     return end
@@ -472,7 +476,12 @@ def _serve_k_step(state, s, now):
         end += step["cycles"] * sm["crowded_q10"] >> 10
     if sm["adding_until"] > now:
         end += step["cycles"] * machine["adding_q10"] >> 10
-    if state.pipe_free[s, STSM] > now:  # stores have their least even where operands leave none
+    if sm["loading_until"] > now:
+        half = step["cycles"] * machine["smem_bytes"] >> 1
+        wide = min(half, max(0, step["nbytes"] - half))  # operands beyond half of shared memory's rate
+        longer = machine["loading_least_q10"] + (machine["loading_most_q10"] - machine["loading_least_q10"]) * wide // half
+        end += step["cycles"] * longer >> 10
+    elif state.pipe_free[s, STSM] > now:  # stores have their least even where operands leave none
         both = (step["nbytes"] << 10) + step["cycles"] * machine["store_least_q10"]
         if both > step["cycles"] * machine["smem_bytes"] << 10:
             end += step["cycles"] * machine["storing_q10"] >> 10

@@ -89,7 +89,7 @@ class Warp(Asker):
     def compute(self, ins: Instruction, now: int) -> Iterator[Step]:
         """Chunk by chunk: all instructions pass the issue port; each pipe works through its own."""
         cycles, sm, phase = self.chip.cycles, self.sm, self.phases[ins.record]
-        moved = phase.stsm + phase.matrices
+        moved = phase.stsm + phase.loads + phase.matrices
         counts = dict(zip(PIPES, (phase.fma, phase.alu, phase.mufu, phase.convert, moved), strict=True))
         instructions = sum(counts.values()) + phase.other
         mufu = cycles.mufu if phase.interleaved else cycles.mufu_spacing
@@ -105,7 +105,7 @@ class Warp(Asker):
         fma_run = phase.fma > 0 == phase.alu + phase.mufu + phase.convert + phase.interleaved
         began = now
         for chunk in range(phase.chunks):
-            beside_q10["STSM"] = phase.stsm * row_q10 // sm.left_for_stores_q10() << 10
+            beside_q10["STSM"] = phase.stsm * row_q10 // sm.left_for_stores_q10() + phase.loads * cycles.load_beside << 10
             if phase.matrices:
                 beside_q10["STSM"] += (phase.matrices * row_q10 // sm.left_for_matrices_q10() << 10) + issue_q10
             begin = end = max(now, sm.issue.free) if instructions else now  # a chain of latencies alone passes no port
@@ -120,9 +120,12 @@ class Warp(Asker):
                     continue
                 start = max(begin, pipe.free)
                 pipe.take(start, paced(counts[name] * held[name], beside_q10[name] >> 10, start, until))
-                end = max(end, pipe.free)
+                if not (phase.loads and phase.goes_on):  # loads that nothing waits for yet come meanwhile
+                    end = max(end, pipe.free)
                 if name == "STSM" and phase.matrices:
                     sm.moving_until = pipe.free
+                if name == "STSM" and phase.loads:
+                    sm.loading_until = pipe.free
                 held_for = {"MUFU": cycles.mufu, "STSM": cycles.stsm * cycles.smem_bytes}.get(name, held[name])
                 sm.busy[{"convert": "ALU", "STSM": "smem bytes"}.get(name, name)] += counts[name] * held_for
                 if name in UNITS:
@@ -156,7 +159,7 @@ class Warp(Asker):
         is_own = phase.own and chip.copied.get(copy, (-1, 0)) < code and ins.tile == 0
         if home not in chip.brought or is_own:  # out of L2
             chip.copied[copy] = code
-            each = phase.fma + phase.alu + phase.mufu + phase.convert + phase.other + phase.stsm + phase.matrices
+            each = phase.fma + phase.alu + phase.mufu + phase.convert + phase.other + phase.stsm + phase.loads + phase.matrices
             came = began + (each * phase.chunks * cycles.cold_q10 >> 10)
             chip.brought[home] = came + (cycles.cold_latency if is_lost else 0)
         elif is_lost:

@@ -20,11 +20,13 @@ OWN_TILES = 2
 """What a slot has: what is touched once a block, and what once an item."""
 WALKED = 4
 """Added to ROW or PAIR where the loop walks queries: the block counts them, through every query head of the group."""
+LAST = 8
+"""Added to those where only the last item that walks a block of queries does it."""
 
 ACCESS = np.dtype(
     [
         ("tensor", "i4"),  # index into the call's list of tensors
-        ("mode", "i4"),  # ROW, KV or PAIR, or of the first and the last WALKED
+        ("mode", "i4"),  # ROW, KV or PAIR, or of the first and the last WALKED, and LAST
         ("m_offset", "i4"),  # query tile, added to the item's m; of OWN, which of the slot's
         ("block", "i4"),  # key tile, in the order it is walked, added to the item's n; of ROW, query tiles below it are left out
         ("step", "i4"),  # loop step, -1 outside the loop
@@ -52,7 +54,7 @@ COUNTED, ASKED, FROM_HBM = 0, 2, 4  # columns of the counters: read, then write
 
 
 @compiled()
-def walk(budget, queue, steps, items, accesses, first, group, m_tiles, n_tiles, sizes,
+def walk(budget, queue, steps, items, accesses, first, group, m_tiles, n_tiles, rings, sizes,
          item_of, position, near_of, pace, dealing, cluster, descending,
          block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """Hand out items to slots in order; each turn every busy slot performs the accesses of its next loop step.
@@ -91,8 +93,8 @@ def walk(budget, queue, steps, items, accesses, first, group, m_tiles, n_tiles, 
                 while p < end and accesses[p, 4] == step and accesses[p, 7] >= stored:
                     stored = accesses[p, 7]
                     again = p > begun and stored == 0 and _same_tile(accesses, p)
-                    _access(i, slot, p, again, near_of[slot], items, accesses, first, group, m_tiles, n_tiles, sizes, cluster,
-                            descending, block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched,
+                    _access(i, slot, p, again, near_of[slot], items, accesses, first, group, m_tiles, n_tiles, rings, sizes,
+                            cluster, descending, block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched,
                             late)  # fmt: skip
                     p += 1
                     done += 1
@@ -122,7 +124,7 @@ def _same_tile(accesses, p):
 
 
 @inlined
-def _access(i, slot, p, again, near, items, accesses, first, group, m_tiles, n_tiles, sizes, cluster, descending,
+def _access(i, slot, p, again, near, items, accesses, first, group, m_tiles, n_tiles, rings, sizes, cluster, descending,
             block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late):  # fmt: skip
     """One load or store of item i: find the tile, count its bytes, and let L2 answer."""
     tensor = accesses[p, 0]
@@ -130,9 +132,11 @@ def _access(i, slot, p, again, near, items, accesses, first, group, m_tiles, n_t
     m = items[i, 2] + accesses[p, 2]
     n = items[i, 3] + (items[i, 4] - 1 - accesses[p, 3] if descending else accesses[p, 3])
     head = items[i, 1] if how == KV else items[i, 0]
-    walked = accesses[p, 1] >= WALKED
+    walked = accesses[p, 1] % LAST >= WALKED
     if walked:
         of_head = max(1, items[i, 4] // group)
+        if accesses[p, 1] >= LAST and accesses[p, 3] % of_head >= items[i, 7]:
+            return
         m = items[i, 2] + accesses[p, 3] % of_head
         n = items[i, 3]
         head += accesses[p, 3] // of_head
@@ -141,7 +145,7 @@ def _access(i, slot, p, again, near, items, accesses, first, group, m_tiles, n_t
     if how == ROW:
         if m < accesses[p, 3] and not walked:
             return
-        number = first[tensor] + head * m_tiles[tensor] + m
+        number = first[tensor] + head % rings[tensor] * m_tiles[tensor] + m
         size = rows * accesses[p, 5] * accesses[p, 6]
     elif how == KV:
         number = first[tensor] + head * n_tiles[tensor] + n

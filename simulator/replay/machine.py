@@ -78,6 +78,7 @@ MACHINE = _record(
     "wgmma_start wgmma_beside wgmma_issue wgmma_issue_q10 wgmma_latency queue arbitration port_q10 "
     "issue_beside_q10 fma_beside_q10 alu_beside_q10 mufu_beside_q10 "
     "store_most_q10 store_least_q10 matrix_most_q10 matrix_more_q10 storing_q10 moving_q10 "
+    "load_beside loading_least_q10 loading_most_q10 "
     "smem_bytes smem_latency stsm store_q20 store_latency port_q20 l2_q20 hbm_q20 l2_latency draw_latency "
     "tma_latency hbm_latency tma_issue add_q20 add_chip_q20 adding_q10 "
     "mbarrier_arrive mbarrier_wait mbarrier_issue named_arrive named_wait cluster_arrive cta_launch setup"
@@ -100,12 +101,12 @@ BARRIER = _record("kind expected initial first_completion arrivals latest genera
 
 SM = _record(
     "tensor_free tensor_owner tensor_run wgmma_until pending pending_bytes steps tickets served issuer "
-    "crowded_until crowded_q10 issue_free smem_free load_free store_free adding_until moving_until"
+    "crowded_until crowded_q10 issue_free smem_free load_free store_free adding_until moving_until loading_until"
 )
 """One SM: when each unit is free, whose k steps the tensor cores serve, the cycles and operand bytes of those of the GEMMs under
 way, how many are in the queue, how often a warp had to wait for room in it, when a k step left it, the number, from 1, of the warp
 that is amid the issue of a GEMM, and until when, and by how much, arithmetic makes k steps longer; `adding_until` and
-`moving_until`: until when adds from registers do, and LDSM and STSM."""
+`moving_until`: until when adds from registers do, and LDSM and STSM; `loading_until`: until when LDS do."""
 
 K_STEP = _record("cycles products nbytes ends_group issued instruction")
 """One queued k step of a WGMMA: how long it takes, and multiplies, at least."""
@@ -163,6 +164,9 @@ def machine_of(device: Device, memory: Memory) -> np.ndarray:
         "store_least_q10": round(1024 * device.store_beside_least),
         "matrix_most_q10": round(1024 * device.matrix_beside_most),
         "matrix_more_q10": round(1024 * device.matrix_beside_more),
+        "load_beside": device.load_beside_cycles,
+        "loading_least_q10": round(1024 / (1 - device.load_interference_least)) - 1024,
+        "loading_most_q10": round(1024 / (1 - device.load_interference_most)) - 1024,
         "storing_q10": round(1024 / (1 - device.store_interference)) - 1024,
         "moving_q10": round(1024 / (1 - device.matrix_interference)) - 1024,
         "smem_bytes": device.smem_bytes_per_cycle,

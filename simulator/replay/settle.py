@@ -23,7 +23,8 @@ from . import account
 from .chip import Durations, burst_rate, ends_of_sms, measure_durations, queue_wait
 from .engine import U_ISSUE, U_MUFU, U_SMEM, U_TENSOR, UNITS, Memory
 from .fit import Occupancy
-from .l2 import ROW
+from .l2 import ROW, STATIC
+from .sums import Sums
 from .traffic import Launch, Moved
 
 ROUNDS, SETTLED = 16, 0.02
@@ -41,6 +42,7 @@ class Grid:
     launch: Launch
     masked: np.ndarray  # masked blocks by loop length
     packed: bool = False  # whether it walks packed sequences, which another kernel lists and describes before
+    sums: Sums | None = None  # of a backward that keeps dQ's sums of a few heads at a time
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -49,8 +51,21 @@ class Grid:
 
     @cached_property
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """The lengths there are, ascending, and how many CTAs have each."""
-        return np.unique(self.lengths, return_counts=True)
+        """The lengths there are, ascending, and how many CTAs have each; of items that are shared those of their parts too."""
+        if self.sums is None or not len(self.sums.parts):
+            return np.unique(self.lengths, return_counts=True)
+        parts = self.sums.parts["blocks"].astype(np.int64)
+        behind = self.lengths[self.sums.parts["item"].max() + 1 :]
+        lengths = np.union1d(self.lengths, parts)
+        found = np.searchsorted(lengths, np.concatenate([parts, behind]))
+        return lengths, np.bincount(found, minlength=len(lengths))
+
+    def ends(self, durations: Durations, tile: Tile, device: Device) -> tuple[np.ndarray, float]:
+        """When the last CTA of each SM is done, and when all that the kernel writes out besides is out."""
+        if self.sums is None:
+            ends = ends_of_sms(durations, self.lengths, device.sms, tile.cluster, self.kernel.strides)
+            return ends, float(ends.max())
+        return self.sums.ends(durations, self.items, device.sms, self.launch.dealing == STATIC, device)
 
     @cached_property
     def first_loads(self) -> tuple[float, float]:
@@ -153,10 +168,10 @@ def breakdown(problem: Problem, device: Device, found: Settled) -> tuple[Breakdo
     rate = device.tensor_rate(problem.workload.element_bytes)
     for number, grid in enumerate(problem.grids):
         durations = _durations(problem, number, device, found.ran_at_hz, found.ran_under[number], explain=True)
-        ends = ends_of_sms(durations, grid.lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
+        ends, out = grid.ends(durations, problem.tile, device)
         parts = account.of_kernel(durations, grid.items, ends, problem.workload, problem.tile, grid.kernel.grid, rate)
         start = _start(grid, device, found.ran_at_hz)
-        lasts = _lasts(problem, number, device, found.ran_at_hz, float(ends.max()) + start)
+        lasts = _lasts(problem, number, device, found.ran_at_hz, max(float(ends.max()), out) + start)
         waits = (lasts - float(ends.max())) * device.sms
         launch = _launch(grid, device, found.ran_at_hz)
         each.append(parts | {"launch": launch * device.sms, "memory": parts["memory"] + waits})
@@ -185,8 +200,8 @@ def _replay_all(problem: Problem, device: Device, clock_hz: float, loads: Sequen
     each, busy = [], np.zeros(len(UNITS))
     for number, (grid, load) in enumerate(zip(problem.grids, loads, strict=True)):
         durations = _durations(problem, number, device, clock_hz, load)
-        ends = ends_of_sms(durations, grid.lengths, device.sms, problem.tile.cluster, grid.kernel.strides)
-        longest = _lasts(problem, number, device, clock_hz, float(ends.max()) + _start(grid, device, clock_hz))
+        ends, out = grid.ends(durations, problem.tile, device)
+        longest = _lasts(problem, number, device, clock_hz, max(float(ends.max()), out) + _start(grid, device, clock_hz))
         each.append(int(np.ceil(_launch(grid, device, clock_hz) + longest)))
         busy += grid.counts[1] @ durations.busy
     return each, busy

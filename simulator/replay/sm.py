@@ -125,7 +125,7 @@ class Sm:
         self.issue, self.smem, self.load_port, self.store_port, self.tensor = (Server() for _ in range(5))
         self.pipes = {name: Server() for name in PIPES}
         self.wgmma_until = self.last_served = 0
-        self.crowded_until = self.crowded_q10 = self.adding_until = self.moving_until = 0
+        self.crowded_until = self.crowded_q10 = self.adding_until = self.moving_until = self.loading_until = 0
         self.owner: Asker | None = None
         self.pending = self.pending_bytes = 0  # cycles, and bytes of operands, of all k steps of the GEMMs under way
         self.waiting: list[Asker] = []  # for room in the queue
@@ -187,7 +187,12 @@ class Sm:
         cycles = self.chip.cycles
         both_q10 = (step.nbytes << 10) + step.cycles * cycles.store_least_q10
         crowded = both_q10 > step.cycles * cycles.smem_bytes << 10
-        if self.pipes["STSM"].free > now and crowded:
+        if self.loading_until > now:
+            half = step.cycles * cycles.smem_bytes >> 1
+            wide = min(half, max(0, step.nbytes - half))  # operands beyond half of shared memory's rate
+            more = cycles.loading_most_q10 - cycles.loading_least_q10
+            longer += step.cycles * (cycles.loading_least_q10 + more * wide // half) >> 10
+        elif self.pipes["STSM"].free > now and crowded:
             longer += step.cycles * cycles.storing_q10 >> 10
         elif self.moving_until > now:
             longer += step.cycles * cycles.moving_q10 >> 10

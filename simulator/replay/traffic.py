@@ -37,9 +37,10 @@ the 5th percentile (traces/recorded/calibration/contention.json, n176; other pai
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A tensor of the call, by the name it has in `Traffic.by_tensor`."""
+    """A tensor of the call, by its name in `Traffic.by_tensor`; one of rows may hold those of a `ring` of heads at a time."""
 
     name: str
+    ring: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class _Counted(NamedTuple):
 def _replay(
     workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout], device: Device, scattered: bool
 ) -> _Counted:
-    layout = _Layout(workload, launches, len(tensors))
+    layout = _Layout(workload, launches, tensors)
     homes = device.l2_partitions
     entries = homes * homes * layout.total  # (partition, tile, home): at home where both are the same, else a copy
     block = np.zeros((layout.total, 2), np.int32)  # bytes, tensor
@@ -166,14 +167,14 @@ def _replay(
         item_of, position, steps = np.arange(slots), np.zeros(slots, np.int64), np.full(slots, 0.5)
         queue = np.array([slots, slots])
         items = _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks"))
-        items = np.column_stack([items, *workload.lengths_of(launch.items["q_head"])])
+        items = np.column_stack([items, *workload.lengths_of(launch.items["q_head"]), _walked_last(launch.items, workload)])
         accesses = _columns(launch.accesses, ACCESS.names)
         sizes = np.array([launch.block_m, launch.block_n, launch.boxes], np.int64)
         near_of, pace = _partitions(slots, launch.cluster, homes), paces(slots)
         while queue[1] > 0:
             walk(
-                SLICE, queue, steps, items, accesses, layout.first, workload.heads_per_kv, layout.m_tiles, layout.n_tiles, sizes,
-                item_of, position, near_of, pace, launch.dealing, launch.cluster, launch.descending,
+                SLICE, queue, steps, items, accesses, layout.first, workload.heads_per_kv, layout.m_tiles, layout.n_tiles,
+                layout.rings, sizes, item_of, position, near_of, pace, launch.dealing, launch.cluster, launch.descending,
                 block, links, capacity, used, oldest, counts, shared, asked, lookups, fetched, late,
             )  # fmt: skip
         found.append((counts.copy(), lookups[0]))
@@ -223,10 +224,11 @@ def _paces(slots: int, deviation: float) -> np.ndarray:
 class _Layout:
     """A dense number for every tile of every tensor. Kernels that share a tensor must cut it alike."""
 
-    def __init__(self, workload: Workload, launches: Sequence[Launch], tensors: int):
-        self.first = np.zeros(tensors, np.int64)
-        self.m_tiles = np.ones(tensors, np.int64)
-        self.n_tiles = np.ones(tensors, np.int64)
+    def __init__(self, workload: Workload, launches: Sequence[Launch], tensors: Sequence[TensorLayout]):
+        self.first = np.zeros(len(tensors), np.int64)
+        self.m_tiles = np.ones(len(tensors), np.int64)
+        self.n_tiles = np.ones(len(tensors), np.int64)
+        self.rings = np.array([tensor.ring or 1 << 40 for tensor in tensors], np.int64)
         cuts: dict[int, tuple[int, int, int]] = {}
         for launch in launches:
             named = _columns(launch.accesses, ("tensor", "mode"))
@@ -239,12 +241,20 @@ class _Layout:
         for tensor, (mode, block_m, block_n) in cuts.items():
             m_tiles = -(-workload.seqlen_q // block_m) if block_m else 1
             n_tiles = -(-workload.seqlen_k // block_n) if block_n else 1
-            each = workload.batch * (workload.kv_heads if mode == KV else workload.heads)
+            each = min(workload.batch * (workload.kv_heads if mode == KV else workload.heads), int(self.rings[tensor]))
             if mode == OWN:
                 each, n_tiles = max(launch.slots for launch in launches), OWN_TILES
             self.first[tensor] = self.total
             self.m_tiles[tensor], self.n_tiles[tensor] = m_tiles, n_tiles
             self.total += each * m_tiles * n_tiles
+
+
+def _walked_last(items: np.ndarray, workload: Workload) -> np.ndarray:
+    """Of the blocks of queries that each item walks of a head, how many, from the first on, no item of later keys walks."""
+    begins = np.zeros(int(items["n"].max()) + 2, np.int64)
+    begins[items["n"]] = items["m"]
+    begins[-1] = 1 << 30
+    return np.minimum(begins[items["n"] + 1] - items["m"], items["blocks"] // workload.heads_per_kv)
 
 
 def _columns(array: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -34,6 +34,7 @@ class Kernel:
     early: bool = False  # launched while the kernel before still runs (programmatic dependent launch)
     registers: int = 0  # of a thread of a compiled kernel without a producer; 0: as many as its tensors need
     plain: bool = False  # of a Hopper schedule's kernels one without TMA and WGMMA
+    finishers: tuple[int, int] = ()  # of a backward of ours: warps of a CTA that write dQ's sums out, in so many rounds each share
     live: tuple[tuple[str, ...], ...] = ()  # fp32 register tensors that are live at a time, where S, P and O do not tell
 
     @property

@@ -176,6 +176,26 @@ def _store_interference(reduce_add: dict) -> Found:
     return Found(mean(lost), min(lost), max(lost), how)
 
 
+_LOADED = {"ss64 ss64": "most", "ss64 rs128": "", "rs128 rs128": "least"}
+"""Pairs of GEMMs beside which a warpgroup loads, and which end of their loss they are."""
+
+
+def _load_beside(beside_stores: dict) -> Found:
+    seen = [beside_stores["beside"][f"{pair}, LDS, none"]["cycles_per_copy"]["median"] for pair in _LOADED]
+    return Found(mean(seen), min(seen), max(seen), "LDS.128 of one warpgroup beside GEMMs ss64, rs128 and both, mean")
+
+
+def _load_interference(end: str):
+    (pair,) = (pair for pair, which in _LOADED.items() if which == end)
+
+    def formula(beside_stores: dict) -> Found:
+        loaded, alone = (beside_stores["beside"][f"{pair}, {what}, none"]["tensor_utilisation"] for what in ("LDS", "none"))
+        lost = sorted(1 - loaded[place] / alone["median"] for place in ("p95", "median", "p05"))
+        return Found(lost[1], lost[0], lost[2], f"rate that GEMMs {pair.split()[0]} lose beside LDS.128 of one warpgroup")
+
+    return formula
+
+
 def _red_interference(reduce_add: dict) -> Found:
     kinds = sorted({name.split("_")[0] for name in reduce_add["beside"]})
     rate = {name: found["gemms_per_1000_clk"]["median"] for name, found in reduce_add["beside"].items()}
@@ -200,6 +220,9 @@ DERIVATIONS = (
     Derivation("store_beside_most", ("reduce_add",), _store_beside("rs64", "rs128", "ss176")),
     Derivation("store_beside_least", ("reduce_add",), _store_beside("ss64", "ss80")),
     Derivation("store_interference", ("reduce_add",), _store_interference, 2),
+    Derivation("load_beside_cycles", ("beside_stores",), _load_beside),
+    Derivation("load_interference_least", ("beside_stores",), _load_interference("least"), 2),
+    Derivation("load_interference_most", ("beside_stores",), _load_interference("most"), 2),
     Derivation("matrix_interference", ("fp8_rates",), _matrix_interference, 2),
     Derivation("wgmma_register_share", ("pipes_contended",), _register_share, 2),
     Derivation("issue_beside_wgmma_cycles", ("pipes_contended",), _issue_beside, 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ...code.gradients import Gradients
 from ..kernel import Kernel, Schedule
@@ -11,7 +12,7 @@ from .ahead import ahead
 from .apart import apart
 from .covered import covered
 from .cudnn import cudnn
-from .delta import postprocess, preprocess
+from .delta import postprocess, prepare, preprocess
 from .drained import drained
 from .fa2 import fa2
 from .fa3 import fa3
@@ -27,28 +28,37 @@ from .warp_specialized import warp_specialized
 from .wide import wide
 
 _MMA, _WGMMA = Gradients(wgmma=False), Gradients(wgmma=True, added_bytes=16)
+_OURS = replace(_WGMMA, around=235, asks=True, begin=110)
+"""SASS of kernels/cuda/backward: `apart` has 359 instructions a block at d128, 480 at d64; 110 lie before the roles; the load
+that says whether a block is masked stands behind the wait for its scores, before their exponentials."""
 _CUDNN = Gradients(True, 16, weight_fma=2, gradient_fma=3, statistic_alu=2, mask_alu=3, masked=4)
 """From Nsight Compute's listing (cuDNN 9.19, d64 and d128): scores times the scale less LSE, and times log2(e) apart; dS scaled;
 whether an LSE or a delta is -inf; a mask of 66 ISETP and 32 FSEL for 32 elements in the first four blocks of a tile. A block and
 warp have 624 instructions at d128, full, 572 causal; 521 and 483 at d64."""
 _WALK = frozenset({"Q", "dO", "LSE", "delta", "P", "dS", "dQ"})
 """What a CTA of a tile of keys walks: all that belongs to queries."""
-_BEFORE, _AFTER = (
-    Kernel(body, "rows", frozenset(), code=_MMA, plain=True, skips_masked=False) for body in (preprocess, postprocess)
+_BEFORE, _AFTER, _PREPARE = (
+    Kernel(body, "rows", frozenset(), code=_MMA, plain=True, skips_masked=False) for body in (preprocess, postprocess, prepare)
 )
+_FINISHERS = {lagged: (4, 16), apart: (2, 8), relay: (2, 8)}
+"""Ours that have kernels, which write dQ out themselves (kernels/cuda/backward/finish.cuh): by so many warps of a CTA, in so many
+rounds a share of 16 KiB."""
 
 _LIVE = (("dK", "dV", "S^T", "dP^T"), ("dK", "dV", "dQ^T"))
 
 
 def _hopper(name: str, body: Callable, summary: str, paper: str, live: tuple[tuple[str, ...], ...] = _LIVE) -> Schedule:
     theirs = {"code": _CUDNN, "section_bytes": 1} if body is cudnn else {"code": _WGMMA}  # a head's tiles before the next one's
+    if body in _FINISHERS:
+        theirs = {"code": replace(_OURS, last_apart=body is not relay), "persistent": True, "finishers": _FINISHERS[body]}
     main = Kernel(body, "columns", _WALK, live=live, **theirs)
+    kernels = (_PREPARE, main) if body in _FINISHERS else (_BEFORE, main, _AFTER)
     family = "lagged backward" if body in (lagged, covered, ahead, apart, halves, relay) else "hopper backward"
     others = {narrow: "narrow backward", cudnn: "cudnn backward", across: "across backward", late: "across backward"}
     family = others.get(body, family)
     dims = dict.fromkeys((wide, narrow, halves, relay), (256,)) | dict.fromkeys((ahead, across, late), (128,))
     dims = dims.get(body, (64, 128))
-    return Schedule(name, summary, paper, family, (_BEFORE, main, _AFTER), head_dims=dims, direction="backward")
+    return Schedule(name, summary, paper, family, kernels, head_dims=dims, direction="backward")
 
 
 ALL = (

@@ -47,7 +47,7 @@ def ahead(cta, tile):
                 wg.free(Q[i - 1])
                 wg.wait(dS[i - 1])
                 queries = wg.gemm(*tile.dq(K[0], dS[i - 1]), loaded=True, step=i - 1)
-            wg.wait(LSE[i])
+            wg.read(LSE[i], of="S^T")
             wg.wait(scores)
             wg.probabilities(i, of="S^T", half=0)  # under dQ
             wg.free(LSE[i])
@@ -60,7 +60,7 @@ def ahead(cta, tile):
             if i == 0:
                 products = wg.gemm("dP^T", V[0], dO[i])
             values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
-            wg.wait(delta[i])
+            wg.read(delta[i], of="dP^T")
             wg.wait(products)
             wg.gradient(i, of="dP^T")  # under dV
             wg.free(delta[i])

@@ -23,13 +23,18 @@ def apart(cta, tile):
     ahead = tile.workload.head_dim == 64  # registers hold S of the next block beside dS, and dP beside a half of S
 
     load, drain, third = cta.producer(), cta.drain(), cta.multiplier()
-    load.tma(K[0])
-    load.tma(V[0])
     for i in tile.steps:
-        for buffer in (Q, LSE, dO, delta):
-            load.tma(buffer[i])
+        load.tma(Q[i])
+        load.tma(LSE[i])
+        if i == 0:
+            load.tma(K[0])
+        load.tma(dO[i])
+        load.tma(delta[i])
+        if i == 0:
+            load.tma(V[0])
 
     for i in tile.steps:
+        drain.write_out("dQaccum", "dQ", i)
         for share in cta.consumers():
             drain.wait(dQ[share, i])
             drain.add("dQ", "dQaccum", block=i, slot=dQ[share, i], step=i)
@@ -53,7 +58,7 @@ def apart(cta, tile):
         for i in tile.steps:
             if not ahead:
                 scores = wg.gemm("S^T", K[0], Q[i])
-            wg.wait(LSE[i])
+            wg.read(LSE[i], of="S^T")
             wg.wait(scores)
             wg.probabilities(i, of="S^T", half=0 if ahead else None)
             wg.free(LSE[i])
@@ -63,7 +68,7 @@ def apart(cta, tile):
             if ahead:
                 wg.probabilities(i, of="S^T", half=1)
             values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
-            wg.wait(delta[i])
+            wg.read(delta[i], of="dP^T")
             wg.wait(products)
             wg.gradient(i, of="dP^T")  # under dV
             wg.free(delta[i])

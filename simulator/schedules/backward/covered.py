@@ -40,7 +40,7 @@ def covered(cta, tile):
             if i > 0:
                 wg.wait(dS[i - 1])
                 queries = wg.gemm(*tile.dq(K[0], dS[i - 1]), loaded=True, step=i - 1)
-            wg.wait(LSE[i])
+            wg.read(LSE[i], of="S^T")
             wg.wait(scores)
             wg.probabilities(i, of="S^T")  # under dQ
             wg.free(LSE[i])
@@ -50,7 +50,7 @@ def covered(cta, tile):
                 wg.wait(queries)
                 wg.free(dS[i - 1])
                 wg.put(tile.dq_name, dQ[wg, i - 1])
-            wg.wait(delta[i])
+            wg.read(delta[i], of="dP^T")
             wg.wait(products)
             wg.gradient(i, of="dP^T")  # under dV
             wg.free(delta[i])

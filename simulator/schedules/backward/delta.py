@@ -21,6 +21,22 @@ def preprocess(cta, tile):
         warps.store("dQaccum")
 
 
+def prepare(cta, tile):
+    """Each query's delta, and LSE to base 2, where the main kernel itself keeps the sums of few heads and makes dQ of them."""
+    O = cta.ring("O", tile.nbytes("O"), stages=1)
+    dO = cta.ring("dO", tile.nbytes("dO"), stages=1)
+    for warps in cta.consumers():
+        warps.cp_async(O[0])
+        warps.cp_async(dO[0])
+        warps.wait(O[0])
+        warps.wait(dO[0])
+        warps.arithmetic("row dot")
+        warps.free(O[0])
+        warps.free(dO[0])
+        warps.store("LSE")
+        warps.store("delta")
+
+
 def postprocess(cta, tile):
     """dQ in 16 bits, scaled."""
     dQ = cta.ring("dQaccum", tile.nbytes("dQaccum"), stages=1)

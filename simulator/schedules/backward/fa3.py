@@ -38,11 +38,11 @@ def fa3(cta, tile):
         for i in tile.steps:
             scores = wg.gemm("S^T", K[0], Q[i])
             products = wg.gemm("dP^T", V[0], dO[i])
-            wg.wait(LSE[i])
+            wg.read(LSE[i], of="S^T")
             wg.wait(scores)
             wg.probabilities(i, of="S^T")
             wg.free(LSE[i])
-            wg.wait(delta[i])
+            wg.read(delta[i], of="dP^T")
             wg.wait(products)
             wg.gradient(i, of="dP^T")
             wg.free(delta[i])

@@ -42,7 +42,7 @@ def halves(cta, tile):
     scores = first.gemm("S^T", K[0], Q[0], loaded=True, alone=True)
     first.wait(scores)
     for i in tile.steps:
-        first.wait(LSE[i])
+        first.read(LSE[i], of="S^T", alone=True)
         first.probabilities(i, of="S^T", alone=True)
         first.free(LSE[i])
         first.put("P^T", P[i], alone=True)
@@ -70,7 +70,7 @@ def halves(cta, tile):
             second.put("dQ", dQ[second, 2 * i - 1], half=1)
         second.wait(P[i])
         second.gemm("dV", P[i], dO[i], add=True, loaded=True)
-        second.wait(delta[i])
+        second.read(delta[i], of="dP^T", alone=True)
         second.wait(products)
         second.gradient(i, of="dP^T", alone=True)
         second.free(delta[i])

@@ -16,19 +16,22 @@ def lagged(cta, tile):
     delta = cta.ring("delta", tile.nbytes("delta"), tile.stages)
     dS = cta.exchange("dS", tile.nbytes("dS"), stages=2)
     dQ = cta.outbox("dQ", tile.nbytes("dQaccum"))
-    dV = cta.ring("dV", tile.nbytes("dV"), stages=1, over=V)
-    dK = cta.ring("dK", tile.nbytes("dK"), stages=1, over=K)
-    everyone = cta.meeting()
+    dV = cta.staging("dV", tile.nbytes("dV"))
     last = tile.steps[-1]
 
     load, drain = cta.producer(), cta.drain()
-    load.tma(K[0])
-    load.tma(V[0])
     for i in tile.steps:
-        for buffer in (Q, LSE, dO, delta):
-            load.tma(buffer[i])
+        load.tma(Q[i])
+        load.tma(LSE[i])
+        if i == 0:
+            load.tma(K[0])
+        load.tma(dO[i])
+        load.tma(delta[i])
+        if i == 0:
+            load.tma(V[0])
 
     for i in tile.steps:
+        drain.write_out("dQaccum", "dQ", i)
         for wg in cta.consumers():
             drain.wait(dQ[wg, i])
             drain.add("dQ", "dQaccum", block=i, slot=dQ[wg, i], step=i)
@@ -42,7 +45,7 @@ def lagged(cta, tile):
             if i > 0:
                 wg.wait(dS[i - 1])
                 queries = wg.gemm(*tile.dq(K[0], dS[i - 1]), loaded=True, step=i - 1)
-            wg.wait(LSE[i])
+            wg.read(LSE[i], of="S^T")
             wg.wait(scores)
             wg.probabilities(i, of="S^T")  # under dQ
             wg.free(LSE[i])
@@ -52,7 +55,7 @@ def lagged(cta, tile):
                 wg.put(tile.dq_name, dQ[wg, i - 1])
             products = wg.gemm("dP^T", V[0], dO[i])
             values = wg.gemm("dV", "P^T", dO[i], add=True, loaded=True)
-            wg.wait(delta[i])
+            wg.read(delta[i], of="dP^T")
             wg.wait(products)
             wg.gradient(i, of="dP^T")  # under dV
             wg.free(delta[i])
@@ -62,13 +65,12 @@ def lagged(cta, tile):
             wg.free(dO[i])
             wg.wait(keys)
             wg.free(Q[i])
+        wg.free(V[0])
         wg.wait(dS[last])
         queries = wg.gemm(*tile.dq(K[0], dS[last]), loaded=True, step=last)
+        wg.store("dV", slot=dV[wg])
         wg.wait(queries)
+        wg.free(K[0])
         wg.free(dS[last])
         wg.put(tile.dq_name, dQ[wg, last])
-        wg.free(K[0])
-        wg.free(V[0])
-        wg.meet(everyone)
-        wg.store("dV", slot=dV[0])
-        wg.store("dK", slot=dK[0])
+        wg.store("dK", slot=dV[wg])

@@ -17,17 +17,22 @@ def relay(cta, tile):
     P = cta.exchange("P", tile.nbytes("P"), stages=2)
     dS = cta.exchange("dS", tile.nbytes("dS"), stages=2)
     dQ = cta.outbox("dQ", tile.nbytes("dQaccum") // 2)
-    way_out = cta.staging("dV", 1024)  # the kernel sends its pieces over P and over dS
+    way_out = cta.staging("dV", 1024)  # of its own here; the kernel sends two pieces at a time over P, and over dS
 
     load, drain, third = cta.producer(), cta.drain(), cta.multiplier()
-    load.tma(K[0])
-    load.tma(V[0])
     for i in tile.steps:
-        for buffer in (Q, LSE, dO, delta):
-            load.tma(buffer[i])
+        load.tma(Q[i])
+        load.tma(LSE[i])
+        if i == 0:
+            load.tma(K[0])
+        load.tma(dO[i])
+        load.tma(delta[i])
+        if i == 0:
+            load.tma(V[0])
 
     first, second = cta.consumers()
     for i in tile.steps:
+        drain.write_out("dQaccum", "dQ", i)
         for half in (0, 1):
             for box in (first, second):
                 drain.wait(dQ[box, 2 * i + half])
@@ -37,7 +42,7 @@ def relay(cta, tile):
     first.wait(K[0])
     for i in tile.steps:
         scores = first.gemm("S^T", K[0], Q[i], alone=True)
-        first.wait(LSE[i])
+        first.read(LSE[i], of="S^T", alone=True)
         first.wait(scores)
         first.probabilities(i, of="S^T", alone=True)
         first.free(LSE[i])
@@ -47,13 +52,13 @@ def relay(cta, tile):
         first.wait(values)
         first.free(dO[i])
     first.free(K[0])
-    first.store("dV", slot=way_out[first], alone=True)
+    first.store("dV", slot=way_out[first], alone=True, rounds=2)
 
     second.wait(V[0])
     for i in tile.steps:
         products = second.gemm("dP^T", V[0], dO[i], alone=True)
         second.wait(P[i])
-        second.wait(delta[i])
+        second.read(delta[i], of="dP^T", alone=True)
         second.wait(products)
         second.gradient(i, of="dP^T", alone=True)
         second.free(P[i])
@@ -64,7 +69,7 @@ def relay(cta, tile):
         second.wait(keys)
         second.free(Q[i])
     second.free(V[0])
-    second.store("dK", slot=way_out[second], alone=True)
+    second.store("dK", slot=way_out[second], alone=True, rounds=2)
 
     third.wait(K[0])
     for i in tile.steps:

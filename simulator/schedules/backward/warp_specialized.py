@@ -30,11 +30,11 @@ def warp_specialized(cta, tile):
         wg.wait(V[0])
         for i in tile.steps:
             wg.wait(wg.gemm("S^T", K[0], Q[i]))
-            wg.wait(LSE[i])
+            wg.read(LSE[i], of="S^T")
             wg.probabilities(i, of="S^T")
             wg.free(LSE[i])
             wg.wait(wg.gemm("dP^T", V[0], dO[i]))
-            wg.wait(delta[i])
+            wg.read(delta[i], of="dP^T")
             wg.gradient(i, of="dP^T")
             wg.free(delta[i])
             wg.put("dS^T", dS[i])
