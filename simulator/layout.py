@@ -156,7 +156,7 @@ def _accesses(kernel: Kernel, workload: Workload, tile: Tile, longest: int, tens
     loads = np.array(list(program.accesses), dtype=[(name, "i4") for name in ACCESS_FIELDS])
     if kernel.by_row:  # tiles are too coarse to see single rows: a tile's readings come one after another, its writing last
         loads = loads[np.argsort(loads["step"], kind="stable")]
-    if kernel.grid == "columns":  # what the roles of a CTA load, add and write out at a block comes together
+    if kernel.finishers:  # what the roles of a CTA load, add and write out at a block comes together
         role = np.where(loads["step"] >= 0, 1, 2 * (loads["write"] > 0))
         loads = loads[np.lexsort((loads["write"] % ONLY_LAST, loads["step"], role))]
     least = 0

@@ -278,7 +278,7 @@ def test_a_backwards_timeline_names_its_gemms_and_what_its_softmax_hides_under()
     shown = {span.short for row in by_iterations(runs["fa3"]).rows for span in row.spans}
     assert {"S3", "P3", "dP3", "dS3", "dV3", "dK3", "dQ3"} <= shown
     exposed = [panel.softmax["exposed"] for panel in beside(list(runs.values()))]
-    assert exposed[0] > 2 * exposed[1] > 0, "dQ of the block before runs under the exponentials of this one"
+    assert exposed[0] > 1.5 * exposed[1] > 0, "dQ of the block before runs under the exponentials of this one"
 
 
 @pytest.mark.parametrize(
