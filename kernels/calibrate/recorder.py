@@ -16,7 +16,8 @@ from ..validation.check import MissingTool
 BENCHMARKS = (
     "tensor_cores", "tensor_cores_8bit", "pipes", "softmax", "contention", "running", "pipes_contended", "two_warps", "switching",
     "pace", "chains", "branches", "fetch", "fetch_mixes", "fetch_jumps", "mma_sync", "fp8_accumulation", "memory", "l2_capacity",
-    "fp8_rates", "l2_sets", "loaded", "reduce_add", "beside_stores", "load_behind_stores", "launch", "launch_counted", "power",
+    "fp8_rates", "l2_sets", "loaded", "reduce_add", "beside_stores", "load_behind_stores", "shared_operands", "addresses_contended",
+    "launch", "launch_counted", "power",
 )  # fmt: skip
 """In the order they run; power last, since it heats the board."""
 TIMEOUT_S = 600
