@@ -28,7 +28,7 @@ READY: dict[tuple[str, int, bool], str] = {
     **{(dtype, 64, causal): "apart" for dtype in cuda.DTYPES for causal in (False, True)},
     **{(dtype, 128, True): "apart" for dtype in cuda.DTYPES},
     **{(dtype, 128, False): "lagged" for dtype in cuda.DTYPES},
-    **{("bf16", 256, causal): "relay" for causal in (False, True)},
+    **{(dtype, 256, causal): "relay" for dtype in cuda.DTYPES for causal in (False, True)},
 }
 """Dtype, head dim and mask -> the CUDA schedule that "auto" takes on Hopper, the faster where two are right (backward_h200.json). A
 schedule stands here once the whole suite, the sanitizer and the endurance runs have passed on an H200, in that dtype
