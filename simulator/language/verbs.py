@@ -150,11 +150,12 @@ class Warp:
         self._emit(Op.ADD, f"add {name}", slot, Copy(slot.ring.nbytes, cta.tensor(tensor), boxes=1), step=step)
         self._emit(Op.STORE_WAIT, f"add {name}", slot, step=step)
 
-    def write_out(self, sums: str, name: str, step: int) -> None:
+    def write_out(self, sums: str, name: str, step: int = -1) -> None:
         """Make a block of sums in memory, once every CTA has added to it, the tensor `name`, and clear them for the head that has
-        them next: by warps that wait for nothing else, so that it takes bytes and, at the kernel's end, time (replay/sums.py)."""
+        them next: by warps that wait for nothing else, so that it takes bytes and, at the kernel's end, time (replay/sums.py).
+        Outside a loop: of a block that no CTA will add to."""
         for tensor, write in ((sums, 0), (sums, 1), (name, 1)):
-            self.cta.access(tensor, step, step, write=ONLY_LAST + write, multicast=0)
+            self.cta.access(tensor, max(0, step), step, write=ONLY_LAST + write, multicast=0)
 
     # -- waiting and handing over ----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ OWN_TILES = 2
 WALKED = 4
 """Added to ROW or PAIR where the loop walks queries: the block counts them, through every query head of the group."""
 LAST = 8
-"""Added to those where only the last item that walks a block of queries does it."""
+"""Added to those where only the last item that walks a block of queries does it; where none is walked, items that no key sees."""
 
 ACCESS = np.dtype(
     [
@@ -140,6 +140,8 @@ def _access(i, slot, p, again, near, items, accesses, first, group, m_tiles, n_t
         m = items[i, 2] + accesses[p, 3] % of_head
         n = items[i, 3]
         head += accesses[p, 3] // of_head
+    elif accesses[p, 1] >= LAST and items[i, 7] == 0:
+        return
     rows = max(0, min(sizes[0], items[i, 5] - m * sizes[0]))
     keys = max(0, min(sizes[1], items[i, 6] - n * sizes[1]))
     if how == ROW:

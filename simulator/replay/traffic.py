@@ -28,7 +28,25 @@ from ..devices.device import Device
 from ..jit import SLICE
 from ..problem.workload import Workload
 from ..results.run import Bytes, Traffic
-from .l2 import ACCESS, ASKED, FROM_HBM, KV, LOST, ON_EXIT, OWN, OWN_TILES, PAIR, ROW, SHARES, STRIPES, WALKED, WEIGHTS, flush, walk
+from .l2 import (
+    ACCESS,
+    ASKED,
+    FROM_HBM,
+    KV,
+    LAST,
+    LOST,
+    ON_EXIT,
+    OWN,
+    OWN_TILES,
+    PAIR,
+    ROW,
+    SHARES,
+    STRIPES,
+    WALKED,
+    WEIGHTS,
+    flush,
+    walk,
+)  # fmt: skip
 
 SM_SPREAD = 0.0005
 """Standard deviation of the SMs' pace: most pairs of two warpgroups' GEMMs last 0.16 to 0.21 % longer at the 95th than at
@@ -167,7 +185,7 @@ def _replay(
         item_of, position, steps = np.arange(slots), np.zeros(slots, np.int64), np.full(slots, 0.5)
         queue = np.array([slots, slots])
         items = _columns(launch.items, ("q_head", "kv_head", "m", "n", "blocks"))
-        items = np.column_stack([items, *workload.lengths_of(launch.items["q_head"]), _walked_last(launch.items, workload)])
+        items = np.column_stack([items, *workload.lengths_of(launch.items["q_head"]), _last(launch, workload)])
         accesses = _columns(launch.accesses, ACCESS.names)
         sizes = np.array([launch.block_m, launch.block_n, launch.boxes], np.int64)
         near_of, pace = _partitions(slots, launch.cluster, homes), paces(slots)
@@ -249,11 +267,15 @@ class _Layout:
             self.total += each * m_tiles * n_tiles
 
 
-def _walked_last(items: np.ndarray, workload: Workload) -> np.ndarray:
-    """Of the blocks of queries that each item walks of a head, how many, from the first on, no item of later keys walks."""
-    begins = np.zeros(int(items["n"].max()) + 2, np.int64)
+def _last(launch: Launch, workload: Workload) -> np.ndarray:
+    """Of the blocks of queries that each item walks of a head, how many, from the first on, no item of later keys walks; of an item
+    that walks none, whether no key sees its own."""
+    items = launch.items
+    if not (launch.accesses["mode"] % LAST >= WALKED).any():
+        ends = (items["m"].astype(np.int64) + 1) * launch.block_m
+        return (ends + workload.seqlen_k <= workload.seqlen_q) & workload.causal
+    begins = np.full(int(items["n"].max()) + 2, 1 << 30, np.int64)
     begins[items["n"]] = items["m"]
-    begins[-1] = 1 << 30
     return np.minimum(begins[items["n"] + 1] - items["m"], items["blocks"] // workload.heads_per_kv)
 
 

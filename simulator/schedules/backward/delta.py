@@ -35,6 +35,8 @@ def prepare(cta, tile):
         warps.free(dO[0])
         warps.store("LSE")
         warps.store("delta")
+        if warps.rank == 0:
+            warps.write_out("dQaccum", "dQ")  # of queries that see no key; the main kernel does it
 
 
 def postprocess(cta, tile):
