@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from fasim.kernels.cuda import config as cuda  # noqa: E402
 from fasim.kernels.gluon import config as gluon  # noqa: E402
 from fasim.kernels.validation import bench as bench_room  # noqa: E402
-from fasim.kernels.validation import criteria, isolation, kinds, mutants, sanitize, subjects, suite  # noqa: E402
+from fasim.kernels.validation import criteria, isolation, kinds, mutants, sanitize, state, subjects, suite  # noqa: E402
 from fasim.kernels.validation import guards as guards_room  # noqa: E402
 from fasim.kernels.validation.check import Case, Check, Fault, MissingTool, Noted, Trial  # noqa: E402
 from fasim.kernels.validation.report import Report, junit  # noqa: E402
@@ -290,6 +290,33 @@ def test_bad_input_is_one_sentence_and_exit_2(fasim, tokens, words):
 def test_help_of_validate_imports_no_torch(tmp_path):
     code = "from fasim.cli.main import run; run(['validate', '--help'])\nimport sys\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.usefixtures("user")
+def test_a_subject_that_is_not_compiled_is_validated_without_importing_torch_compile():
+    """Memory and process ask for deterministic algorithms, for which PyTorch's own switch would import torch.compile."""
+    code = (
+        "import sys\n"
+        "from fasim.kernels.validation import subjects, suite\n"
+        "report = suite.validate(subjects.resolve('my_attention:right'), device='cpu', quick=True, only=['memory', 'process'])\n"
+        "assert report.passed, report.conclusion\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_torch_compile_is_told_of_determinism_where_it_is_loaded(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, warn_only: told.append((on, warn_only)))
+    monkeypatch.delitem(sys.modules, "torch._inductor.config", raising=False)
+    for mode in (1, 2, 0):
+        state.set_determinism(mode)
+        assert torch.get_deterministic_debug_mode() == mode and not told
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", torch)
+    for mode in (1, 2, 0):
+        state.set_determinism(mode)
+    assert told == [(True, True), (True, False), (False, False)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

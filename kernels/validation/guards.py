@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import state
 from .check import Fault
 
 GUARD_ELEMENTS = 4096
@@ -85,18 +88,29 @@ class _GuardedAllocations(TorchDispatchMode):
         return answer
 
 
+class _WithoutCompile(_GuardedAllocations):
+    """The same for a process that compiles nothing: keeping torch.compile out of it would import torch.compile first."""
+
+    __torch_dispatch__ = inspect.unwrap(_GuardedAllocations.__torch_dispatch__)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
 @contextmanager
 def poisoned(guards: Guards) -> Iterator[None]:
     """What the callable allocates and does not write is NaN, guarded where PyTorch lets us see the allocation."""
-    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = _GuardedAllocations if "torch._dynamo" in sys.modules else _WithoutCompile
+    was = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            torch.use_deterministic_algorithms(True, warn_only=True)  # fills allocations made below Python
+            state.set_determinism(1)  # fills allocations made below Python
             torch.utils.deterministic.fill_uninitialized_memory = True
-            with _GuardedAllocations(guards):
+            with mode(guards):
                 yield
         finally:
-            torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+            state.set_determinism(was)
             torch.utils.deterministic.fill_uninitialized_memory = fill

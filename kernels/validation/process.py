@@ -50,7 +50,7 @@ def _unusual() -> Iterator[None]:
     """Each setting other than PyTorch's default, so that a kernel that resets one shows too."""
     before = state.read()
     try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        state.set_determinism(1)
         torch.set_float32_matmul_precision("high")
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.manual_seed(7)

@@ -25,6 +25,18 @@ class Shared(NamedTuple):
     decides: bool = True
 
 
+def set_determinism(mode: int) -> None:
+    """0 for any algorithm, 1 for deterministic ones with a warning where there is none, 2 with an error.
+
+    torch.use_deterministic_algorithms also tells torch.compile, and for that imports all of it: seconds, which only a process
+    that compiles need pay.
+    """
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)
+
+
 def _sdpa_backends() -> tuple[bool, ...]:
     cuda = torch.backends.cuda
     return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
@@ -47,7 +59,7 @@ SHARED: dict[str, Shared] = {
         torch.get_default_device, lambda found: torch.set_default_device(None if found.type == "cpu" else found)
     ),
     "grad mode": Shared(torch.is_grad_enabled, torch.set_grad_enabled),
-    "deterministic algorithms": Shared(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "deterministic algorithms": Shared(torch.get_deterministic_debug_mode, set_determinism),
     "the precision of fp32 matrix products": Shared(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "PyTorch's attention backends": Shared(_sdpa_backends, _enable_sdpa_backends),
     "autocast": Shared(

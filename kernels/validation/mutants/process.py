@@ -11,7 +11,7 @@ class SwitchesDeterminismOn(TiledAttention):
     """Deterministic algorithms are switched on for whatever runs after the call."""
 
     def __call__(self, q, k, v, **options):
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         return super().__call__(q, k, v, **options)
 
 
