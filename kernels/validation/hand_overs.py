@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ...simulator.reading import parse_json
 from . import sanitize
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -73,13 +74,13 @@ def main() -> None:
     found = re.search(r"^right: (.*)\ndevice: (.*)$", done.stdout, re.MULTILINE)
     if not found:
         raise SystemExit(f"the kernels did not run: {(done.stdout + done.stderr)[-500:]}")
-    right, said = json.loads(found[1]), read(done.stdout + done.stderr)
+    right, said = parse_json(found[1], "what the kernels printed"), read(done.stdout + done.stderr)
     version = subprocess.run([sanitize.require(), "--version"], capture_output=True, text=True, check=False).stdout
     rows = [{"hand_over": name, "right": right[name], "reported": said[name]} for name in said]
     result = {
         "schema": "fasim.hand-overs/1",
         "date": datetime.date.today().isoformat(),
-        "device": json.loads(found[2]),
+        "device": parse_json(found[2], "what the kernels printed"),
         "tool": next((line for line in version.splitlines() if "ersion" in line), ""),
         "source_sha256": hashlib.sha256(SOURCE.read_bytes()).hexdigest(),
         "rows": rows,
