@@ -147,3 +147,39 @@ def test_nothing_of_a_device_file_or_a_table_is_obeyed_by_the_terminal(monkeypat
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err and "\u202e" not in out and "\x9b" not in out and "\x07" not in out
     assert "a?[31mb" in out or "a[31mb" in out
+
+
+BEGUN_AMID_AN_INTERRUPT = """
+import os, signal, sys
+from multiprocessing import resource_tracker, util
+from fasim.traces import workers
+
+begin = util.spawnv_passfds
+begun = []
+
+def interrupted(*of_what):  # Ctrl-C when the child exists and has not been told what it is for
+    begun.append(begin(*of_what))
+    signal.raise_signal(signal.SIGINT)
+    return begun[-1]
+
+if __name__ == "__main__":
+    resource_tracker.ensure_running()
+    util.spawnv_passfds = interrupted
+    try:
+        with workers.spawned(1) as pool:
+            pool.submit(abs, -1)
+    except KeyboardInterrupt:
+        print("interrupted")
+    try:
+        os.waitpid(begun[0], 0)
+    except ChildProcessError:
+        pass  # it was ended, and has been waited for
+"""
+
+
+def test_an_interrupt_while_a_worker_starts_ends_it_without_a_word(tmp_path):
+    path = tmp_path / "begun.py"
+    path.write_text(BEGUN_AMID_AN_INTERRUPT, encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(path)], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
