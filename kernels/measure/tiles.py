@@ -14,14 +14,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from ...simulator.problem.tile import Tile, default_for
 from ...simulator.problem.workload import Workload
 from ...simulator.schedules import SCHEDULES
 from ...traces.answers.tune import legal_tiles
+from ...traces.workers import spawned
 from ..compile import build
 from ..cuda.config import HEAD_DIMS, KernelConfig
 
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     distinct = list(dict.fromkeys(configs.values()))
     _say(f"{len(distinct)} kernels for {len(configs)} timings")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+    with spawned(len(os.sched_getaffinity(0))) as pool:
         refused = dict(zip(distinct, pool.map(_compile, distinct), strict=True))
     _say(f"compiled; {sum(map(bool, refused.values()))} are not timed")
     if asked.compile_only:
