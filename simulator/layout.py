@@ -117,8 +117,9 @@ def _sums(kernel: Kernel, workload: Workload, tile: Tile, items: int, device: De
     warps, rounds = kernel.finishers
     heads, m_tiles = workload.batch * workload.heads, -(-workload.seqlen_q // tile.block_m)
     shares = max(1, tile.block_m * workload.head_dim // sums.SHARE)
-    parts = sums.split_parts(workload, tile, min(device.sms, items))
-    return Sums(sums.ring_heads(workload), heads, workload.heads_per_kv, m_tiles, shares, warps, rounds, parts)
+    ctas = min(device.sms, items)
+    parts, ring = sums.split_parts(workload, tile, ctas), sums.ring_heads(workload, tile, ctas)
+    return Sums(ring, heads, workload.heads_per_kv, m_tiles, shares, warps, rounds, parts)
 
 
 def _parts_grid(

@@ -13,6 +13,7 @@ import pytest
 from fasim.kernels.compile import build
 from fasim.kernels.cuda.backward.config import ENTRIES, config_for
 from fasim.simulator.errors import UsageError
+from fasim.simulator.problem import sums
 from fasim.simulator.problem.workload import Workload
 from fasim.traces import static_gradients
 
@@ -149,6 +150,30 @@ def test_tiles_are_shared_where_that_evens_out_the_blocks_of_each_cta():
     assert launch.split_tiles(132 * 3, 64, 132) == 0  # even already
     assert launch.split_tiles(132 + 131, 64, 132) == 0  # nothing to gain
     assert launch.split_tiles(2048, 4, 132) == 0  # parts too short for what they cost
+
+
+HAVE_SUMS = {  # batch, heads, K/V heads, length, head dim, causal -> query heads that have sums at a time on 132 SMs
+    (4, 16, 16, 4096, 128, True): 12, (16, 16, 16, 1024, 128, True): 48, (1, 16, 16, 16384, 128, True): 3,
+    (4, 16, 16, 4096, 128, False): 12, (3, 24, 8, 3584, 128, True): 36, (3, 24, 8, 3584, 128, False): 18,
+    (2, 16, 16, 10240, 128, True): 5, (8, 16, 16, 2560, 128, True): 16, (2, 20, 4, 4864, 64, True): 40,
+    (1, 2, 1, 16384, 128, True): 2, (4, 8, 8, 4096, 256, True): 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", HAVE_SUMS, ids=str)
+def test_heads_that_have_sums_hold_more_work_than_the_longest_tile_and_a_tile_for_every_cta(shape):
+    launch = pytest.importorskip("fasim.kernels.cuda.backward.launch", exc_type=ImportError)
+    batch, heads, kv_heads, seqlen, head_dim, causal = shape
+    config = config_for("relay" if head_dim == 256 else "apart", "bf16", head_dim, causal)
+    workload = Workload(batch, heads, seqlen, head_dim, "bf16", causal, kv_heads=kv_heads, direction="backward")
+    m_tiles, sharing, ctas = -(-seqlen // config.tile.block_m), heads // kv_heads, 132
+    blocks = [m_tiles - first for first in launch.first_blocks(config, seqlen, seqlen)]
+    found = launch.ring_heads(launch.section_heads(seqlen, head_dim, sharing), blocks, ctas)
+    assert found * sum(blocks) / ctas >= 1.25 * max(blocks) and found * len(blocks) >= ctas + len(blocks)
+    ring = min(batch * heads, found * sharing)
+    assert ring == sums.ring_heads(workload, config.tile, ctas) == HAVE_SUMS[shape]
+    mib = seqlen * head_dim * sums.SUM_BYTES / 2**20
+    assert ring * mib <= max(24, (21 + mib) * sharing)
 
 
 def test_the_first_query_block_that_sees_a_tile_of_keys_is_the_masks():

@@ -5,6 +5,8 @@ They stay in L2: a ring of heads, each slot written out and cleared by the kerne
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .order import SECTION_BYTES, SUM_BYTES
@@ -13,6 +15,8 @@ from .workload import Workload
 
 SECTIONS = 3
 """Sections of heads that have sums at a time: one that is added to, one that may be, one on its way out."""
+LEAST_WORK = 1.25
+"""Longest walks that a CTA finds to do among the heads that have sums."""
 LEAST_GAIN = 4
 """Blocks that a split tile has to save a CTA."""
 SHARE = 64 * 64
@@ -22,11 +26,16 @@ PART = np.dtype([("cta", "i4"), ("item", "i4"), ("begin", "i4"), ("blocks", "i4"
 """What a CTA has of a tile: which of the items, from which block of its walk on, and how many."""
 
 
-def ring_heads(workload: Workload) -> int:
-    """Query heads that have sums at a time."""
+def ring_heads(workload: Workload, tile: Tile, ctas: int) -> int:
+    """Query heads that have sums at a time: SECTIONS, or enough for LEAST_WORK, a tile for every CTA and a head on its way out."""
     walked = workload.seqlen_q * workload.head_dim * (2 * workload.element_bytes + SUM_BYTES) * workload.heads_per_kv
     section = 2 ** (max(1, SECTION_BYTES // walked).bit_length() - 1)
-    return min(workload.batch * workload.heads, SECTIONS * section * workload.heads_per_kv)
+    keys, offset = np.arange(0, workload.seqlen_k, tile.block_n), workload.seqlen_k - workload.seqlen_q
+    first = np.clip(keys - offset, 0, workload.seqlen_q - 1) // tile.block_m if workload.causal else np.zeros_like(keys)
+    blocks = -(-workload.seqlen_q // tile.block_m) - first
+    work = math.ceil(LEAST_WORK * int(blocks.max()) * ctas / int(blocks.sum()))
+    heads = max(SECTIONS * section, work, -(-ctas // len(blocks)) + 1)
+    return min(workload.batch * workload.heads, heads * workload.heads_per_kv)
 
 
 def split_tiles(tiles: int, walk: int, ctas: int) -> int:
@@ -44,7 +53,8 @@ def split_parts(workload: Workload, tile: Tile, ctas: int) -> np.ndarray:
     n_tiles, group = -(-workload.seqlen_k // tile.block_n), workload.heads_per_kv
     walk = -(-workload.seqlen_q // tile.block_m) * group
     split = split_tiles(workload.batch * workload.kv_heads * n_tiles, walk, ctas)
-    if -(-split // n_tiles) * group > ring_heads(workload):  # a head's sums would be waited for by those that have to add to it
+    # a head's sums would be waited for by those that have to add to it
+    if -(-split // n_tiles) * group > ring_heads(workload, tile, ctas):
         return np.zeros(0, PART)
     parts = []
     for cta in range(ctas if split else 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from functools import cache, lru_cache
 
@@ -21,6 +22,8 @@ WARP_KEYS = 16
 """Rows of dK and dV in a box: each warp sends its own."""
 SECTIONS = 3
 """Sections of heads that have fp32 sums of dQ at a time: one that is added to, one that may be, one on its way out."""
+LEAST_WORK = 1.25
+"""Of the longest tile's walk: what each CTA finds to do among the heads that have sums, or it would wait for that tile."""
 SHARE_TILES = True
 """Two CTAs to a tile of keys where that evens out their blocks (`split_tiles`); `check` and `pace` can do without."""
 LEAST_SCALE = 2.0**-80
@@ -124,7 +127,8 @@ class Plan:
         self.ctas = min(sms, batch * kv_heads * n_tiles)
         self.heads, sharing = batch * heads, heads // kv_heads
         section = section_heads(seqlen_q, head_dim, sharing)
-        ring = min(batch * heads, SECTIONS * section * sharing)
+        blocks = [m_tiles - first for first in first_blocks(config, seqlen_q, seqlen_k)]
+        ring = min(batch * heads, ring_heads(section, blocks, self.ctas) * sharing)
         split = split_tiles(batch * kv_heads * n_tiles, m_tiles * sharing, self.ctas)
         # A wait for the sums of a head that a split tile adds to as well would never end.
         possible = not (config.causal or config.deterministic) and head_dim <= 128 and -(-split // n_tiles) * sharing <= ring
@@ -132,7 +136,7 @@ class Plan:
         self.statistic_maps: dict[int, driver.TensorMap] = {}
         self.sums = ring * m_tiles * tile.block_m * head_dim
         self.key_sums = self.split * 2 * tile.block_n * head_dim
-        adds = adders(config) * sum(m_tiles - first for first in first_blocks(config, seqlen_q, seqlen_k))
+        adds = adders(config) * sum(blocks)
         sections = min(batch * kv_heads, section)
         self.sizes = (
             batch, heads, kv_heads, sharing, seqlen_q, seqlen_k, m_tiles, n_tiles, sections, ring, group, adds, self.split,
@@ -257,6 +261,17 @@ def split_tiles(tiles: int, walk: int, ctas: int) -> int:
     left = tiles % ctas
     gain = walk - left * walk // ctas
     return left + ctas if left and tiles > ctas and gain >= LEAST_GAIN else 0
+
+
+def ring_heads(section: int, blocks: list[int], ctas: int) -> int:
+    """K/V heads whose query heads have sums at a time, where a query head asks so many `blocks` of each tile of keys.
+
+    SECTIONS of them, or as many as have LEAST_WORK, a tile for every CTA and a head more on its way out. As a causal tile walks
+    half of the blocks, that is 2.5 tiles of sums for every CTA and query head of a group: at head_dim 128 21 MiB of fp32 for each,
+    on 132, and never more than all of dQ.
+    """
+    work = math.ceil(LEAST_WORK * max(blocks) * ctas / sum(blocks))
+    return max(SECTIONS * section, work, -(-ctas // len(blocks)) + 1)
 
 
 def section_heads(seqlen_q: int, head_dim: int, sharing: int) -> int:
