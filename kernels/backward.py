@@ -26,16 +26,20 @@ SCHEDULES = (TRITON, *cuda.SCHEDULES)
 
 READY: dict[tuple[str, int, bool], str] = {
     **{(dtype, 64, causal): "apart" for dtype in cuda.DTYPES for causal in (False, True)},
-    **{(dtype, 128, True): "apart" for dtype in cuda.DTYPES},
-    **{(dtype, 128, False): "lagged" for dtype in cuda.DTYPES},
+    **{(dtype, 128, causal): "apart" for dtype in cuda.DTYPES for causal in (False, True)},
     **{(dtype, 256, causal): "relay" for dtype in cuda.DTYPES for causal in (False, True)},
 }
 """Dtype, head dim and mask -> the CUDA schedule that "auto" takes on Hopper, the faster where two are right (backward_h200.json). A
 schedule stands here once the whole suite, the sanitizer and the endurance runs have passed on an H200, in that dtype
 (traces/recorded/backward/validation)."""
-LONG: dict[tuple[str, int, bool], tuple[int, str]] = {}
-"""Where another is faster once queries and keys are so many: least length and schedule, under the same conditions."""
-SAME_BITS: dict[tuple[str, int, bool], tuple[int, str]] = {}
+LONG: dict[tuple[str, int, bool], tuple[int, str]] = {
+    (dtype, 128, causal): (least, "late") for dtype in cuda.DTYPES for causal, least in ((False, 2048), (True, 8192))
+}
+"""Where another is faster once queries and keys are so many: least length and schedule, under the same conditions
+(backward_late_h200.json)."""
+SAME_BITS: dict[tuple[str, int, bool], tuple[int, str]] = {
+    (dtype, 128, causal): (least, "late") for dtype in cuda.DTYPES for causal, least in ((False, 2048), (True, 4096))
+}
 """The same in the deterministic mode."""
 _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 

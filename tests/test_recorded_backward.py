@@ -6,6 +6,7 @@ import json
 from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 
@@ -92,10 +93,17 @@ def test_the_model_has_other_peoples_main_kernels(shape, schedule, allowed):
 # -- ours, validated ---
 
 VALIDATION = PLACE / "validation"
-SOURCES = {path: digest for digest, path in map(str.split, (VALIDATION / "sources.sha256").read_text().splitlines())}
-LATER = {path: digest for digest, path in map(str.split, (VALIDATION / "later.sha256").read_text().splitlines())}
-"""Texts since, of which test_cuda_backward holds the machine code of what was validated to what it was."""
-KERNELS_OF_OURS = ("lagged", "apart", "relay")
+
+
+def listed(name: str) -> dict[str, str]:
+    """Path -> digest."""
+    return {path: digest for digest, path in map(str.split, (VALIDATION / f"{name}.sha256").read_text().splitlines())}
+
+
+SOURCES, LATE, LATER = listed("sources"), listed("late"), listed("later")
+"""Texts with which `lagged`, `apart` and `relay` were validated; `late`; and texts since, of which test_cuda_backward holds the
+machine code of what was validated to what it was."""
+KERNELS_OF_OURS = ("lagged", "apart", "relay", "late")
 MODES = tuple(f"{name}-backward{how}" for name in KERNELS_OF_OURS for how in ("", "-deterministic"))
 
 
@@ -114,12 +122,18 @@ def test_our_backward_passed_the_whole_suite_in_both_modes_and_dtypes(mode, dtyp
     assert set(suite.GROUPS) <= passed and not failed
 
 
-def test_our_backward_endured_and_every_record_is_of_the_same_sources():
-    record, times = read("endurance_backward"), json.loads((KERNELS / "backward_h200.json").read_text(encoding="utf-8"))
-    assert len(record["rows"]) == 44 and all(row["passed"] and row["runs"] >= 200 for row in record["rows"])
-    named = {f"kernels/cuda/backward/{name}": digest for name, digest in record["kernel_sha256"].items()} | times["kernel_sha256"]
-    shared = named.keys() & SOURCES.keys()
-    assert len(shared) >= 20 and all(named[path] == SOURCES[path] for path in shared)
+@pytest.mark.parametrize(("endured", "rows", "sources"), [("endurance_backward", 44, SOURCES), ("endurance_late", 14, LATE)])
+def test_our_backward_endured_and_every_record_is_of_the_same_sources(endured, rows, sources):
+    record = read(endured)
+    assert len(record["rows"]) == rows and all(row["passed"] and row["runs"] >= 200 for row in record["rows"])
+    for row in record["rows"]:
+        if row["deterministic"]:
+            assert row["differ"] == row["dq_strays"] == 0
+    named = {f"kernels/cuda/backward/{name}": digest for name, digest in record["kernel_sha256"].items()}
+    if sources is SOURCES:
+        named |= json.loads((KERNELS / "backward_h200.json").read_text(encoding="utf-8"))["kernel_sha256"]
+    shared = named.keys() & sources.keys()
+    assert len(shared) >= 15 and all(named[path] == sources[path] for path in shared)
 
 
 @pytest.mark.parametrize("kernel", KERNELS_OF_OURS)
@@ -136,8 +150,8 @@ def test_what_auto_takes_is_what_was_validated():
     for schedule in {schedule for _, schedule in taken}:
         for path in subjects.resolve(f"{schedule}-backward").sources:
             name = path.resolve().relative_to(ROOT).as_posix()
-            if name.startswith("kernels/cuda/backward/") and name in SOURCES:  # or it is of another schedule
-                known = SOURCES[name], LATER.get(name)
+            known = {each[name] for each in (LATE if schedule == "late" else SOURCES, LATER) if name in each}
+            if name.startswith("kernels/cuda/backward/") and known:  # or it is of another schedule
                 assert sha256(path.read_bytes()).hexdigest() in known, f"{name} has changed since: validate it again"
 
 
@@ -147,6 +161,23 @@ def test_the_times_beside_peers_are_of_right_kernels_at_every_row_of_the_table()
     assert {row["kernel"] for row in rows} == ours | {"peer:fa4", "peer:cudnn"} and len(rows) == 5 * 16 + 3 * 6
     assert all(row["relative_error"] < 8e-3 and row["tflops"] > 0 for row in rows)
     assert all(row["sm_clock_mhz"] > 1000 for row in rows)
+
+
+@pytest.mark.parametrize(("head_dims", "mean"), [((128,), 1.04), ((64, 128), 1.05)], ids=str)
+def test_what_auto_takes_is_faster_than_the_better_peer_of_each_row(head_dims, mean):
+    times: dict[tuple, dict[str, float]] = {}
+    for record, head_dim in (("backward_late_h200", 128), ("backward_h200", 64)):
+        for row in json.loads((KERNELS / f"{record}.json").read_text(encoding="utf-8"))["rows"]:
+            if row["head_dim"] == head_dim and head_dim in head_dims:
+                times.setdefault((head_dim, row["causal"], row["seqlen_q"]), {})[row["kernel"]] = row["tflops"]
+    found = []
+    for (head_dim, causal, length), tflops in times.items():
+        kind = "bf16", head_dim, causal
+        least, longer = backward.LONG.get(kind, (length + 1, ""))
+        schedule = longer if length >= least else backward.READY[kind]
+        found.append(tflops[schedule] / max(rate for kernel, rate in tflops.items() if kernel.startswith("peer:")))
+    assert len(found) == sum({64: 6, 128: 10}[head_dim] for head_dim in head_dims)
+    assert geometric_mean(found) >= mean and min(found) >= 1.0
 
 
 # -- the model's ranks ---
