@@ -179,3 +179,21 @@ def test_a_profiled_benchmark_hands_over_its_launches_in_base_units(tmp_path, mo
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     seen = profiler.counters("some.module", "FASIM_CHILD", "kernel", ["bytes", "sectors"])
     assert seen == [{"bytes": 1_024_500.0, "sectors": 7.0}, {"bytes": 2_000.0, "sectors": 8.0}]
+
+
+def test_a_kernel_keeps_the_shared_memory_that_it_was_allowed_for_when_another_launch_asks_for_less():
+    from types import SimpleNamespace
+
+    from fasim.kernels.calibrate import harness
+
+    allowed = []
+    driver = SimpleNamespace(
+        CUfunction_attribute=SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared"),
+        cuModuleGetFunction=lambda handle, name: (0, name),
+        cuFuncSetAttribute=lambda function, attribute, value: (allowed.append(value) or 0,),
+    )
+    module = harness.Module.__new__(harness.Module)
+    module.driver, module.handle, module.functions = driver, None, {}
+    for size in (98304, 119808, 98304, 0, 119808):
+        assert module.function("walk_3", size) == b"walk_3" and allowed[-1] >= size
+    assert allowed == [98304, 119808]

@@ -55,13 +55,15 @@ class Module:
         self.functions = {}
 
     def function(self, name, smem_bytes):
-        """The kernel `name`, allowed to use `smem_bytes` of dynamic shared memory."""
-        if (name, smem_bytes) not in self.functions:
-            function = check(self.driver.cuModuleGetFunction(self.handle, name.encode()))
+        """The kernel `name`, allowed to use `smem_bytes` of dynamic shared memory at least, whatever it was asked for before."""
+        if name not in self.functions:
+            self.functions[name] = check(self.driver.cuModuleGetFunction(self.handle, name.encode())), -1
+        function, allowed = self.functions[name]
+        if smem_bytes > allowed:
             attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(self.driver.cuFuncSetAttribute(function, attribute, smem_bytes))
-            self.functions[name, smem_bytes] = function
-        return self.functions[name, smem_bytes]
+            self.functions[name] = function, smem_bytes
+        return function
 
     def registers(self, name):
         """(registers per thread, local-memory bytes per thread) of the kernel `name`."""
