@@ -15,6 +15,8 @@ pytest.importorskip("torch")
 
 from fasim.kernels.gluon.config import NAMES as GLUON
 from fasim.kernels.validation import mutants, subjects, suite
+from fasim.kernels.validation.decode import mutants as decode
+from fasim.kernels.validation.varlen import mutants as varlen
 
 ROOT = Path(suite.__file__).parents[2]
 PLACE = ROOT / "traces" / "recorded" / "validation"
@@ -122,3 +124,21 @@ def test_the_suite_rejected_todays_planted_faults_on_the_gpu():
     killed = {row["mutant"] for row in report["mutants"] if row["killed"]}
     assert killed == {mutant.name for mutant in mutants.MUTANTS}
     assert report["needed_for"].keys() == set(suite.GROUPS) and all(report["needed_for"].values())
+
+
+@pytest.mark.parametrize("kind", ["decode", "varlen"])
+def test_the_suite_rejected_the_planted_faults_of_its_other_kinds_on_the_gpu(kind):
+    report = json.loads((PLACE / f"self-test-{kind}-cuda.json").read_text(encoding="utf-8"))
+    assert report["verdict"] == "pass" and "H200" in report["device"]
+    planted = {"decode": decode.MUTANTS, "varlen": varlen.MUTANTS}[kind]
+    assert {row["mutant"] for row in report["mutants"] if row["killed"]} == {mutant.name for mutant in planted}
+    assert all(report["needed_for"].values())
+
+
+def test_what_fails_of_a_peers_decoding_is_what_the_readme_counts():
+    report = json.loads((PLACE / "decode-fa3-wheel.json").read_text(encoding="utf-8"))
+    count = Counter(check["verdict"] for check in report["checks"])
+    assert f"{count['fail']} of {count['fail'] + count['pass']} fail, {count['skip']} skipped" in README
+    alone = {case for group, case in failing(report) if group == "parts"}
+    layouts = {"dimensions of size 1 with odd strides, 3 parts", "base off 16 bytes, 3 parts"}
+    assert alone == {"no keys in 3 parts", "NaN in one part", *layouts}
