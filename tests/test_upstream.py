@@ -107,6 +107,8 @@ def test_an_edit_of_their_file_that_has_lost_its_place_is_an_error(tmp_path):
     upstream.copied(there, here, "cpu")
     text = (here / upstream.FILES[0]).read_text()
     assert 'device = "cpu"' in text and "float16] + (" in text and "bfloat16" not in text
+    upstream.copied(there, here, "cuda", processes=6)
+    assert "(70 * 1024 ** 3 // 6," in (here / upstream.FILES[0]).read_text(), "side by side they fill what one would"
     (there / upstream.FILES[0]).write_text("")
     with pytest.raises(ValueError, match="their tests have changed"):
         upstream.copied(there, here, "cuda")

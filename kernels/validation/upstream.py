@@ -47,6 +47,7 @@ HEAD_DIMS = (64, 128, 256)
 EDITS = (
     ("([256, 512, d] if d <= 64 else [d])", "[d]"),  # V's head dim as Q's
     ('device = "cuda"', 'device = "{device}"'),
+    ("(70 * 1024 ** 3,", "(70 * 1024 ** 3 // {processes},"),  # what all of them fill together
 )
 ON_CPU = (("[torch.bfloat16] + (", "[torch.float16] + ("),)
 NEUTRAL = {"window_size": (-1, -1), "attention_chunk": 0, "softcap": 0.0, "pack_gqa": False, "scheduler_metadata": None}
@@ -162,15 +163,16 @@ def kind_of(item) -> tuple[str, ...]:
     return (item.originalname, *(str(given.get(name)) for name in ("dtype", "d", "causal")))
 
 
-def copied(folder: Path, to: Path, device: str) -> None:
-    """Their files, with the EDITS, in a folder of their own. Raises ValueError where an edit has lost its place."""
+def copied(folder: Path, to: Path, device: str, processes: int = 1) -> None:
+    """Their files, with the EDITS, in a folder of their own, for one of so many processes. Raises ValueError where an edit has lost
+    its place."""
     for name in FILES:
         shutil.copyfile(folder / name, to / name)
     text = (to / FILES[0]).read_text(encoding="utf-8")
     for old, new in (*EDITS, *(ON_CPU if device == "cpu" else ())):
         if old not in text:
             raise ValueError(f"{FILES[0]} has no {old!r}: their tests have changed")
-        text = text.replace(old, new.format(device=device))
+        text = text.replace(old, new.format(device=device, processes=processes))
     (to / FILES[0]).write_text(text, encoding="utf-8")
 
 
@@ -198,7 +200,7 @@ def run(
     sys.modules["flash_attn_interface"] = interface(deterministic)
     plugin = Run([TESTS[name] for name in which], deadline_s, most_keys, seed, share)
     with tempfile.TemporaryDirectory() as place:
-        copied(folder, Path(place), device)
+        copied(folder, Path(place), device, share[1])
         sys.path.insert(0, place)
         try:
             options = ["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "--rootdir", place, "-c", os.devnull]
